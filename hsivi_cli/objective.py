@@ -1,0 +1,49 @@
+"""Losses of the score-matching minimax between student and fake score, in eps units.
+
+At a draw x of a layer at level tau: `layer_eps` is the conditional's exact noise prediction, `teacher_eps` and `f_eps` are the
+teacher's and the fake score's at (x, tau), and gap = f_eps - teacher_eps. `weight` [B] is the level's weight; sigma_tau^2 is
+the HSIVI paper's. Every function returns one value per sample [B], summed over the elements of x.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """The inner product of each pair of samples. a, b [B, ...] -> [B]."""
+    return (a * b).flatten(1).sum(1)
+
+
+def fake_score_loss(f_eps: Tensor, layer_eps: Tensor, weight: Tensor) -> Tensor:
+    """weight |f_eps - layer_eps|^2: denoising score matching, whose minimum is the marginal's own noise prediction.
+
+    The student is held: let no graph of it reach here.
+    """
+    gap = f_eps - layer_eps
+    return weight * dot(gap, gap)
+
+
+def score_matching_loss(
+    f_eps: Tensor, teacher_eps: Tensor, layer_eps: Tensor, weight: Tensor, a: float = 0.5
+) -> Tensor:
+    """weight gap . ((layer_eps - teacher_eps) - a gap): the student's side of the minimax.
+
+    a = 1/2 is half of HSIVI-SM's, with f exact half the Fisher divergence, and its gradient; a in [1, 1.2] is SiD's
+    [Zhou et al. 2024]. Differentiate through x into both networks (their weights held) and through layer_eps into log_scale.
+    """
+    gap = f_eps - teacher_eps
+    return weight * dot(gap, layer_eps - teacher_eps - a * gap)
+
+
+def reverse_kl_loss(x: Tensor, f_eps: Tensor, teacher_eps: Tensor, weight: Tensor) -> Tensor:
+    """-weight stop_gradient(gap) . x, whose gradient is weight sigma times that of KL(student || teacher) at this level.
+
+    [Diff-Instruct, Luo et al. 2023; DMD, Yin et al. 2023.] No backward pass through the teacher or the fake score.
+    """
+    return -weight * dot((f_eps - teacher_eps).detach(), x)
+
+
+def divergence_bound(f_eps: Tensor, teacher_eps: Tensor, layer_eps: Tensor) -> Tensor:
+    """2 gap.(layer_eps - teacher_eps) - |gap|^2: its mean is at most E|eps_q - teacher_eps|^2, and equal when f is exact."""
+    return 2 * score_matching_loss(f_eps, teacher_eps, layer_eps, 1.0, a=0.5)
