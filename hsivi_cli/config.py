@@ -26,3 +26,60 @@ def weights_folder() -> Path:
 def option(default, help: str, **extra):
     """A dataclass field that cli.py turns into a command-line option."""
     return field(default=default, metadata={"help": help, **extra})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """`hsivi train`: the method's settings and the run's. The defaults are the recipe that measured best."""
+
+    # the chain
+    nfe: int = option(4, "network calls of the student (K)")
+    grid: str = option("auto", "times: auto, quad, uniform, log-snr, or K+1 rising times such as 0,300,650")
+    grid_top: int | None = option(None, "the last time of the grid, in place of its own rule")
+    start: str = option(
+        "ddim",
+        "what the layers are before training: ddim, or a solver whose times and coefficients they take "
+        "(dpm++2, dpm++3, unipc, deis, ipndm, each with -lu, -karras, -leading, -trailing where it has them)",
+    )
+    noise_share: str = option(
+        "1", "noise share s0/sigma of each layer in [0, 1]: one number, K numbers from layer 1 up, or eta:0.2 for DDIM's eta"
+    )
+    log_scale: str = option("frozen", "what the trained noise scale is: frozen, scalar, layer or pixel")
+
+    # the objective
+    objective: str = option("reverse-kl", "the student's loss: reverse-kl or score-matching", choices=("reverse-kl", "score-matching"))
+    a: float = option(0.5, "score-matching's a: 0.5 is HSIVI-SM, 1 to 1.2 SiD")
+    weight: str = option("flat", "weight of a level in the student's loss", choices=("flat", "sigma2", "ratio", "sid"))
+    fake_weight: str = option("flat", "weight of a level in the fake score's loss", choices=("flat", "sigma2", "ratio"))
+    levels: str = option("segment", "where a layer is judged: its own segment of levels, all above it, or its own level", choices=("segment", "above", "own"))
+    order: str = option("joint", "train all layers together, or one after another from the top", choices=("joint", "sequential"))
+
+    # the optimisation
+    steps: int = option(300, "student updates in all; 0 writes the untrained student")
+    batch_size: int = option(32, "samples per update, over all devices")
+    accumulate: int = option(1, "split each update's batch into this many parts, to save memory")
+    fake_updates: int = option(5, "fake-score updates between two student updates")
+    fake_warmup: int = option(60, "fake-score updates before the first student update")
+    student_rate: float = option(3e-5, "the student's learning rate")
+    fake_rate: float = option(4e-4, "the fake score's learning rate")
+    rate_warmup: int = option(10, "student updates over which its rate rises")
+    decay: str = option("cosine", "how the student's rate falls, to 0 at --steps", choices=("cosine", "none"))
+    optimizer: str = option("adam", "the optimizer of both", choices=("adam", "adamw", "amsgrad"))
+    student_beta1: float = option(0.0, "Adam's beta1 for the student")
+    fake_beta1: float = option(0.9, "Adam's beta1 for the fake score")
+    clip: float = option(1.0, "largest gradient norm, of the loss averaged over elements")
+    ema: float = option(0.98, "decay of the averaged student, ramped up as (1 + step) / (10 + step)")
+    seed: int = option(0, "decides everything random")
+    dtype: str = option("float32", "networks' precision; losses and weights stay float32", choices=("float32", "bfloat16"))
+
+    # the run
+    minutes: float | None = option(None, "stop after this long, saved and ready to resume", run_only=True)
+    device: str | None = option(None, "cuda, cuda:1, cpu, ...; the default is CUDA where there is one", run_only=True)
+    checkpoint_every: int = option(50, "steps between checkpoints", run_only=True)
+    reference: str | None = option(None, "statistics, images or data set to score the student against in training", run_only=True)
+    data_root: str | None = option(None, "where torchvision's data sets lie", run_only=True)
+    detector: str | None = option(None, "feature network: inception, fashion-mnist or a folder; default: the reference's own", run_only=True)
+    detector_weights: str | None = option(None, "weights file of the Inception network", run_only=True)
+    eval_every: int = option(100, "steps between evaluations", run_only=True)
+    eval_count: int = option(1000, "images of an evaluation", run_only=True)
+    log_with: str | None = option(None, "also log to tensorboard or wandb", choices=("tensorboard", "wandb"), run_only=True)

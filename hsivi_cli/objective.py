@@ -47,3 +47,26 @@ def reverse_kl_loss(x: Tensor, f_eps: Tensor, teacher_eps: Tensor, weight: Tenso
 def divergence_bound(f_eps: Tensor, teacher_eps: Tensor, layer_eps: Tensor) -> Tensor:
     """2 gap.(layer_eps - teacher_eps) - |gap|^2: its mean is at most E|eps_q - teacher_eps|^2, and equal when f is exact."""
     return 2 * score_matching_loss(f_eps, teacher_eps, layer_eps, 1.0, a=0.5)
+
+
+def level_weight(kind: str, alpha_bar: Tensor, x: Tensor | None = None, teacher_x0: Tensor | None = None) -> Tensor:
+    """The weight [B] of observing at a level, relative to the loss in eps units.
+
+    flat    1
+    sigma2  sigma^2, HSIVI's
+    ratio   sigma / sqrt(alpha_bar), about 1 in units of x0
+    sid     (sigma^2 / alpha_bar) / mean |x - x0_teacher|, no gradient; x is the layer's mean [SiD, eq. 28]
+
+    alpha_bar  [B]
+    """
+    sigma2 = 1 - alpha_bar
+    if kind == "flat":
+        return sigma2.new_ones(sigma2.shape).float()
+    if kind == "sigma2":
+        return sigma2.float()
+    if kind == "ratio":
+        return (sigma2 / alpha_bar).sqrt().float()
+    if kind == "sid":
+        size = (x - teacher_x0).detach().abs().flatten(1).mean(1).clamp(min=1e-5)
+        return (sigma2 / alpha_bar).float() / size
+    raise ValueError(f"no weight is called {kind!r}")

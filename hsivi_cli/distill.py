@@ -1,0 +1,276 @@
+"""One round of training, over any networks and data: a roll-out, fake-score updates, and a student update.
+
+Between two student updates the student does not change, so one roll-out gives the states and means of all layers, and
+every fake-score update needs only fresh noise on means it has. A *round* is a roll-out with its fake-score updates; the
+first rounds warm the fake score up, every later one ends with a *step*, one student update.
+
+Everything random is a function of (seed, round, purpose), drawn on the CPU for the whole global batch; a process takes its
+share of it. So a run neither depends on how many processes there are nor on having been interrupted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .chain import Chain, Network, draw_levels, observe, std_of, walk
+from .config import TrainConfig
+from .objective import (
+    divergence_bound,
+    fake_score_loss,
+    level_weight,
+    reverse_kl_loss,
+    score_matching_loss,
+)
+from .schedule import eps_to_x0, over
+
+
+@dataclass
+class Players:
+    """The networks of one training and what updates them.
+
+    student, fake_score   modules that train; student_eps, fake_eps the same as networks (x, time, labels, alpha_bar) -> eps
+    teacher_eps           the frozen teacher as such a network
+    ema                   the averaged student, a module like `student`
+    log_scale, ema_scale  [1 or K, ...] the noise scale and its average
+    table                 [T] alpha_bar by time, float64
+    shape                 of one sample
+    label_count           classes of the teacher, None without
+    """
+
+    student: nn.Module
+    student_eps: Network
+    fake_score: nn.Module
+    fake_eps: Network
+    teacher_eps: Network
+    ema: nn.Module
+    log_scale: nn.Parameter
+    ema_scale: Tensor
+    chain: Chain
+    table: Tensor
+    shape: tuple[int, ...]
+    label_count: int | None
+    student_optimizer: torch.optim.Optimizer
+    fake_optimizer: torch.optim.Optimizer
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of a global batch is this process's: samples rank, rank + world, ... `mean` averages tensors over processes."""
+
+    rank: int = 0
+    world: int = 1
+    mean: Callable[[Tensor], Tensor] = staticmethod(lambda tensor: tensor)
+
+
+def rng(seed: int, *key: int | str) -> torch.Generator:
+    """A generator that is a function of its arguments alone."""
+    digest = hashlib.blake2b(repr((seed, *key)).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+def make_optimizer(kind: str, parameters, rate: float, beta1: float) -> torch.optim.Optimizer:
+    cls = torch.optim.AdamW if kind == "adamw" else torch.optim.Adam
+    return cls(parameters, lr=rate, betas=(beta1, 0.999), amsgrad=kind == "amsgrad")
+
+
+def student_rate(config: TrainConfig, step: int) -> float:
+    """The student's learning rate at a step: a linear rise, then a cosine to 0 at the last step."""
+    rise = min(1.0, (step + 1) / max(1, config.rate_warmup))
+    fall = 0.5 * (1 + math.cos(math.pi * step / max(1, config.steps))) if config.decay == "cosine" else 1.0
+    return config.student_rate * min(rise, fall)
+
+
+def warmup_rounds(config: TrainConfig) -> int:
+    return math.ceil(config.fake_warmup / config.fake_updates)
+
+
+def active_layers(config: TrainConfig, step: int) -> list[int]:
+    """The layers that train at a step: all, or in sequential order one at a time from the top, an equal share of steps each."""
+    if config.order == "joint":
+        return list(range(1, config.nfe + 1))
+    return [config.nfe - min(config.nfe - 1, step * config.nfe // max(1, config.steps))]
+
+
+def pool_size(config: TrainConfig, layer_count: int) -> int:
+    """Chains to roll out in a round, so that no mean is used more than about twice. A multiple of 8, to split evenly."""
+    uses = config.batch_size * (config.fake_updates + 1)
+    return 8 * math.ceil(uses / (2 * layer_count) / 8)
+
+
+def pick(uses: Tensor, chains: int, layers: list[int]) -> tuple[Tensor, Tensor]:
+    """Which chain and layer the n-th use of a pool takes: every pair once before any is taken twice.
+
+    uses     [B]  0, 1, 2, ... over the round
+    Returns  [B], [B]  chain index and layer k
+    """
+    chain = uses % chains
+    return chain, torch.tensor(layers)[(chain + uses // chains) % len(layers)]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Layers of a roll-out: x, offset and mean [K, N, ...], layer k at k - 1 (zero where not visited); labels [N] or None."""
+
+    x: Tensor
+    offset: Tensor
+    mean: Tensor
+    labels: Tensor | None
+
+
+@torch.no_grad()
+def roll_out(players: Players, config: TrainConfig, round_: int, layers: list[int], share: Share) -> Pool:
+    """Walk this process's chains of the round's pool down to the lowest layer that trains."""
+    device, chain = players.log_scale.device, players.chain
+    count = pool_size(config, len(layers))
+    mine = slice(share.rank, None, share.world)
+    draw = rng(config.seed, round_, "roll-out")
+    x = torch.randn(count, *players.shape, generator=draw)[mine].to(device)
+    noise = [torch.randn(count, *players.shape, generator=draw)[mine].to(device) for _ in range(chain.nfe - 1)]
+    labels = None
+    if players.label_count is not None:
+        labels = torch.randint(players.label_count, (count,), generator=draw)[mine].to(device)
+    stacks = [torch.zeros(chain.nfe, *x.shape, device=device) for _ in range(3)]
+    for visit in walk(players.student_eps, chain, x, noise, players.log_scale, labels):
+        for stack, part in zip(stacks, (visit.x, visit.offset, visit.mean), strict=True):
+            stack[visit.k - 1] = part
+        if visit.k == min(layers):
+            break
+    return Pool(*stacks, labels)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A process's part of a batch: which chain (of its own pool) and layer, where observed, with which noise. All [B, ...]."""
+
+    chain: Tensor
+    layer: Tensor
+    tau: Tensor
+    noise: Tensor
+
+    def parts(self, count: int) -> list[Batch]:
+        split = [torch.tensor_split(t, count) for t in (self.chain, self.layer, self.tau, self.noise)]
+        return [Batch(*part) for part in zip(*split, strict=True) if len(part[0])]
+
+
+def draw_batch(
+    players: Players, config: TrainConfig, round_: int, purpose: str, update: int, layers: list[int], share: Share
+) -> Batch:
+    """The update-th batch of a round."""
+    device, size = players.log_scale.device, config.batch_size
+    index, layer = pick(torch.arange(size) + update * size, pool_size(config, len(layers)), layers)
+    draw = rng(config.seed, round_, purpose, update)
+    tau = draw_levels(players.chain, layer, torch.rand(size, generator=draw), config.levels, len(players.table))
+    noise = torch.randn(size, *players.shape, generator=draw)
+    mine = slice(share.rank, None, share.world)
+    index = torch.div(index[mine], share.world, rounding_mode="floor")  # pool and batch are dealt out alike
+    return Batch(*(t.to(device) for t in (index, layer[mine], tau[mine], noise[mine])))
+
+
+def observe_batch(players: Players, batch: Batch, mean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """x and layer_eps [B, ...] of a batch whose layers have these means, and alpha_bar [B] of its levels."""
+    std = std_of(players.chain, batch.layer, players.log_scale).to(mean.dtype)
+    start = players.chain.alpha_bar.to(mean.device)[batch.layer - 1]
+    alpha_bar = players.table.to(mean.device)[batch.tau]
+    return *observe(mean, std, start, torch.minimum(alpha_bar, start), batch.noise), alpha_bar
+
+
+def update(optimizer: torch.optim.Optimizer, clip: float, share: Share) -> float:
+    """Average gradients over processes, clip, step. Returns the gradient norm, not finite if any gradient is not: then no step."""
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if share.world > 1:
+        flat = share.mean(torch.cat([g.flatten() for g in gradients]))
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if torch.isfinite(norm):
+        for gradient in gradients:
+            gradient.mul_((clip / (norm + 1e-6)).clamp(max=1.0))
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm.item()
+
+
+def fake_score_update(players: Players, config: TrainConfig, pool: Pool, batch: Batch, share: Share) -> tuple[float, float]:
+    """One update of the fake score on means of the pool with fresh noise. Returns this process's loss and the gradient norm."""
+    players.fake_score.requires_grad_(True)
+    total, size = 0.0, len(batch.tau)
+    for part in batch.parts(config.accumulate):
+        with torch.no_grad():
+            x, layer_eps, alpha_bar = observe_batch(players, part, pool.mean[part.layer - 1, part.chain])
+        labels = None if pool.labels is None else pool.labels[part.chain]
+        f_eps = players.fake_eps(x, part.tau, labels, alpha_bar)
+        loss = fake_score_loss(f_eps, layer_eps, level_weight(config.fake_weight, alpha_bar)).sum()
+        loss = loss / (size * x[0].numel())
+        loss.backward()
+        total += loss.item()
+    return total, update(players.fake_optimizer, config.clip, share)
+
+
+def student_update(
+    players: Players, config: TrainConfig, pool: Pool, batch: Batch, step: int, share: Share
+) -> tuple[float, Tensor, float]:
+    """One update of the student, layers re-run from the pool's states. Returns loss, divergence estimates [B], gradient norm."""
+    players.fake_score.requires_grad_(False)
+    for group in players.student_optimizer.param_groups:
+        group["lr"] = student_rate(config, step)
+    chain, total, bounds = players.chain, 0.0, []
+    for part in batch.parts(config.accumulate):
+        device = part.noise.device
+        labels = None if pool.labels is None else pool.labels[part.chain]
+        x_k, offset = pool.x[part.layer - 1, part.chain], pool.offset[part.layer - 1, part.chain]
+        time, alpha_bar_k = (t.to(device)[part.layer].float() for t in (chain.time, chain.alpha_bar))
+        eps = players.student_eps(x_k, time, labels, alpha_bar_k)
+        mean = offset + over(chain.gain.to(device)[part.layer], eps) * eps
+        x, layer_eps, alpha_bar = observe_batch(players, part, mean)
+        with torch.set_grad_enabled(config.objective == "score-matching"):
+            f_eps = players.fake_eps(x, part.tau, labels, alpha_bar)
+            teacher_eps = players.teacher_eps(x, part.tau, labels, alpha_bar)
+        x0 = eps_to_x0(teacher_eps, x, alpha_bar) if config.weight == "sid" else None
+        weight = level_weight(config.weight, alpha_bar, mean, x0)
+        if config.objective == "score-matching":
+            losses = score_matching_loss(f_eps, teacher_eps, layer_eps, weight, config.a)
+        else:
+            losses = reverse_kl_loss(x, f_eps, teacher_eps, weight)
+        loss = losses.sum() / (len(batch.tau) * x[0].numel())
+        loss.backward()
+        total += loss.item()
+        bounds.append(divergence_bound(f_eps.detach(), teacher_eps.detach(), layer_eps.detach()))
+    return total, torch.cat(bounds), update(players.student_optimizer, config.clip, share)
+
+
+@torch.no_grad()
+def ema_update(players: Players, config: TrainConfig, step: int) -> None:
+    """Move the averaged student towards the student, the less the later."""
+    decay = min(config.ema, (1 + step) / (10 + step))
+    for average, parameter in zip(players.ema.parameters(), players.student.parameters(), strict=True):
+        average.lerp_(parameter, 1 - decay)
+    players.ema_scale.lerp_(players.log_scale, 1 - decay)
+
+
+def play_round(players: Players, config: TrainConfig, round_: int, share: Share = Share()) -> dict[str, float]:  # noqa: B008
+    """One round, in place. Returns its measurements, by name: averages over its updates and over processes."""
+    step = round_ - warmup_rounds(config)
+    layers = active_layers(config, max(0, step))
+    pool = roll_out(players, config, round_, layers, share)
+    fake_losses, norms = [], []
+    for i in range(config.fake_updates):
+        batch = draw_batch(players, config, round_, "fake score", i, layers, share)
+        loss, norm = fake_score_update(players, config, pool, batch, share)
+        fake_losses.append(loss)
+        norms.append(norm)
+    measured = {"fake_loss": sum(fake_losses) / len(fake_losses), "fake_norm": max(norms)}
+    if step >= 0:
+        batch = draw_batch(players, config, round_, "student", 0, layers, share)
+        loss, bounds, norm = student_update(players, config, pool, batch, step, share)
+        ema_update(players, config, step)
+        measured |= {"loss": loss, "divergence": bounds.mean().item(), "norm": norm}
+    if share.world > 1:
+        values = share.mean(torch.tensor(list(measured.values()), device=players.log_scale.device))
+        measured = dict(zip(measured, values.tolist(), strict=True))
+    return measured
