@@ -1,0 +1,162 @@
+"""Distances between two sets of feature vectors: Fréchet, kernel (KID), precision and recall.
+
+Throughout: features are rows, [N, D]; moments and sums are float64; `mean` and `cov` are those of
+pytorch-fid (`np.mean`, `np.cov`, hence n - 1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Moments:
+    """The Gaussian that stands for a set of images.
+
+    count        number of images
+    mean  [D]    float64
+    cov   [D, D] float64, unbiased
+    """
+
+    count: int
+    mean: Tensor
+    cov: Tensor
+
+
+class MomentSum:
+    """Streaming moments: `update` with batches of any sizes, then `result`.
+
+    Each batch is centred on its own mean before it is squared, and two sets are merged by
+        scatter = scatter_1 + scatter_2 + n_1 n_2 / (n_1 + n_2) delta delta^T,   delta = mean_2 -
+        mean_1,
+    so that no large numbers cancel [Chan, Golub, LeVeque 1979].
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: Tensor | None = None
+        self.scatter: Tensor | None = None
+
+    def update(self, features: Tensor) -> None:
+        """Add a batch of features [B, D]; they stay on their device."""
+        if features.ndim != 2:
+            raise ValueError(f"features must be [B, D], not {tuple(features.shape)}")
+        features = features.detach().double()
+        count = len(features)
+        if count == 0:
+            return
+        mean = features.mean(0)
+        centred = features - mean
+        scatter = centred.T @ centred
+        if self.mean is None or self.scatter is None:
+            self.count, self.mean, self.scatter = count, mean, scatter
+            return
+        total = self.count + count
+        delta = mean - self.mean
+        # new tensors, for a result that was handed out must not change
+        correction = torch.outer(delta, delta) * (self.count * count / total)
+        self.scatter = self.scatter + scatter + correction
+        self.mean = self.mean + delta * (count / total)
+        self.count = total
+
+    def result(self) -> Moments:
+        """The moments of all that was added, on the CPU. Two rows are the least that has a
+        covariance."""
+        if self.count < 2 or self.mean is None or self.scatter is None:
+            raise ValueError(f"moments need at least 2 rows, not {self.count}")
+        return Moments(self.count, self.mean.cpu(), (self.scatter / (self.count - 1)).cpu())
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """The squared 2-Wasserstein distance between two Gaussians [Dowson and Landau 1982].
+
+    |mean_a - mean_b|^2 + tr C_a + tr C_b - 2 tr sqrt(C_a C_b)
+
+    With C = R R^T, the last trace is the sum of the singular values of R_a^T R_b: it needs no
+    matrix square root, and holds for covariances of any rank.
+    """
+    if a.mean.shape != b.mean.shape:
+        raise ValueError(f"feature widths differ: {len(a.mean)} and {len(b.mean)}")
+    mean_a, mean_b = a.mean.double(), b.mean.double()
+    cov_a, cov_b = a.cov.double(), b.cov.double()
+    overlap = torch.linalg.svdvals(_root(cov_a).T @ _root(cov_b)).sum()
+    distance = (mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * overlap
+    return max(distance.item(), 0.0)  # rounding leaves equal Gaussians a hair below 0
+
+
+def _root(cov: Tensor) -> Tensor:
+    """R with R R^T = cov, from the eigen-decomposition; eigenvalues at rounding level are none at
+    all."""
+    values, vectors = torch.linalg.eigh((cov + cov.T) / 2)
+    keep = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
+    return vectors[:, keep] * values[keep].sqrt()
+
+
+def kernel_distance(
+    x: Tensor,
+    y: Tensor,
+    subsets: int = 100,
+    subset_size: int = 1000,
+    rng: torch.Generator | None = None,
+) -> tuple[float, float]:
+    """KID: the unbiased squared maximum mean discrepancy, averaged over random subsets [Binkowski
+    2018].
+
+    kernel k(x, y) = (x.y / D + 1)^3;  MMD^2 = mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i,
+    y_j) - 2 mean k(x_i, y_j)
+
+    x [N, D], y [M, D]; subset_size is lowered to the smaller set, whose order `rng` (a CPU
+    generator) draws
+    Returns mean and standard deviation over the subsets. The mean may be negative: its expectation
+    is 0 for equal sets.
+    """
+    size = min(subset_size, len(x), len(y))
+    if size < 2:
+        raise ValueError("a kernel distance needs at least 2 rows on each side")
+    values = []
+    for _ in range(subsets):
+        rows_x = torch.randperm(len(x), generator=rng)[:size].to(x.device)
+        rows_y = torch.randperm(len(y), generator=rng)[:size].to(y.device)
+        values.append(_squared_discrepancy(x[rows_x].double(), y[rows_y].double()))
+    values = torch.stack(values).cpu()
+    return values.mean().item(), values.std(correction=0).item()
+
+
+def _squared_discrepancy(x: Tensor, y: Tensor) -> Tensor:
+    n, width = x.shape
+
+    def kernel(u: Tensor, v: Tensor) -> Tensor:
+        return (u @ v.T / width + 1) ** 3
+
+    within = sum(k.sum() - k.trace() for k in (kernel(x, x), kernel(y, y)))
+    return within / (n * (n - 1)) - 2 * kernel(x, y).mean()
+
+
+def precision_recall(real: Tensor, fake: Tensor, neighbours: int = 3) -> tuple[float, float]:
+    """Improved precision and recall [Kynkäänniemi 2019].
+
+    A set's manifold is the union of balls about its points that reach their `neighbours`-th
+    neighbour. real [N, D], fake [M, D]
+    Returns (precision: the share of fakes inside the real manifold, recall: the share of reals
+    inside the fake one)
+    """
+    if min(len(real), len(fake)) <= neighbours:
+        raise ValueError(f"precision and recall need more than {neighbours} rows on each side")
+    return _share_inside(fake, real, neighbours), _share_inside(real, fake, neighbours)
+
+
+def _share_inside(points: Tensor, manifold: Tensor, neighbours: int) -> float:
+    points, manifold = points.double(), manifold.double()
+    # a point's nearest neighbour in its own set is itself, hence + 1
+    radius = torch.cat([d.kthvalue(neighbours + 1).values for d in _distances(manifold, manifold)])
+    inside = torch.cat([(d <= radius).any(1) for d in _distances(points, manifold)])
+    return inside.double().mean().item()
+
+
+def _distances(x: Tensor, y: Tensor, chunk: int = 1024):
+    """Euclidean distances, `chunk` rows of x at a time."""
+    for rows in x.split(chunk):
+        yield torch.cdist(rows, y, compute_mode="donot_use_mm_for_euclid_dist")
