@@ -126,7 +126,8 @@ def solver_chain(scheduler) -> Chain:
     cx, ce = torch.zeros(nfe + 1).double(), torch.zeros(nfe + 1, nfe + 1).double()
     cx[1:] = x_part[:-1] / x_part[1:]
     ce[1:] = eps_part[:-1] - cx[1:, None] * eps_part[1:]
-    time = torch.cat([torch.as_tensor(scheduler.timesteps).double().cpu(), torch.tensor([-1.0]).double()]).flip(0)
+    last = -1.0 if alpha_bar[0] == 1 else 0.0
+    time = torch.cat([torch.tensor([last]).double(), torch.as_tensor(scheduler.timesteps).double().cpu().flip(0)])
     return Chain(time, alpha_bar, cx, ce.triu(), torch.zeros_like(cx))
 
 

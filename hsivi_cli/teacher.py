@@ -1,0 +1,279 @@
+"""Teachers: the one place that knows diffusers' models and schedulers.
+
+A teacher is a pixel-space UNet2DModel with a variance-preserving discrete schedule. Here every prediction type, learned
+variance and label convention ends: above this module a network is a function (x, time, labels, alpha_bar) -> eps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import torch
+from diffusers import DDPMScheduler, UNet2DModel
+from safetensors import SafetensorError
+from torch import Tensor
+
+from . import chain as chains
+from . import schedule
+from .chain import Chain, Network
+from .config import HsiviError, weights_folder
+
+PIPELINES = ("DDPMPipeline", "DDIMPipeline", "HSIVIPipeline")
+SCHEDULERS = tuple(
+    f"{name}Scheduler"
+    for name in (
+        "DDPM", "DDIM", "PNDM", "DPMSolverMultistep", "DPMSolverSinglestep", "UniPCMultistep", "DEISMultistep",
+        "EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete", "LMSDiscrete",
+    )
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A pretrained model, frozen, with its schedule.
+
+    table        [T]        alpha_bar by time, float64
+    shape        (C, H, W)
+    label_count             classes, or None for an unconditional model
+    scheduler               the diffusers scheduler, kept so that a student can be saved with it
+    digest                  of the weights' content: what tells one teacher from another
+    """
+
+    name: str
+    unet: UNet2DModel
+    scheduler: DDPMScheduler
+    table: Tensor
+    prediction: str
+    shape: tuple[int, int, int]
+    label_count: int | None
+    digest: str
+
+    def network(self, unet: UNet2DModel | None = None, dtype: str = "float32") -> Network:
+        """This teacher's UNet, or another of the same kind, as an eps network."""
+        return eps_network(unet or self.unet, self.table, self.prediction, dtype)
+
+    def new_unet(self) -> UNet2DModel:
+        """A copy of the teacher's network that can be trained; still in eval mode, as dropout would move the target."""
+        return copy.deepcopy(self.unet).requires_grad_(True)
+
+
+def eps_network(unet: UNet2DModel, table: Tensor, prediction: str, dtype: str = "float32") -> Network:
+    """A UNet as a function (x [B,C,H,W], time [B], labels, alpha_bar [B] or None: looked up at time) -> eps, float32."""
+
+    def network(x: Tensor, time: Tensor, labels: Tensor | None = None, alpha_bar: Tensor | None = None) -> Tensor:
+        if alpha_bar is None:
+            alpha_bar = table.to(time.device)[time.long()]
+        low = torch.autocast(x.device.type, torch.bfloat16) if dtype == "bfloat16" else contextlib.nullcontext()
+        with low:
+            output = unet(x, time, class_labels=labels).sample
+        output = output.float()[:, : x.shape[1]]  # a learned variance comes second and is not used
+        return schedule.to_eps(output, x, alpha_bar, prediction)
+
+    return network
+
+
+# ---- loading ---------------------------------------------------------------------------------------------------------
+
+
+def load_teacher(
+    source: str | None = None,
+    device: str | torch.device = "cpu",
+    revision: str | None = None,
+    variant: str | None = None,
+    subfolder: str | None = None,
+) -> Teacher:
+    """A teacher from a local diffusers directory, a hub id, or (None) the embedded one.
+
+    The directory is a DDPM or DDIM pipeline, or a bare UNet2DModel with its scheduler_config.json beside it or in scheduler/.
+    Raises HsiviError for anything else, naming what was found.
+    """
+    name = source or "embedded Fashion-MNIST teacher"
+    folder = find_folder(source, revision, subfolder) if source else weights_folder() / "teacher"
+    unet_folder, scheduler_file = folder, folder / "scheduler" / "scheduler_config.json"
+    if (folder / "model_index.json").exists():
+        index = read_json(folder / "model_index.json")
+        if index.get("_class_name") not in PIPELINES:
+            found = index.get("_class_name")
+            raise HsiviError(f"{name} is a {found}; a teacher is a pixel-space {PIPELINES[0]} or {PIPELINES[1]}")
+        component = index.get("unet", [None, None])[1]
+        if component != "UNet2DModel":
+            raise HsiviError(f"{name} has a {component} as its unet; only UNet2DModel teachers can be distilled")
+        unet_folder = folder / "unet"
+    elif not scheduler_file.exists():
+        scheduler_file = folder / "scheduler_config.json"
+    for file in (unet_folder / "config.json", scheduler_file):
+        if not file.exists():
+            raise HsiviError(f"{name} is no diffusers teacher: {file} is missing")
+    scheduler, table = load_schedule(scheduler_file, name)
+    unet = load_unet(unet_folder, name, variant).to(device)
+    config = unet.config
+    size = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else tuple(config.sample_size or ())
+    if len(size) != 2:
+        raise HsiviError(f"{name} does not say its image size: set sample_size in {unet_folder / 'config.json'}")
+    return Teacher(
+        name=name,
+        unet=unet.requires_grad_(False).eval(),
+        scheduler=scheduler,
+        table=table,
+        prediction=scheduler.config.prediction_type,
+        shape=(config.in_channels, *size),
+        label_count=config.num_class_embeds,
+        digest=digest_of(unet),
+    )
+
+
+def find_folder(source: str, revision: str | None, subfolder: str | None) -> Path:
+    """The local folder of a teacher: itself, or the hub's snapshot of the files that a teacher can need."""
+    path = Path(source)
+    if not path.is_dir():
+        if path.exists() or source.startswith((".", "/", "~")) or source.count("/") != 1:
+            raise HsiviError(f"there is no teacher at {source}: give a diffusers directory or a hub id such as google/ddpm-cifar10-32")
+        from huggingface_hub import snapshot_download
+
+        patterns = ["*.json", "*.safetensors", "*.bin"]
+        patterns += [f"{part}/{p}" for part in ("unet", "scheduler") for p in patterns]
+        patterns = [f"{subfolder}/{p}" for p in patterns] if subfolder else patterns
+        try:
+            path = Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
+        except Exception as error:  # the hub's client raises some twenty kinds
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise HsiviError(f"could not fetch {source} from the hub ({reason}); there is no such folder here either") from error
+    path = path / subfolder if subfolder else path
+    if not path.is_dir():
+        raise HsiviError(f"{source} has no subfolder {subfolder}")
+    return path
+
+
+def read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise HsiviError(f"{path} cannot be read as JSON: {error}") from error
+
+
+def load_schedule(file: Path, name: str) -> tuple[DDPMScheduler, Tensor]:
+    """The schedule of a scheduler_config.json as a DDPMScheduler, and its table of alpha_bar."""
+    config = read_json(file)
+    kind = config.get("_class_name", "DDPMScheduler")
+    if kind not in SCHEDULERS:
+        raise HsiviError(f"{name} has a {kind}; only variance-preserving discrete schedules (DDPM, DDIM and their solvers) are supported")
+    prediction = config.get("prediction_type", "epsilon")
+    if prediction not in schedule.PREDICTIONS:
+        raise HsiviError(f"{name} predicts {prediction!r}; supported are {', '.join(schedule.PREDICTIONS)}")
+    known = {"num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type", "rescale_betas_zero_snr"}
+    try:
+        scheduler = DDPMScheduler(**{k: v for k, v in config.items() if k in known}, clip_sample=False)
+    except (NotImplementedError, TypeError, ValueError) as error:
+        raise HsiviError(f"{file} describes no schedule: {error}") from error
+    table = scheduler.alphas_cumprod.double()
+    if config.get("rescale_betas_zero_snr") or table[-1] < 1e-8:
+        raise HsiviError(f"{name} has a schedule with zero terminal SNR, where eps says nothing about x0; such teachers are not supported")
+    return scheduler, table
+
+
+def load_unet(folder: Path, name: str, variant: str | None) -> UNet2DModel:
+    """A UNet2DModel in float32 with every weight found in its file."""
+    kind = read_json(folder / "config.json").get("_class_name")
+    if kind != "UNet2DModel":
+        raise HsiviError(f"{name} is a {kind}; only UNet2DModel teachers can be distilled")
+    quiet = logging.getLogger("diffusers.models.modeling_utils")
+    level = quiet.level
+    quiet.setLevel(logging.ERROR)
+    try:
+        unet, found = UNet2DModel.from_pretrained(
+            folder, variant=variant, torch_dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError, EOFError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise HsiviError(f"the weights in {folder} cannot be loaded; fetch or copy them again ({reason})") from error
+    finally:
+        quiet.setLevel(level)
+    missing = found["missing_keys"] or found["mismatched_keys"]
+    if missing:
+        raise HsiviError(f"the weights in {folder} do not fit their config.json: {missing[0]} is missing or has another shape")
+    if unet.config.out_channels not in (unet.config.in_channels, 2 * unet.config.in_channels):
+        channels = f"{unet.config.in_channels} channels in and {unet.config.out_channels} out"
+        raise HsiviError(f"{name} has {channels}; a teacher has as many out as in, or twice as many with a learned variance")
+    if unet.config.class_embed_type is not None:
+        raise HsiviError(f"{name} is conditioned by {unet.config.class_embed_type!r}; only class labels (num_class_embeds) are supported")
+    return unet
+
+
+def digest_of(module: torch.nn.Module) -> str:
+    """A short hash of a module's weights, whatever file or precision they came from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+# ---- solvers ---------------------------------------------------------------------------------------------------------
+
+MULTISTEP = {
+    "dpm++2": ("DPMSolverMultistepScheduler", {"solver_order": 2}, ("linspace", "leading", "trailing", "lu", "karras")),
+    "dpm++3": ("DPMSolverMultistepScheduler", {"solver_order": 3}, ("linspace", "leading", "trailing", "lu", "karras")),
+    "unipc": ("UniPCMultistepScheduler", {"solver_order": 3}, ("linspace", "leading", "trailing", "karras")),
+    "deis": ("DEISMultistepScheduler", {"solver_order": 3}, ("linspace", "leading", "trailing")),
+}
+OWN_SPACINGS = ("linspace", "leading", "trailing", "quad", "log-snr")
+SOLVERS = {"ddim": OWN_SPACINGS, "ipndm": OWN_SPACINGS} | {name: row[2] for name, row in MULTISTEP.items()}
+
+
+def solver_names(families: tuple[str, ...] = tuple(SOLVERS)) -> list[str]:
+    """Every solver with every spacing it has: "ddim-linspace", "dpm++3-lu", ..."""
+    return [f"{family}-{spacing}" for family in families for spacing in SOLVERS[family]]
+
+
+def solver(name: str, nfe: int, scheduler: DDPMScheduler, table: Tensor) -> Chain:
+    """A training-free solver as a chain of nfe calls on a teacher's schedule. "dpm++3" is "dpm++3-linspace"."""
+    family, spacing = next(
+        ((f, name[len(f) + 1 :] or "linspace") for f in SOLVERS if name == f or name.startswith(f + "-")), (None, None)
+    )
+    if family is None or spacing not in SOLVERS[family]:
+        hint = f"{family} has the spacings {', '.join(SOLVERS[family])}" if family else f"solvers are {', '.join(SOLVERS)}"
+        raise HsiviError(f"there is no solver {name!r}: {hint}")
+    if not 1 <= nfe <= len(table):
+        raise HsiviError(f"{name} cannot take {nfe} calls on a schedule of {len(table)} times")
+    if family in ("ddim", "ipndm"):
+        time = own_times(spacing, nfe, table)
+        alpha_bar = torch.cat([torch.ones(1).double(), table[time]])
+        make = chains.ddim_chain if family == "ddim" else chains.ipndm_chain
+        return make([-1, *time], alpha_bar)
+    return chains.solver_chain(multistep(family, spacing, nfe, scheduler.config))
+
+
+def multistep(family: str, spacing: str, nfe: int, schedule_config) -> object:
+    """The diffusers scheduler of a solver, its timesteps set, fed with eps."""
+    kind, options, _ = MULTISTEP[family]
+    names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
+    options = options | {key: schedule_config[key] for key in names} | {"prediction_type": "epsilon"}
+    if spacing in ("lu", "karras"):
+        options["use_lu_lambdas" if spacing == "lu" else "use_karras_sigmas"] = True
+    else:
+        options["timestep_spacing"] = spacing
+    made = getattr(diffusers, kind)(**options)
+    made.set_timesteps(nfe)
+    return made
+
+
+def own_times(spacing: str, nfe: int, table: Tensor) -> list[int]:
+    """The nfe times of the network calls of ddim and ipndm, rising; the spacings' names are diffusers'."""
+    count = len(table)
+    if spacing == "linspace":
+        times = np.linspace(0, count - 1, nfe + 1).round()[1:]
+    elif spacing == "leading":
+        times = np.arange(1, nfe + 1) * (count // (nfe + 1))
+    elif spacing == "trailing":
+        times = (count - np.arange(nfe) * count / nfe).round()[::-1] - 1
+    else:
+        times = schedule.grid(spacing, nfe, table)[1:]
+    return [int(t) for t in times]
