@@ -63,8 +63,7 @@ class MomentSum:
         self.count = total
 
     def result(self) -> Moments:
-        """The moments of all that was added, on the CPU. Two rows are the least that has a
-        covariance."""
+        """The moments of all rows so far, on the CPU; at least two, or there is no covariance."""
         if self.count < 2 or self.mean is None or self.scatter is None:
             raise ValueError(f"moments need at least 2 rows, not {self.count}")
         return Moments(self.count, self.mean.cpu(), (self.scatter / (self.count - 1)).cpu())
@@ -88,8 +87,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
 
 def _root(cov: Tensor) -> Tensor:
-    """R with R R^T = cov, from the eigen-decomposition; eigenvalues at rounding level are none at
-    all."""
+    """R with R R^T = cov [D, rank]; eigenvalues at the level of rounding are dropped."""
     values, vectors = torch.linalg.eigh((cov + cov.T) / 2)
     keep = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
     return vectors[:, keep] * values[keep].sqrt()
@@ -102,16 +100,16 @@ def kernel_distance(
     subset_size: int = 1000,
     rng: torch.Generator | None = None,
 ) -> tuple[float, float]:
-    """KID: the unbiased squared maximum mean discrepancy, averaged over random subsets [Binkowski
-    2018].
+    """KID: the unbiased squared maximum mean discrepancy, over random subsets [Binkowski 2018].
 
-    kernel k(x, y) = (x.y / D + 1)^3;  MMD^2 = mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i,
-    y_j) - 2 mean k(x_i, y_j)
+    MMD^2 = mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_{i, j} k(x_i, y_j)
+    with k(x, y) = (x.y / D + 1)^3
 
-    x [N, D], y [M, D]; subset_size is lowered to the smaller set, whose order `rng` (a CPU
-    generator) draws
-    Returns mean and standard deviation over the subsets. The mean may be negative: its expectation
-    is 0 for equal sets.
+    x [N, D], y [M, D]
+    subset_size   lowered to the smaller of the two sets
+    rng           a CPU generator that draws the subsets
+    Returns mean and standard deviation over the subsets. The mean can be negative: for equal sets
+    its expectation is 0.
     """
     size = min(subset_size, len(x), len(y))
     if size < 2:
@@ -158,5 +156,6 @@ def _share_inside(points: Tensor, manifold: Tensor, neighbours: int) -> float:
 
 def _distances(x: Tensor, y: Tensor, chunk: int = 1024):
     """Euclidean distances, `chunk` rows of x at a time."""
+    # by matrix products: in float64 their rounding is 1e-8 of a norm, far below any radius
     for rows in x.split(chunk):
-        yield torch.cdist(rows, y, compute_mode="donot_use_mm_for_euclid_dist")
+        yield torch.cdist(rows, y, compute_mode="use_mm_for_euclid_dist")
