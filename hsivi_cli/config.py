@@ -72,6 +72,8 @@ class TrainConfig:
     seed: int = option(0, "decides everything random")
     dtype: str = option("float32", "networks' precision; losses and weights stay float32", choices=("float32", "bfloat16"))
 
+    init: str | None = option(None, "begin with another run's student (and fake score) of the same teacher")
+
     # the run
     minutes: float | None = option(None, "stop after this long, saved and ready to resume", run_only=True)
     device: str | None = option(None, "cuda, cuda:1, cpu, ...; the default is CUDA where there is one", run_only=True)
@@ -83,3 +85,54 @@ class TrainConfig:
     eval_every: int = option(100, "steps between evaluations", run_only=True)
     eval_count: int = option(1000, "images of an evaluation", run_only=True)
     log_with: str | None = option(None, "also log to tensorboard or wandb", choices=("tensorboard", "wandb"), run_only=True)
+
+
+PRESETS = {
+    "default": {},
+    # the paper's CIFAR-10 settings; its 200,000 fake-score updates are 10,000 student updates
+    "hsivi": {
+        "nfe": 10, "grid": "quad", "noise_share": "eta:0.2", "log_scale": "pixel", "objective": "score-matching", "a": 0.5,
+        "weight": "sigma2", "fake_weight": "sigma2", "levels": "own", "steps": 10_000, "batch_size": 128, "fake_updates": 20,
+        "fake_warmup": 0, "student_rate": 1.6e-5, "fake_rate": 8e-5, "rate_warmup": 125, "optimizer": "amsgrad",
+        "student_beta1": 0.9, "ema": 0.999,
+    },
+    # score identity distillation, one call
+    "sid": {
+        "nfe": 1, "grid_top": 440, "objective": "score-matching", "a": 1.0, "weight": "sid", "levels": "above", "steps": 10_000,
+        "batch_size": 256, "fake_updates": 1, "fake_warmup": 0, "student_rate": 1e-5, "fake_rate": 1e-5, "decay": "none",
+        "fake_beta1": 0.0, "ema": 0.999,
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FidConfig:
+    """`hsivi fid A B`: the distance between two sets of images.
+
+    Each is a folder, an .npz file of images or of statistics, a run or teacher directory, or a
+    data set by name.
+    """
+
+    a: str
+    b: str | None = None
+    detector: str | None = option(
+        None,
+        "feature network: inception, fashion-mnist or a folder; "
+        "default: that of the statistics files, else inception",
+    )
+    detector_weights: str | None = option(None, "weights file of the Inception network")
+    save_stats: str | None = option(
+        None, "write A's statistics to this .npz file; B may then be left out"
+    )
+    kid: bool = option(False, "the kernel distance, precision and recall too")
+    json: bool = option(False, "print one JSON object")
+    data_root: str | None = option(None, "where torchvision's data sets lie; default: data")
+    nfe: int | None = option(
+        None, "calls per image of a run or teacher; default: what the run was trained for"
+    )
+    count: int = option(5000, "images drawn from a run or teacher; of files, all are used")
+    seed: int = option(0, "seed of the first image drawn, and of KID's subsets")
+    batch_size: int = option(256, "images per batch")
+    device: str | None = option(
+        None, "cuda, cuda:1, cpu, ...; the default is CUDA where there is one"
+    )

@@ -1,0 +1,222 @@
+"""The verb from argument to printed number: every kind of input, every refusal."""
+
+import json
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+
+import hsivi_cli
+from hsivi_cli import fid
+from hsivi_cli.config import FidConfig, HsiviError, weights_folder
+from hsivi_cli.detector import load_detector, load_statistics
+from hsivi_cli.images import save_npz, save_png
+
+REFERENCE = str(weights_folder() / "reference.npz")
+
+
+def blobs(count, seed, brightness=255):
+    """Images of 28 x 28 that differ in place and size."""
+    rng = torch.Generator().manual_seed(seed)
+    centre = 8 + 12 * torch.rand(2, count, 1, generator=rng)
+    width = 2 + 4 * torch.rand(count, 1, 1, generator=rng)
+    y, x = (torch.arange(28) - c for c in centre)
+    bumps = torch.exp(-(y[:, :, None] ** 2 + x[:, None, :] ** 2) / width**2)
+    return (brightness * bumps).round().to(torch.uint8).unsqueeze(-1)
+
+
+@pytest.fixture
+def sets(tmp_path):
+    """Two sets of 100 images, as .npz files and the first as a folder too."""
+    save_npz(blobs(100, 0), tmp_path / "a.npz")
+    save_npz(blobs(100, 1, brightness=60), tmp_path / "b.npz")
+    save_png(blobs(100, 0), range(100), tmp_path / "a")
+    return tmp_path
+
+
+def report_of(capsys, *sources, **settings):
+    settings = {"detector": "fashion-mnist", "json": True, "device": "cpu"} | settings
+    fid.run(FidConfig(*(str(source) for source in sources), **settings))
+    return json.loads(capsys.readouterr().out)
+
+
+def numpy_distance(a, b):
+    """The formula by an eigen-decomposition of the unsymmetric product, apart from our code."""
+    rows = [load_detector("fashion-mnist").features(images).double().numpy() for images in (a, b)]
+    means, covs = [r.mean(0) for r in rows], [np.cov(r, rowvar=False) for r in rows]
+    roots = np.sqrt(np.linalg.eigvals(covs[0] @ covs[1]).astype(complex)).real.sum()
+    return ((means[0] - means[1]) ** 2).sum() + np.trace(covs[0] + covs[1]) - 2 * roots
+
+
+def test_the_distance_is_the_formulas(sets, capsys):
+    report = report_of(capsys, sets / "a.npz", sets / "b.npz")
+    expected = numpy_distance(blobs(100, 0), blobs(100, 1, brightness=60))
+    # the spectrum of an unsymmetric product is good to about sqrt(1e-16) where it is nearly 0
+    assert report["fid"] == pytest.approx(expected, rel=1e-4) and report["fid"] > 0.1
+
+
+def test_folder_and_npz_and_statistics_of_the_same_images_are_at_no_distance(sets, capsys):
+    report_free = FidConfig(
+        str(sets / "a"), save_stats=str(sets / "s.npz"), detector="fashion-mnist"
+    )
+    fid.run(report_free)
+    capsys.readouterr()
+    for other in ("a.npz", "s.npz"):
+        assert report_of(capsys, sets / "a", sets / other)["fid"] == pytest.approx(0, abs=1e-9)
+
+
+def test_the_report_tells_what_was_measured(sets, capsys):
+    report = report_of(capsys, sets / "a.npz", REFERENCE)
+    assert report.keys() >= {"fid", "count", "detector", "reference", "kid"}
+    assert report["name"] == "fid0.1k" and report["kid"] is None
+    assert report["count"] == 100 and report["reference_count"] == 60_000
+    assert report["reference"] == REFERENCE
+    assert report["detector"] == load_detector("fashion-mnist").stamp
+
+
+def test_the_printed_line_starts_with_name_and_number(sets, capsys):
+    fid.run(FidConfig(str(sets / "a.npz"), REFERENCE))  # the reference chooses the detector
+    lines = capsys.readouterr().out.splitlines()
+    name, number = lines[0].split()
+    assert name == "fid0.1k" and float(number) > 0
+    assert lines[1] == "images 100 against 60000"
+    assert lines[2].startswith("detector fashion-mnist 28x28")
+
+
+@pytest.mark.parametrize(
+    ("count", "name"),
+    [
+        (50_000, "fid"),
+        (60_000, "fid"),
+        (49_999, "fid49.999k"),
+        (5000, "fid5k"),
+        (500, "fid0.5k"),
+        (None, "fid"),
+    ],
+)
+def test_distances_of_fewer_than_50000_images_say_so(count, name):
+    assert fid.distance_name(count) == name
+
+
+def test_kid_precision_and_recall_come_on_request(sets, capsys):
+    near = report_of(capsys, sets / "a", sets / "a.npz", kid=True)
+    far = report_of(capsys, sets / "a", sets / "b.npz", kid=True)
+    assert near["kid"] < 0 < far["kid"]  # unbiased: equal sets lie below their expectation, 0
+    assert far["kid_sd"] is None  # 100 images are one subset
+    assert near["precision"] == near["recall"] == 1.0
+    assert 0 <= far["precision"] < 1
+    assert far == report_of(capsys, sets / "a", sets / "b.npz", kid=True)  # the seed decides
+
+
+def test_kid_runs_against_a_saved_statistics_file(sets, capsys):
+    fid.run(
+        FidConfig(
+            str(sets / "b.npz"), save_stats=str(sets / "b_stats.npz"), detector="fashion-mnist"
+        )
+    )
+    capsys.readouterr()
+    direct = report_of(capsys, sets / "a", sets / "b.npz", kid=True)
+    saved = report_of(capsys, sets / "a", sets / "b_stats.npz", kid=True)
+    assert saved["fid"] == pytest.approx(direct["fid"], rel=1e-9)
+    assert saved["kid"] == pytest.approx(direct["kid"], rel=1e-2)  # features in float16
+
+
+def test_kid_without_features_says_what_to_give(sets, capsys):
+    statistics = load_statistics(REFERENCE).moments
+    np.savez(sets / "plain.npz", mu=statistics.mean, sigma=statistics.cov)
+    with pytest.raises(HsiviError, match=r"--kid: .*plain\.npz keeps no features; give its images"):
+        report_of(capsys, sets / "a", sets / "plain.npz", kid=True)
+
+
+def test_saved_statistics_keep_at_most_their_share_of_features(sets, capsys, monkeypatch):
+    monkeypatch.setattr(fid, "KEPT_FEATURES", 40)
+    report_of(capsys, sets / "a", sets / "b.npz", save_stats=str(sets / "s.npz"))
+    statistics = load_statistics(sets / "s.npz")
+    assert statistics.moments.count == 100 and len(statistics.features) == 40
+    # A's, and the kept ones are rows of A
+    rows = load_detector("fashion-mnist").features(blobs(100, 0))
+    nearest = torch.cdist(statistics.features, rows).min(1).values
+    assert nearest.max() < 0.02  # float16 of numbers up to 10
+
+
+def test_plain_statistics_files_are_accepted_with_a_warning(sets, capsys):
+    statistics = load_statistics(REFERENCE).moments
+    np.savez(sets / "plain.npz", mu=statistics.mean, sigma=statistics.cov)
+    plain = FidConfig(str(sets / "a"), str(sets / "plain.npz"), detector="fashion-mnist", json=True)
+    fid.run(plain)
+    streams = capsys.readouterr()
+    assert "plain.npz does not tell its detector" in streams.err
+    report = json.loads(streams.out)
+    assert report["fid"] == pytest.approx(report_of(capsys, sets / "a", REFERENCE)["fid"])
+    assert report["reference_count"] is None and report["name"] == "fid0.1k"
+
+
+def test_too_few_images_are_computed_with_a_loud_warning(tmp_path, capsys):
+    save_npz(blobs(64, 0), tmp_path / "few.npz")
+    save_npz(blobs(65, 0), tmp_path / "enough.npz")
+    fid.run(FidConfig(str(tmp_path / "few.npz"), REFERENCE))
+    streams = capsys.readouterr()
+    assert "WARNING" in streams.err and "64 images for 64 features" in streams.err
+    assert streams.out.startswith("fid0.064k ")
+    fid.run(FidConfig(str(tmp_path / "enough.npz"), REFERENCE))
+    assert "WARNING" not in capsys.readouterr().err
+
+
+def test_two_statistics_files_need_no_detector(sets, capsys, monkeypatch):
+    for name in ("a.npz", "b.npz"):
+        target = str(sets / f"stats_{name}")
+        fid.run(FidConfig(str(sets / name), save_stats=target, detector="fashion-mnist"))
+    direct = report_of(capsys, sets / "a.npz", sets / "b.npz")
+    monkeypatch.setattr(fid, "detector_for", None)  # would fail
+    saved = report_of(capsys, sets / "stats_a.npz", sets / "stats_b.npz", detector=None)
+    assert saved["fid"] == direct["fid"] and saved["detector"] == direct["detector"]
+
+
+def test_statistics_of_two_detectors_are_refused_with_both_names(sets, capsys):
+    moments = load_statistics(REFERENCE).moments
+    np.savez(sets / "other.npz", mu=moments.mean, sigma=moments.cov, count=9, stamp="other net")
+    for first in (REFERENCE, sets / "a.npz"):
+        detector = None if first == REFERENCE else "fashion-mnist"
+        with pytest.raises(HsiviError, match=r"fashion-mnist 28x28.*") as caught:
+            report_of(capsys, first, sets / "other.npz", detector=detector)
+        assert "'other net'" in str(caught.value) and "one detector" in str(caught.value)
+
+
+def test_statistics_of_other_widths_are_refused(sets, capsys):
+    np.savez(sets / "narrow.npz", mu=np.zeros(3), sigma=np.eye(3))
+    with pytest.raises(HsiviError, match=r"64 features, .*narrow\.npz has 3"):
+        report_of(capsys, REFERENCE, sets / "narrow.npz", detector=None)
+
+
+def test_one_set_alone_is_refused_unless_its_statistics_are_wanted(sets):
+    with pytest.raises(HsiviError, match="nothing to compare with"):
+        fid.run(FidConfig(str(sets / "a")))
+
+
+def test_images_of_a_run_are_drawn_in_memory(sets, capsys, monkeypatch):
+    (sets / "run").mkdir()
+    (sets / "run" / "model_index.json").write_text("{}")
+    asked = []
+
+    def images_of(path, nfe, seeds, batch_size, device):
+        asked.append((path.name, nfe, list(seeds), batch_size, device))
+        yield from blobs(100, 0)[: len(seeds)].split(batch_size)
+
+    draw = types.ModuleType("hsivi_cli.draw")
+    draw.images_of = images_of
+    monkeypatch.setitem(sys.modules, "hsivi_cli.draw", draw)
+    monkeypatch.setattr(hsivi_cli, "draw", draw, raising=False)
+    report = report_of(
+        capsys, sets / "run", sets / "a.npz", nfe=4, count=100, seed=7, batch_size=30
+    )
+    assert report["fid"] == pytest.approx(0, abs=1e-9) and report["count"] == 100
+    assert asked == [("run", 4, list(range(7, 107)), 30, "cpu")]
+
+
+def test_sources_that_do_not_exist_are_named(sets, capsys):
+    with pytest.raises(
+        HsiviError, match=r"cifar11-train: neither a file, nor a folder, nor one of"
+    ):
+        report_of(capsys, sets / "a", "cifar11-train")
