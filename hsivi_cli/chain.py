@@ -133,7 +133,7 @@ def solver_chain(scheduler) -> Chain:
 
 def with_noise_share(chain: Chain, share: float | Sequence[float]) -> Chain:
     """The same chain with s0 = share sigma_{k-1}, one share for all layers or one a layer (k = 1..K)."""
-    shares = torch.as_tensor(share).double().expand(chain.nfe)
+    shares = torch.as_tensor(share, dtype=torch.float64).expand(chain.nfe)
     if shares.min() < 0 or shares.max() > 1:
         raise HsiviError(f"noise shares lie in [0, 1], not {shares.tolist()}")
     return replace(chain, s0=torch.cat([torch.zeros(1).double(), shares * chain.sigma[:-1]]))
