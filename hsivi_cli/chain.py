@@ -248,11 +248,11 @@ def draw_levels(chain: Chain, layer: Tensor, uniform: Tensor, levels: str, time_
     uniform  [B]  in [0, 1)
     Returns  [B]  long
     """
-    low = chain.time.to(layer.device)[layer - 1]
+    low = chain.time.to(layer.device)[layer - 1].clamp(min=0)
     if levels == "own":
         return low.round().long()
-    low = low.clamp(min=0).ceil() + MARGIN
-    high = chain.time.to(layer.device)[layer].floor()
+    low = low.ceil() + MARGIN
+    high = chain.time.to(layer.device)[layer].floor().clamp(min=1)  # a last call at time 0 is judged there
     high = torch.where((layer == chain.nfe) | (levels == "above"), time_count, high)
     low = torch.minimum(low, high - 1)
     return (low + uniform.double() * (high - low)).floor().long()
