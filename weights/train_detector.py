@@ -1,10 +1,12 @@
-"""Train the embedded detector, a small Fashion-MNIST classifier, and write the reference statistics of the train split.
+"""Train the embedded detector, a small Fashion-MNIST classifier, and write the reference
+statistics of the train split.
 
     python weights/train_detector.py --data-root DIR
 
-DIR holds FashionMNIST/raw as torchvision lays it out. Writes detector/{config.json, model.safetensors, README.md} and
-reference.npz beside this script. Images are shifted by up to 2 pixels in training, so that the features do not hang on
-exact positions; nothing else is changed in them: noise and blur must move the features, for a distance has to see them.
+DIR holds FashionMNIST/raw as torchvision lays it out. Writes detector/{config.json,
+model.safetensors, README.md} and reference.npz beside this script. Images are shifted by up to 2
+pixels in training, so that the features do not hang on exact positions; nothing else is changed in
+them: noise and blur must move the features, for a distance has to see them.
 """
 
 import argparse
@@ -14,7 +16,7 @@ import time
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.datasets import FashionMNIST
@@ -31,37 +33,47 @@ from hsivi_cli.detector import (
 from hsivi_cli.frechet import frechet_distance
 
 FOLDER = Path(__file__).parent
-SHAPE = {"image_size": 28, "in_channels": 1, "widths": [16, 32, 48, 64], "feature_dim": 64, "classes": 10}
+SHAPE = {
+    "image_size": 28,
+    "in_channels": 1,
+    "widths": [16, 32, 48, 64],
+    "feature_dim": 64,
+    "classes": 10,
+}
 SHIFT = 2  # pixels
 BATCH = 256
 RATE = 4e-3
 KEPT = 5000  # features in reference.npz, for KID and recall
 
-README = """# The embedded detector
+README = """\
+# The embedded detector
 
-A convolutional classifier of Fashion-MNIST ({parameters} parameters). Its penultimate layer, {width} features after ReLU, stands
-for an image in the distances that `hsivi` prints by default for the embedded teacher and its students. Numbers by this detector
-compare with one another only, never with FIDs by Inception.
+A convolutional classifier of Fashion-MNIST ({parameters} parameters). Its penultimate layer,
+{width} features after ReLU, stands for an image in the distances that `hsivi` prints by default for
+the embedded teacher and its students. Numbers by this detector compare with one another only, never
+with FIDs by Inception.
 
 | | |
 |---|---|
 | test accuracy | {accuracy:.2%} |
 | floor: test split (10,000) to train split (60,000) | {floor:.4f} |
-| floor at n: n random train images to train split, three draws | {floors} |
+| floor at n random train images, three draws | {floors} |
 | stamp | `{stamp}` |
-| made by | `{command}` in {minutes:.1f} minutes on {threads} CPU thread(s), torch {torch} |
+| made by | `{command}`, {minutes:.1f} minutes, {threads} CPU thread(s), torch {torch} |
 
-Training: {epochs} epochs of AdamW, one-cycle rate, images shifted by up to {shift} pixels and otherwise as they
-are. Inputs are uint8 / 127.5 - 1 at 28 x 28, never resized. Weights are stored in float16 and used in float32.
-`../reference.npz` holds mean and covariance of the features of all 60,000 train images (float64) and the features of {kept} of them
-(float16), for KID and recall.
+Training: {epochs} epochs of AdamW, one-cycle rate, images shifted by up to {shift} pixels and
+otherwise as they are. Inputs are uint8 / 127.5 - 1 at 28 x 28, never resized. Weights are stored in
+float16 and used in float32. `../reference.npz` holds mean and covariance of the features of all
+60,000 train images (float64) and the features of {kept} of them (float16), for KID and recall.
 
-Data: Fashion-MNIST, (c) 2017 Zalando SE, MIT licence (https://github.com/zalandoresearch/fashion-mnist).
+Data: Fashion-MNIST, (c) 2017 Zalando SE, MIT licence
+(https://github.com/zalandoresearch/fashion-mnist).
 """
 
 
 def shifted(x: Tensor, rng: torch.Generator) -> Tensor:
-    """Each image moved by its own whole number of pixels, up to SHIFT both ways, filled with the background."""
+    """Each image moved by its own whole number of pixels, up to SHIFT both ways, filled with the
+    background."""
     size = x.shape[-1]
     padded = F.pad(x, [SHIFT] * 4, value=-1.0)
     down, right = torch.randint(0, 2 * SHIFT + 1, (2, len(x), 1), generator=rng)
@@ -90,15 +102,21 @@ def train(images: Tensor, labels: Tensor, epochs: int) -> Classifier:
             optimizer.step()
             rates.step()
             total += loss.item()
-        print(f"epoch {epoch + 1}/{epochs} loss {total / len(batches):.4f} {time.time() - begin:.0f} s", flush=True)
+        seconds = time.time() - begin
+        print(
+            f"epoch {epoch + 1}/{epochs} loss {total / len(batches):.4f} {seconds:.0f} s",
+            flush=True,
+        )
     return network.eval()
 
 
 @torch.inference_mode()
 def accuracy(network: Classifier, images: Tensor, labels: Tensor) -> float:
-    batches = zip(images.split(1000), labels.split(1000), strict=True)
-    right = sum((network(x.permute(0, 3, 1, 2).float() / 127.5 - 1).argmax(1) == y).sum() for x, y in batches)
-    return right.item() / len(images)
+    right = 0
+    for rows, wanted in zip(images.split(1000), labels.split(1000), strict=True):
+        logits = network(rows.permute(0, 3, 1, 2).float() / 127.5 - 1)
+        right += (logits.argmax(1) == wanted).sum().item()
+    return right / len(images)
 
 
 def distance(images: Tensor, detector: Detector, reference: Statistics) -> float:
@@ -106,7 +124,9 @@ def distance(images: Tensor, detector: Detector, reference: Statistics) -> float
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data-root", required=True)
     parser.add_argument("--epochs", type=int, default=8)
     args = parser.parse_args()
@@ -117,8 +137,11 @@ def main() -> None:
     network = train(images, train_split.targets, args.epochs)
     folder = FOLDER / "detector"
     folder.mkdir(exist_ok=True)
-    state = {key: value.half() if value.is_floating_point() else value for key, value in network.state_dict().items()}
-    save_file(state, folder / "model.tmp")
+    state = {
+        key: value.half() if value.is_floating_point() else value
+        for key, value in network.state_dict().items()
+    }
+    (folder / "model.tmp").write_bytes(save(state))
     os.replace(folder / "model.tmp", folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps({"name": EMBEDDED, **SHAPE}, indent=2) + "\n")
 
