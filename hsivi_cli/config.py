@@ -6,10 +6,7 @@ explanation stand here and nowhere else. Nothing here imports torch, so that `hs
 
 from __future__ import annotations
 
-import json
-import types
-import typing
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -136,3 +133,23 @@ class FidConfig:
     device: str | None = option(
         None, "cuda, cuda:1, cpu, ...; the default is CUDA where there is one"
     )
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """`hsivi sample`: images of a student, or of a solver on a teacher."""
+
+    source: str
+    nfe: int | None = option(None, "network calls per image; default: what the run was trained for")
+    solver: str | None = option(None, "draw a teacher's own images by this solver: ddim, dpm++2, dpm++3, unipc, deis, ipndm, with -SPACING")
+    count: int | None = option(None, "how many images: seeds 0 to N-1; default 64")
+    seeds: str | None = option(None, "A-B, the seeds to draw, both ends included")
+    labels: str | None = option(None, "class of every image, or one an image separated by commas; default: drawn by each seed")
+    out: str | None = option(None, "a folder of PNGs named by seed, or a FILE.npz")
+    grid: str | None = option(None, "also save all images in one PNG")
+    batch_size: int = option(256, "images per batch; changes no noise")
+    dtype: str = option("float32", "the network's precision", choices=("float32", "bfloat16"))
+    device: str | None = option(None, "cuda, cuda:1, cpu, ...; the default is CUDA where there is one")
+    revision: str | None = option(None, "a hub teacher's revision")
+    variant: str | None = option(None, "a teacher's weights variant, such as fp16 or ema")
+    subfolder: str | None = option(None, "a folder within the teacher's")

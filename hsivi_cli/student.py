@@ -7,6 +7,7 @@ how it was made) and README.md. What resume needs lies in checkpoint/ below. doc
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from . import chain as chains
 from .chain import Chain
-from .checkpoint import read_tensors, replacing, write_tensors, write_text
+from .checkpoint import read_tensors, write_tensors, write_text, writing
 from .config import HsiviError
 from .teacher import Teacher, eps_network, load_teacher, read_json
 
@@ -85,17 +86,12 @@ def save_student(
     """Write or replace the exported student; each part is whole at any time. info becomes hsivi.json, card README.md."""
     pipeline = HSIVIPipeline(unet, scheduler)
     pipeline.chains, pipeline.log_scales = chains_, log_scales
-    with replacing(folder / "export") as temporary:
+    with writing(folder), tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as temporary:
         pipeline.save_pretrained(temporary)
-        for part in sorted(temporary.iterdir()):
-            if part.is_dir():
-                (folder / part.name).mkdir(exist_ok=True)
-                for file in part.iterdir():
-                    file.replace(folder / part.name / file.name)
-                part.rmdir()
-            else:
-                part.replace(folder / part.name)
-    (folder / "export").rmdir()
+        for file in sorted(p for p in Path(temporary).rglob("*") if p.is_file()):
+            target = folder / file.relative_to(temporary)
+            target.parent.mkdir(exist_ok=True)
+            file.replace(target)
     write_text(folder / "README.md", card)
     write_text(folder / "hsivi.json", json.dumps({"format": FORMAT} | info, indent=1) + "\n")
 

@@ -1,0 +1,427 @@
+"""`hsivi train`: distil a teacher into a student of K calls.
+
+A run's folder is the student (student.py) and beside it what the training says and needs:
+metrics.jsonl (what must repeat), timing.jsonl (what need not), evaluations.jsonl, eval/ (image grids), checkpoint/ (all that resume
+needs). The same command again goes on where the last checkpoint was.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shlex
+import signal
+import sys
+import time
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import reduce
+from torch import Tensor
+from tqdm import tqdm
+
+from . import __version__, distill, schedule
+from .chain import Chain, ddim_chain, eta_shares, with_noise_share
+from .checkpoint import load_checkpoint, load_optimizer, optimizer_tensors, save_checkpoint, write_text, writing
+from .config import HsiviError, TrainConfig
+from .detector import Detector, Statistics, detector_for, moments_of, statistics_of
+from .device import pick_device
+from .distill import Players, Share
+from .draw import Sampler, draw
+from .frechet import frechet_distance
+from .images import save_grid
+from .student import is_student, load_student, save_student
+from .teacher import Teacher, load_teacher, read_json, solver
+
+EVAL_SEED = 1_000_000_000  # the seeds that judge a training are none that a user is likely to draw
+GRID_COUNT = 64  # images of a kept grid
+
+
+def run(config: TrainConfig, teacher_options: dict, out: Path) -> None:
+    """Train, or go on training, the student in the folder `out`.
+
+    teacher_options  source, revision, variant, subfolder of `load_teacher`
+    """
+    begin = time.monotonic()
+    accelerator = Accelerator(cpu=config.device == "cpu", log_with=config.log_with, project_dir=out)
+    device = accelerator.device if accelerator.num_processes > 1 else pick_device(config.device)
+    torch.set_float32_matmul_precision("high")
+    if config.batch_size % accelerator.num_processes:
+        raise HsiviError(f"--batch-size {config.batch_size} does not divide over {accelerator.num_processes} processes")
+    teacher = load_teacher(**teacher_options, device=device)
+    chain = make_chain(config, teacher)
+    earlier = check_out(out, config, teacher)
+    judge = make_judge(config, device) if accelerator.is_main_process else None
+    players = make_players(config, teacher, chain, device)
+    state = {"round": 0, "best": None, "seconds": 0.0, "evaluated": None}
+    resumed = load_checkpoint(out / "checkpoint") if earlier else None
+    if resumed:
+        state = restore(players, *resumed)
+    elif config.init:
+        start_from(players, config.init, teacher, device)
+    share = Share(accelerator.process_index, accelerator.num_processes, lambda t: reduce(t, reduction="mean"))
+
+    book = Book(out, config, teacher, players, chain, accelerator, judge, state, begin)
+    book.open()
+    warmup = distill.warmup_rounds(config)
+    last = warmup + config.steps if config.steps else 0
+    bar = tqdm(total=config.steps, initial=max(0, state["round"] - warmup), unit="step", disable=None if book.writes else True)
+    with Interrupt() as interrupt, bar:
+        for round_ in range(state["round"], last):
+            step = round_ - warmup + 1  # student updates made when this round is over
+            try:
+                measured = distill.play_round(players, config, round_, share)
+            except torch.OutOfMemoryError as error:
+                hint = f"--accumulate {2 * config.accumulate} halves what an update needs"
+                raise HsiviError(f"out of memory at step {max(0, step)}: {hint}; or take a smaller --batch-size") from error
+            if not all(map(is_finite, measured.values())):
+                kept = "the last checkpoint is untouched" if state["round"] else "nothing was written"
+                advice = "lower --student-rate or --fake-rate, or raise --fake-updates; with bfloat16, try --dtype float32"
+                raise HsiviError(f"the loss is not finite at step {max(0, step)}; {kept}. {advice}")
+            state["round"] = round_ + 1
+            book.log(step, measured, bar)
+
+            stop = interrupt.number or (config.minutes and time.monotonic() - begin > 60 * config.minutes)
+            last_step = round_ + 1 == last
+            if judge and step > 0 and (step % config.eval_every == 0 or last_step):
+                book.evaluate(step)
+            if stop or last_step or (step > 0 and step % config.checkpoint_every == 0):
+                book.save(max(0, step))
+            if stop and not last_step:
+                book.leave(interrupt.number, max(0, step))
+                return
+    if state["round"] == last and not resumed and last == 0:
+        book.save(0)
+    book.close(last - warmup if last else 0)
+
+
+# ---- before the first round ------------------------------------------------------------------------------------------
+
+
+def make_chain(config: TrainConfig, teacher: Teacher) -> Chain:
+    """The chain that a configuration describes, on a teacher's schedule."""
+    if config.start == "ddim":
+        times = schedule.grid(config.grid, config.nfe, teacher.table, config.grid_top)
+        chain = ddim_chain(times, teacher.table[times])
+    else:
+        chain = solver(config.start, config.nfe, teacher.scheduler, teacher.table)
+    share = parse_share(config.noise_share, chain)
+    if config.start != "ddim" and min(share) >= 1:
+        raise HsiviError(f"--start {config.start} says nothing at --noise-share 1, which keeps only x0: give a share below 1")
+    chain = with_noise_share(chain, share)
+    if config.levels == "own" and not all(chain.s0[1:] > 0):
+        raise HsiviError("--levels own needs noise in every layer (--noise-share above 0, and a chain that does not end at clean data)")
+    if config.log_scale != "frozen" and min(share) >= 1:
+        raise HsiviError("--log-scale must be frozen at --noise-share 1: such a layer's noise is the level's own")
+    return chain
+
+
+def parse_share(text: str, chain: Chain) -> list[float]:
+    """--noise-share: "0.5", "0.2,0.5,1" (layers 1..K) or "eta:0.2"."""
+    try:
+        if text.startswith("eta:"):
+            return eta_shares(chain.alpha_bar, float(text[4:]))
+        shares = [float(word) for word in text.split(",")]
+    except ValueError:
+        raise HsiviError(f"--noise-share {text!r} is neither numbers such as 0.5 or 0.2,0.5,1 nor eta:0.2") from None
+    if len(shares) not in (1, chain.nfe):
+        raise HsiviError(f"--noise-share has {len(shares)} numbers; give one, or {chain.nfe}, from layer 1 up")
+    return shares * (chain.nfe if len(shares) == 1 else 1)
+
+
+def check_out(out: Path, config: TrainConfig, teacher: Teacher) -> bool:
+    """Whether the folder holds an earlier part of this very run. Refuses a folder that is not ours or another run's."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    if not is_student(out):
+        raise HsiviError(f"{out} exists and is no run of hsivi: choose another --out")
+    info = read_json(out / "hsivi.json")
+    if info["teacher"]["digest"] != teacher.digest:
+        raise HsiviError(f"{out} distils another teacher ({info['teacher']['name']}): choose another --out")
+    old = info["config"]
+    for item in fields(TrainConfig):
+        new_value, old_value = getattr(config, item.name), old.get(item.name)
+        more_steps = item.name == "steps" and new_value >= old_value
+        if not item.metadata.get("run_only") and new_value != old_value and not more_steps:
+            flag = "--" + item.name.replace("_", "-")
+            raise HsiviError(f"{out} was begun with {flag} {old_value}, not {new_value}: use that to resume, or another --out")
+    return True
+
+
+def make_players(config: TrainConfig, teacher: Teacher, chain: Chain, device: torch.device) -> Players:
+    student, fake_score = teacher.new_unet(), teacher.new_unet()
+    sizes = {"frozen": 1, "scalar": 1, "layer": config.nfe}
+    rest = teacher.shape if config.log_scale == "pixel" else [1] * len(teacher.shape)
+    log_scale = torch.zeros(sizes.get(config.log_scale, 1), *rest, device=device)
+    log_scale = torch.nn.Parameter(log_scale, requires_grad=config.log_scale != "frozen")
+    trained = [*student.parameters(), *([log_scale] if log_scale.requires_grad else [])]
+    kind = config.optimizer
+    return Players(
+        student=student,
+        student_eps=teacher.network(student, config.dtype),
+        fake_score=fake_score,
+        fake_eps=teacher.network(fake_score, config.dtype),
+        teacher_eps=teacher.network(dtype=config.dtype),
+        ema=copy.deepcopy(student).requires_grad_(False),
+        log_scale=log_scale,
+        ema_scale=log_scale.detach().clone(),
+        chain=chain,
+        table=teacher.table,
+        shape=teacher.shape,
+        label_count=teacher.label_count,
+        student_optimizer=distill.make_optimizer(kind, trained, config.student_rate, config.student_beta1),
+        fake_optimizer=distill.make_optimizer(kind, fake_score.parameters(), config.fake_rate, config.fake_beta1),
+    )
+
+
+def start_from(players: Players, path: str, teacher: Teacher, device: torch.device) -> None:
+    """--init: begin with another run's averaged student, its noise scale where the shapes agree, and its fake score."""
+    other = load_student(path, device)
+    if other.info["teacher"]["digest"] != teacher.digest:
+        raise HsiviError(f"--init {path} is a student of another teacher ({other.info['teacher']['name']})")
+    players.student.load_state_dict(other.model.unet.state_dict())
+    players.ema.load_state_dict(other.model.unet.state_dict())
+    scale = other.log_scales[max(other.chains)].to(device)
+    if scale.shape == players.log_scale.shape and players.log_scale.requires_grad:
+        players.log_scale.data.copy_(scale)
+        players.ema_scale.copy_(scale)
+    found = load_checkpoint(Path(path) / "checkpoint")
+    if found:
+        load_module(players.fake_score, found[0], "fake_score")
+
+
+def make_judge(config: TrainConfig, device: torch.device) -> tuple[Detector, Statistics] | None:
+    """The detector and the reference's statistics, where there is a --reference."""
+    if config.reference is None:
+        return None
+    weights = Path(config.detector_weights) if config.detector_weights else None
+    detector = detector_for([config.reference], config.detector, weights, device)
+    return detector, statistics_of(config.reference, detector, config.data_root)
+
+
+# ---- checkpoints -----------------------------------------------------------------------------------------------------
+
+MODULES = ("student", "ema", "fake_score")
+
+
+def snapshot(players: Players) -> dict[str, Tensor]:
+    """Everything that changes in training, as named tensors."""
+    tensors = {f"{m}.{name}": t for m in MODULES for name, t in getattr(players, m).state_dict().items()}
+    tensors |= {"log_scale": players.log_scale, "ema_scale": players.ema_scale}
+    tensors |= optimizer_tensors(players.student_optimizer, "student_optimizer")
+    return tensors | optimizer_tensors(players.fake_optimizer, "fake_optimizer")
+
+
+def load_module(module: torch.nn.Module, tensors: dict[str, Tensor], prefix: str) -> None:
+    module.load_state_dict({n[len(prefix) + 1 :]: t for n, t in tensors.items() if n.startswith(prefix + ".")})
+
+
+def restore(players: Players, tensors: dict[str, Tensor], state: dict) -> dict:
+    """The inverse of `snapshot`. Returns the state that lay beside the tensors."""
+    for module in MODULES:
+        load_module(getattr(players, module), tensors, module)
+    players.log_scale.data.copy_(tensors["log_scale"])
+    players.ema_scale.copy_(tensors["ema_scale"])
+    load_optimizer(players.student_optimizer, "student_optimizer", tensors)
+    load_optimizer(players.fake_optimizer, "fake_optimizer", tensors)
+    return state
+
+
+def is_finite(value: float) -> bool:
+    return value == value and abs(value) != float("inf")
+
+
+class Interrupt:
+    """Notes SIGINT and SIGTERM for the loop to see between rounds; a second one acts at once."""
+
+    def __enter__(self):
+        self.number = 0
+        self.old = {n: signal.signal(n, self.note) for n in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def note(self, number, frame) -> None:
+        if self.number:
+            raise KeyboardInterrupt
+        self.number = number
+
+    def __exit__(self, *exc) -> None:
+        for number, handler in self.old.items():
+            signal.signal(number, handler)
+
+
+# ---- what is written -------------------------------------------------------------------------------------------------
+
+
+class Book:
+    """A run's folder as the main process writes it; on the others every method only keeps step."""
+
+    def __init__(self, out, config, teacher, players, chain, accelerator, judge, state, begin):
+        self.out, self.config, self.teacher, self.players = out, config, teacher, players
+        self.chain, self.accelerator, self.judge, self.state = chain, accelerator, judge, state
+        self.writes = accelerator.is_main_process
+        self.divergence = None
+        self.before, self.begin = state["seconds"], begin
+        self.last = self.before
+
+    def open(self) -> None:
+        """Write the run's description, drop metrics that the checkpoint does not know, start the trackers."""
+        if self.config.log_with:
+            self.accelerator.init_trackers("hsivi", config=asdict(self.config))
+        if not self.writes:
+            return
+        with writing(self.out):
+            self.out.mkdir(parents=True, exist_ok=True)
+        write_text(self.out / "hsivi.json", json.dumps({"format": 1} | self.info(), indent=1) + "\n")
+        done = self.state["round"] - distill.warmup_rounds(self.config)
+        for name in ("metrics.jsonl", "timing.jsonl", "evaluations.jsonl"):
+            path = self.out / name
+            if path.exists():
+                lines = path.read_text().splitlines()
+                write_text(path, "".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= done))
+
+    def seconds(self) -> float:
+        """Spent on this run so far, over all its parts."""
+        return self.before + time.monotonic() - self.begin
+
+    def info(self) -> dict:
+        """hsivi.json, but for its format."""
+        teacher = self.teacher
+        return {
+            "hsivi": __version__,
+            "teacher": {"name": teacher.name, "digest": teacher.digest, "prediction": teacher.prediction},
+            "nfe": [self.config.nfe],
+            "config": asdict(self.config),
+            "step": max(0, self.state["round"] - distill.warmup_rounds(self.config)),
+            "seconds": round(self.state["seconds"], 1),
+            "best": self.state["best"],
+        }
+
+    def log(self, step: int, measured: dict[str, float], bar: tqdm) -> None:
+        """A round's line in metrics.jsonl and timing.jsonl, the bar, the trackers."""
+        if not self.writes:
+            return
+        now = self.seconds()
+        if step <= 0:
+            bar.set_description("warming the fake score up")
+            return
+        bound = measured["divergence"]
+        self.divergence = bound if self.divergence is None else 0.95 * self.divergence + 0.05 * bound
+        samples = self.config.batch_size * (self.config.fake_updates + 1)
+        rate = samples / max(1e-9, now - self.last)
+        self.last = now
+        with writing(self.out):
+            append(self.out / "metrics.jsonl", {"step": step} | measured)
+            append(self.out / "timing.jsonl", {"step": step, "seconds": round(now, 3), "images_per_second": round(rate, 1)})
+        bar.set_description(f"divergence {self.divergence:.3g}")
+        bar.set_postfix_str(f"{rate:.0f} images/s")
+        bar.update()
+        if self.config.log_with:
+            self.accelerator.log(measured | {"images_per_second": rate}, step=step)
+
+    def sampler(self) -> Sampler:
+        players, teacher = self.players, self.teacher
+        network = teacher.network(players.ema, self.config.dtype)
+        return Sampler("student", "student", network, self.chain, players.ema_scale, teacher.shape, teacher.label_count, "")
+
+    def evaluate(self, step: int) -> None:
+        """Judge the averaged student by its distance to the reference; export it if it is the best so far."""
+        detector, reference = self.judge
+        count = self.config.eval_count
+        seeds = range(EVAL_SEED, EVAL_SEED + count)
+        batches = list(draw(self.sampler(), seeds, min(count, 256), self.players.log_scale.device))
+        save_grid(torch.cat(batches)[:GRID_COUNT], self.out / "eval" / f"step-{step:06d}.png")
+        moments, _ = moments_of(batches, detector)
+        found = {"step": step, "distance": frechet_distance(moments, reference.moments), "count": count, "detector": detector.stamp}
+        with writing(self.out):
+            append(self.out / "evaluations.jsonl", found)
+        if self.config.log_with:
+            self.accelerator.log({"distance": found["distance"]}, step=step)
+        best = self.state["best"]
+        say(f"step {step}: distance {found['distance']:.2f} ({count} images)" + (f", best {best['distance']:.2f}" if best else ""))
+        if best is None or found["distance"] < best["distance"] or best["detector"] != detector.stamp:
+            self.state["best"] = found
+            self.state["seconds"] = self.seconds()
+            self.export()
+
+    def save(self, step: int) -> None:
+        """A checkpoint, and the export: of the last average where nothing judges it."""
+        self.state["seconds"] = self.seconds()
+        if self.writes:
+            save_checkpoint(self.out / "checkpoint", self.state["round"], snapshot(self.players), self.state)
+            if self.state["best"] is None:
+                self.export()
+            else:
+                write_text(self.out / "hsivi.json", json.dumps({"format": 1} | self.info(), indent=1) + "\n")
+        self.accelerator.wait_for_everyone()
+
+    def export(self) -> None:
+        nfe, info = self.config.nfe, self.info()
+        scales = {nfe: self.players.ema_scale}
+        card = model_card(self.teacher, self.config, info, self.out)
+        save_student(self.out, self.players.ema, self.teacher.scheduler, {nfe: self.chain}, scales, info, card)
+
+    def leave(self, signal_number: int, step: int) -> None:
+        """Say how to go on; exit as the shell expects after a signal."""
+        if self.writes:
+            say(f"stopped and saved at step {step} of {self.config.steps}; to go on, type the same line again:\n  {command_line()}")
+        if signal_number:
+            sys.exit(128 + signal_number)
+
+    def close(self, step: int) -> None:
+        if self.config.log_with:
+            self.accelerator.end_training()
+        if self.writes:
+            best = self.state["best"]
+            measured = f", best distance {best['distance']:.2f} at step {best['step']}" if best else ""
+            say(f"{self.out}: a student of {self.config.nfe} calls, {step} steps, {self.state['seconds'] / 60:.1f} minutes{measured}")
+
+
+def append(path: Path, row: dict) -> None:
+    with open(path, "a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def say(text: str) -> None:
+    tqdm.write(text, file=sys.stderr)
+
+
+def command_line() -> str:
+    """What was typed, to type again."""
+    return shlex.join(["hsivi", *sys.argv[1:]])
+
+
+def model_card(teacher: Teacher, config: TrainConfig, info: dict, out: Path) -> str:
+    """The student's README.md."""
+    best = info["best"]
+    measured = "No distance was measured in training (`--reference` measures it)."
+    if best:
+        measured = (
+            f"In training, {best['count']} images of the averaged student were at a Fréchet distance of {best['distance']:.2f} from "
+            f"`{config.reference}` (detector: {best['detector']}), the best of all evaluations, at step {best['step']}. "
+            "A number chosen as the best of several is a little low; measure it anew with `hsivi fid`."
+        )
+    settings = "\n".join(f"| {key} | {value} |" for key, value in asdict(config).items() if value is not None)
+    return f"""---
+library_name: diffusers
+tags: [hsivi, diffusion-distillation]
+---
+# A sampler of {config.nfe} network calls
+
+Distilled without data from {teacher.name} (weights {teacher.digest}) by hsivi {info["hsivi"]}: {info["step"]} student updates,
+{info["seconds"] / 60:.1f} minutes.
+
+```python
+from hsivi_cli.student import HSIVIPipeline
+images = HSIVIPipeline.from_pretrained("{out}")(batch_size=16, num_inference_steps={config.nfe}).images
+```
+
+or `hsivi sample {out} --nfe {config.nfe} --count 16 --grid grid.png`.
+
+{measured}
+
+| setting | value |
+|---|---|
+{settings}
+"""
