@@ -160,6 +160,21 @@ def test_unreadable_images_are_named(tmp_path):
             read_folder(tmp_path)
 
 
+def test_a_png_with_any_one_byte_broken_is_read_or_refused(tmp_path):
+    save_png(random_images(1, height=4, width=4), [0], tmp_path)
+    whole = (tmp_path / "00000.png").read_bytes()
+    refused = 0
+    for position in range(len(whole)):
+        for value in (0, 255):
+            broken = whole[:position] + bytes([value]) + whole[position + 1 :]
+            (tmp_path / "00000.png").write_bytes(broken)
+            try:
+                read_folder(tmp_path)
+            except HsiviError as error:
+                refused += "00000.png: " in str(error)
+    assert refused > len(whole)  # anything else than HsiviError has ended the test
+
+
 def test_empty_and_missing_folders_are_refused(tmp_path):
     with pytest.raises(HsiviError, match="no image in this folder"):
         open_images(tmp_path)
