@@ -119,7 +119,7 @@ def grid(kind: str, nfe: int, table: Tensor, top: int | None = None) -> list[int
             top = min(last, max(nfe, int(torch.searchsorted(noise_to_signal(table), ratio))))
         depth = (-table.log()).sqrt()
         times = nearest(depth, depth[top] * share**1.2)
-    times = times.round().long().clamp(max=last)
+    times = torch.minimum(times.round().long(), torch.arange(last - nfe, last + 1))  # room for the times above
     times[0] = 0
     for k in range(1, nfe + 1):  # short schedules: keep neighbours apart
         times[k] = max(times[k], times[k - 1] + 1)

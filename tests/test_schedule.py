@@ -121,11 +121,20 @@ def test_the_auto_grid_ends_at_the_schedules_end_where_the_rule_asks_for_more():
 
 
 @pytest.mark.parametrize("kind", ["quad", "uniform", "log-snr", "auto"])
-@pytest.mark.parametrize(("count", "nfe"), [(1000, 1), (1000, 15), (100, 8), (40, 8)])
+@pytest.mark.parametrize(("count", "nfe"), [(1000, 1), (1000, 15), (100, 8), (20, 15), (10, 9)])
 def test_grids_rise_strictly_from_0_whatever_the_schedules_length(kind, count, nfe):
     # betas that reach the same noise in fewer times
     times = grid(kind, nfe, linear_table(count, 1e-4 * 1000 / count, min(0.9, 0.02 * 1000 / count)))
     assert len(times) == nfe + 1 and times[0] == 0 and times[-1] <= count - 1
+    assert all(low < high for low, high in pairwise(times))
+
+
+def test_a_log_snr_grid_keeps_its_times_apart_at_a_cosine_schedules_steep_end():
+    from diffusers import DDPMScheduler
+
+    table = DDPMScheduler(beta_schedule="squaredcos_cap_v2").alphas_cumprod.double()
+    times = grid("log-snr", 12, table)
+    assert times[0] == 0 and times[-1] == 999
     assert all(low < high for low, high in pairwise(times))
 
 
