@@ -174,7 +174,7 @@ def load_schedule(file: Path, name: str) -> tuple[DDPMScheduler, Tensor]:
     except (NotImplementedError, TypeError, ValueError) as error:
         raise HsiviError(f"{file} describes no schedule: {error}") from error
     table = scheduler.alphas_cumprod.double()
-    if config.get("rescale_betas_zero_snr") or table[-1] < 1e-8:
+    if config.get("rescale_betas_zero_snr") or table[-1] < 1e-12:  # cosine betas end at 2e-9
         raise HsiviError(f"{name} has a schedule with zero terminal SNR, where eps says nothing about x0; such teachers are not supported")
     return scheduler, table
 
@@ -262,6 +262,8 @@ def multistep(family: str, spacing: str, nfe: int, schedule_config) -> object:
         options["timestep_spacing"] = spacing
     made = getattr(diffusers, kind)(**options)
     made.set_timesteps(nfe)
+    if len(made.timesteps.unique()) < nfe:  # diffusers then fails with an IndexError, or walks wrongly
+        raise HsiviError(f"{family}-{spacing} visits a time twice in {nfe} calls on this schedule; ask for fewer, or another spacing")
     return made
 
 
