@@ -106,8 +106,8 @@ PRESETS = {
 class FidConfig:
     """`hsivi fid A B`: the distance between two sets of images.
 
-    Each is a folder, an .npz file of images or of statistics, a run or teacher directory, or a
-    data set by name.
+    Each is a folder, an .npz file of images or of statistics, a run directory, or a data set by
+    name.
     """
 
     a: str
@@ -125,9 +125,9 @@ class FidConfig:
     json: bool = option(False, "print one JSON object")
     data_root: str | None = option(None, "where torchvision's data sets lie; default: data")
     nfe: int | None = option(
-        None, "calls per image of a run or teacher; default: what the run was trained for"
+        None, "calls per image of a run; default: what it was trained for"
     )
-    count: int = option(5000, "images drawn from a run or teacher; of files, all are used")
+    count: int = option(5000, "images drawn from a run; of files, all are used")
     seed: int = option(0, "seed of the first image drawn, and of KID's subsets")
     batch_size: int = option(256, "images per batch")
     device: str | None = option(
@@ -153,3 +153,34 @@ class SampleConfig:
     revision: str | None = option(None, "a hub teacher's revision")
     variant: str | None = option(None, "a teacher's weights variant, such as fp16 or ema")
     subfolder: str | None = option(None, "a folder within the teacher's")
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """`hsivi compare`: students, the best solvers and the teacher at equal calls, seeds and noises, judged by one distance."""
+
+    sources: tuple[str, ...]
+    nfe: str | None = option(None, "numbers of calls, such as 2,4,8; default: those the runs were trained for")
+    reference: str | None = option(None, "statistics, images or data set to measure from; default: the embedded teacher's, for it and its students")
+    solvers: str = option(
+        "ddim,dpm++2,dpm++3,unipc,deis,ipndm",
+        "solvers to compare with, each at its best spacing, or at the one named (dpm++3-lu); none for no solver",
+    )
+    teacher_calls: str = option("0", "also draw the teacher's own images with this many calls; 0 does not")
+    teacher_solver: str = option("dpm++2-linspace", "the solver of --teacher-calls")
+    count: int = option(5000, "images of every row")
+    tune_count: int = option(1000, "images by which a solver's best spacing is chosen")
+    seed: int = option(0, "seed of the first image; the same noises for every row")
+    repeats: int = option(1, "measure every row this often, on other seeds: the distance is their mean, the range is kept")
+    detector: str | None = option(None, "feature network; default: the reference's own")
+    detector_weights: str | None = option(None, "weights file of the Inception network")
+    data_root: str | None = option(None, "where torchvision's data sets lie; default: data")
+    recorded: bool = option(False, "add the slow rows that were measured before, where the teacher is the embedded one")
+    batch_size: int = option(250, "images per batch")
+    dtype: str = option("float32", "the networks' precision", choices=("float32", "bfloat16"))
+    device: str | None = option(None, "cuda, cuda:1, cpu, ...; the default is CUDA where there is one")
+    json: str | None = option(None, "write all rows to this file")
+    plot: str | None = option(None, "draw distance by calls into this PNG file")
+    grids: str | None = option(None, "save a grid of each row's first images, equal seeds, into this folder")
+    html: str | None = option(None, "write one self-contained page with the table, the plot and the grids")
+    cache: str | None = option(None, "where what was drawn before is kept; default: $HSIVI_CACHE or ~/.cache/hsivi")

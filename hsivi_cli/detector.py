@@ -430,7 +430,12 @@ def statistics_of(
 
     A file of another detector is refused; one that does not tell its detector is believed.
     """
-    if kind_of(source) == "statistics":
+    kind = kind_of(source)
+    if kind == "network":
+        raise HsiviError(
+            f"{source}: a run or pipeline holds no images; give a folder that `hsivi sample` wrote"
+        )
+    if kind == "statistics":
         statistics = load_statistics(source)
         check_stamps((source, statistics.stamp), ("--detector", detector.stamp))
         if len(statistics.moments.mean) != detector.feature_dim:

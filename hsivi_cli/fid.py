@@ -30,6 +30,7 @@ from .detector import (
     save_statistics,
     statistics_of,
 )
+from .device import pick_device
 from .frechet import frechet_distance, kernel_distance, precision_recall
 
 FULL_COUNT = 50_000  # images from which on a distance may be called FID
@@ -44,6 +45,9 @@ def run(config: FidConfig) -> None:
             "nothing to compare with: give a second set (folder, .npz, run or data set), "
             "or --save-stats FILE"
         )
+    for option, value, least in (("count", config.count, 2), ("batch-size", config.batch_size, 1)):
+        if value < least:
+            raise HsiviError(f"--{option} {value} must be at least {least}")
     sources = [source for source in (config.a, config.b) if source is not None]
     detector = _detector(config, sources)
     a = _statistics(config.a, detector, config)
@@ -123,7 +127,7 @@ def _detector(config: FidConfig, sources: list[str]) -> Detector | None:
     if config.detector is None and all(kind_of(source) == "statistics" for source in sources):
         return None
     weights = None if config.detector_weights is None else Path(config.detector_weights)
-    return detector_for(sources, config.detector, weights, _device(config))
+    return detector_for(sources, config.detector, weights, pick_device(config.device))
 
 
 def _statistics(source: str, detector: Detector | None, config: FidConfig) -> Statistics:
@@ -138,7 +142,7 @@ def _statistics(source: str, detector: Detector | None, config: FidConfig) -> St
         seeds = range(config.seed, config.seed + config.count)
         count = config.count
         batches = draw.images_of(
-            Path(source), config.nfe, seeds, config.batch_size, _device(config)
+            Path(source), config.nfe, seeds, config.batch_size, pick_device(config.device)
         )
     else:
         count, batches = image_batches(source, config.data_root, config.batch_size)
@@ -183,7 +187,3 @@ def _warn(source: str, statistics: Statistics) -> None:
             f"singular and the distance far too large; use many more than {width} images, or --kid",
             file=sys.stderr,
         )
-
-
-def _device(config: FidConfig) -> str:
-    return config.device or ("cuda" if torch.cuda.is_available() else "cpu")

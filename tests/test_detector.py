@@ -362,3 +362,9 @@ def test_statistics_of_another_detector_are_refused_with_both_names(tmp_path):
     with pytest.raises(HsiviError, match=r"wide\.npz: 7 features, but .* has 5"):
         statistics_of(tmp_path / "wide.npz", detector)
     check_stamps(("a", None), ("b", "any"))  # what does not tell is believed
+
+
+def test_a_run_is_no_set_of_images(tmp_path):
+    write_detector(tmp_path / "d")  # a network's directory, as a run is
+    with pytest.raises(HsiviError, match="a run or pipeline holds no images; give a folder"):
+        statistics_of(tmp_path / "d", load_detector(str(tmp_path / "d")))
