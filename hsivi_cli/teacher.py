@@ -248,14 +248,15 @@ def solver(name: str, nfe: int, scheduler: DDPMScheduler, table: Tensor) -> Chai
         alpha_bar = torch.cat([torch.ones(1).double(), table[time]])
         make = chains.ddim_chain if family == "ddim" else chains.ipndm_chain
         return make([-1, *time], alpha_bar)
-    return chains.solver_chain(multistep(family, spacing, nfe, scheduler.config))
+    return chains.solver_chain(multistep(family, spacing, nfe, scheduler))
 
 
-def multistep(family: str, spacing: str, nfe: int, schedule_config) -> object:
+def multistep(family: str, spacing: str, nfe: int, scheduler: DDPMScheduler) -> object:
     """The diffusers scheduler of a solver, its timesteps set, fed with eps."""
     kind, options, _ = MULTISTEP[family]
-    names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
-    options = options | {key: schedule_config[key] for key in names} | {"prediction_type": "epsilon"}
+    config = {key: scheduler.config[key] for key in ("num_train_timesteps", "beta_schedule")}
+    # the betas themselves, as not every solver knows every schedule by name
+    options = options | config | {"trained_betas": scheduler.betas.tolist(), "prediction_type": "epsilon"}
     if spacing in ("lu", "karras"):
         options["use_lu_lambdas" if spacing == "lu" else "use_karras_sigmas"] = True
     else:
