@@ -12,6 +12,12 @@ import pytest
 import torch
 
 
+def pytest_configure(config):
+    # diffusers' multistep schedulers hand NumPy 2 their tensors; not ours to mend
+    for message in ("__array__ implementation doesn't accept a copy", "__array_wrap__ must accept"):
+        config.addinivalue_line("filterwarnings", f"ignore:{message}:DeprecationWarning")
+
+
 def gauss_hermite(count, dimensions=1):
     """Nodes [N, dimensions] and weights [N] of E[f(z)], z ~ N(0, I).
 
