@@ -32,6 +32,7 @@ def writing(path: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file or folder beside `path` that takes its place when the block succeeds, and is removed when it fails."""
+    path = Path(path)
     temporary = path.parent / f".{path.name}.{os.getpid()}.tmp{path.suffix}"
     try:
         with writing(path):

@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 
 from . import __version__
-from .config import PRESETS, FidConfig, HsiviError, SampleConfig, TrainConfig
+from .config import PRESETS, CompareConfig, FidConfig, HsiviError, SampleConfig, TrainConfig
 
 
 def options_of(config: type):
@@ -148,3 +148,19 @@ def fid(**given) -> None:
     Each is a folder of images, an .npz of images or statistics, a run, or a data set such as cifar10-train.
     """
     verb("fid").run(FidConfig(**given))
+
+
+@main.command()
+@click.argument("sources", nargs=-1, required=True, metavar="RUN|TEACHER ...")
+@options_of(CompareConfig)
+def compare(**given) -> None:
+    """Students, tuned solvers and the teacher at equal calls, seeds and noises: who wins, and by how much."""
+    verb("compare").run(CompareConfig(**given))
+
+
+@main.command()
+@click.argument("path", required=False)
+@click.option("--json", "as_json", is_flag=True, help="print one JSON object")
+def info(path, as_json) -> None:
+    """What a run, a teacher or a statistics file is; without PATH, the embedded teacher."""
+    verb("info").run(path, as_json)

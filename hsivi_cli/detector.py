@@ -26,9 +26,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from .checkpoint import replacing
 from .config import HsiviError, weights_folder
 from .frechet import Moments, MomentSum
-from .images import DATASET_NAMES, dataset_images, open_images, open_npz, replacing
+from .images import DATASET_NAMES, dataset_images, open_images, open_npz
 
 EMBEDDED = "fashion-mnist"
 INCEPTION = "inception-pool3"

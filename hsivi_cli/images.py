@@ -7,8 +7,8 @@ and then moved, so that a file that exists is whole.
 
 from __future__ import annotations
 
+import io
 import math
-import os
 import re
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .checkpoint import replacing
 from .config import HsiviError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -198,8 +199,9 @@ def save_npz(images: Tensor, path: Path) -> None:
         np.savez(file, images=images.cpu().numpy())
 
 
-def save_grid(images: Tensor, path: Path, columns: int | None = None) -> None:
-    """One PNG that shows all images, row by row; by default about as many columns as rows."""
+def grid_of(images: Tensor, columns: int | None = None) -> Tensor:
+    """One image [H, W, C] that shows all images, row by row; by default about as many columns as
+    rows."""
     count, height, width, channels = images.shape
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
@@ -209,26 +211,22 @@ def save_grid(images: Tensor, path: Path, columns: int | None = None) -> None:
     for index, image in enumerate(images.cpu()):
         top, left = index // columns * step_down, index % columns * step_right
         sheet[top : top + height, left : left + width] = image
+    return sheet
+
+
+def grid_png(images: Tensor, columns: int | None = None) -> bytes:
+    """`grid_of` as the bytes of a PNG."""
+    buffer = io.BytesIO()
+    _picture(grid_of(images, columns)).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def save_grid(images: Tensor, path: Path, columns: int | None = None) -> None:
+    """`grid_of` as a PNG file."""
     with replacing(path) as temporary:
-        _picture(sheet).save(temporary, format="PNG")
+        temporary.write_bytes(grid_png(images, columns))
 
 
 def _picture(image: Tensor) -> Image.Image:
     array = image.cpu().numpy()
     return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` to write to; it becomes `path` in one move, or leaves no
-    trace on an error."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise HsiviError(f"{path}: could not be written ({error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,0 +1,266 @@
+"""`hsivi compare`: students, tuned solvers and the teacher on the same seeds and noises, judged by one distance.
+
+Every row is a Sampler (draw.py), so solver, student and teacher share the sampling code. What was drawn is cached by content:
+weights, chain, seeds, detector; a second run draws only what is new.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from . import report
+from .chain import Chain
+from .checkpoint import replacing, write_text
+from .config import CompareConfig, HsiviError, weights_folder
+from .detector import Detector, Statistics, detector_for, load_statistics, moments_of, save_statistics, statistics_of
+from .device import pick_device
+from .draw import Sampler, draw, solver_sampler, student_sampler
+from .frechet import frechet_distance, precision_recall
+from .images import save_grid
+from .student import Student, is_student, load_student
+from .teacher import SOLVERS, Teacher, load_teacher, solver_names
+
+RECALL_COUNT = 2000  # features of each side for precision and recall: their cost grows with its square
+GRID_COUNT = 36
+
+
+def run(config: CompareConfig) -> None:
+    """Measure what is asked for; print the table and who wins; write the files asked for."""
+    device = pick_device(config.device)
+    students, teacher = open_sources(config, device)
+    budgets = parse_budgets(config, students)
+    reference_path = config.reference or embedded_reference(teacher)
+    weights = Path(config.detector_weights) if config.detector_weights else None
+    detector = detector_for([reference_path], config.detector, weights, device)
+    reference = statistics_of(reference_path, detector, config.data_root, keep_features=True)
+    ruler = Ruler(config, detector, reference, device)
+
+    samplers = []
+    for nfe in budgets:
+        samplers += [student_sampler(s, nfe, config.dtype) for s in students if nfe in s.chains]
+        samplers += [tuned(family, nfe, teacher, ruler) for family in parse_solvers(config) if teacher]
+    for calls in parse_numbers(config.teacher_calls, "--teacher-calls", least=0):
+        if calls and teacher:
+            samplers.append(solver_sampler(teacher, config.teacher_solver, calls, "teacher", config.dtype))
+    rows = [ruler.measure(sampler) for sampler in samplers]
+    if config.recorded:
+        rows += recorded_rows(teacher, {(row["name"], row["nfe"]) for row in rows})
+    if not rows:
+        raise HsiviError("nothing to compare: name runs, numbers of calls they were trained for, or solvers")
+    print(report.table(rows))
+    print()
+    print("\n".join(report.verdicts(rows)))
+    write_files(config, rows, samplers, ruler, reference_path)
+
+
+def write_files(config: CompareConfig, rows: list[dict], samplers: list[Sampler], ruler: Ruler, reference: str) -> None:
+    about = {
+        "reference": f"{Path(reference).name} ({ruler.reference.moments.count or 'unknown number of'} images)",
+        "detector": ruler.detector.stamp,
+        "images per row": f"{config.count}, seeds from {config.seed}, measured {config.repeats} time(s)",
+        "spacing": f"each solver at the spacing best on {config.tune_count} images",
+    }
+    if config.json:
+        write_text(Path(config.json), json.dumps({"rows": rows, "about": about}, indent=1) + "\n")
+    if config.plot:
+        with replacing(Path(config.plot)) as temporary:
+            temporary.write_bytes(report.plot_png(rows))
+    if config.grids or config.html:
+        grids = {f"{s.name}, {s.nfe} calls": ruler.first_images(s) for s in samplers}
+        for title, images in grids.items() if config.grids else ():
+            save_grid(images, Path(config.grids) / (title.replace("/", "_").replace(", ", "-").replace(" ", "-") + ".png"))
+        if config.html:
+            write_text(Path(config.html), report.page(rows, grids, about))
+
+
+# ---- what is compared ------------------------------------------------------------------------------------------------
+
+
+def open_sources(config: CompareConfig, device: torch.device) -> tuple[list[Student], Teacher | None]:
+    """The students named, and the one teacher that they and the solvers share.
+
+    Students of different teachers are compared with one another through the reference alone; then there are no solvers.
+    """
+    students = [load_student(path, device) for path in config.sources if is_student(path)]
+    teachers = [load_teacher(path, device) for path in config.sources if not is_student(path)]
+    if len({teacher.digest for teacher in teachers}) > 1:
+        raise HsiviError("one teacher at a time: solvers are compared on the same weights")
+    digests = {student.info["teacher"]["digest"] for student in students}
+    if not teachers and len(digests) == 1:
+        teachers = find_teacher(students[0], device)
+    if len(digests) > 1 or (teachers and digests - {teachers[0].digest}):
+        names = ", ".join(f"{s.name} (of {s.info['teacher']['name']})" for s in students)
+        print(f"warning: students of different teachers: {names}. They are compared through the reference alone", file=sys.stderr)
+        if len(digests) > 1 and not any(not is_student(path) for path in config.sources):
+            return students, None
+    return students, teachers[0] if teachers else None
+
+
+def find_teacher(student: Student, device: torch.device) -> list[Teacher]:
+    """A student's own teacher, if it is still where it was and has the same weights."""
+    told = student.info["teacher"]
+    for source in (None, told["name"]):
+        try:
+            teacher = load_teacher(source, device)
+        except HsiviError:
+            continue
+        if teacher.digest == told["digest"]:
+            return [teacher]
+    print(f"warning: the teacher of {student.name} ({told['name']}) is not here: no solvers; name it to have them", file=sys.stderr)
+    return []
+
+
+def embedded_reference(teacher: Teacher | None) -> str:
+    embedded = load_teacher()
+    if teacher is None or teacher.digest != embedded.digest:
+        raise HsiviError("--reference is needed: only the embedded teacher and its students have one of their own")
+    return str(weights_folder() / "reference.npz")
+
+
+def parse_numbers(text: str, flag: str, least: int = 1) -> list[int]:
+    words = text.split(",")
+    if not all(word.strip().isdigit() and int(word) >= least for word in words):
+        raise HsiviError(f"{flag} {text} must be whole numbers from {least} up, separated by commas")
+    return [int(word) for word in words]
+
+
+def parse_budgets(config: CompareConfig, students: list[Student]) -> list[int]:
+    has = sorted({nfe for student in students for nfe in student.chains})
+    if config.nfe is None and not has:
+        raise HsiviError("--nfe is needed where no student says how many calls it takes")
+    budgets = has if config.nfe is None else parse_numbers(config.nfe, "--nfe")
+    for student in students:
+        if not set(budgets) & set(student.chains):
+            student.budget(budgets[0])  # says which it has
+    return budgets
+
+
+def parse_solvers(config: CompareConfig) -> list[str]:
+    names = [] if config.solvers == "none" else config.solvers.split(",")
+    known = {*SOLVERS, *solver_names()}
+    for name in names:
+        if name not in known:
+            raise HsiviError(f"there is no solver {name!r}; solvers are {', '.join(SOLVERS)}, also with a spacing as in dpm++3-lu")
+    return names
+
+
+def tuned(name: str, nfe: int, teacher: Teacher, ruler: Ruler) -> Sampler:
+    """A solver on the teacher: the one named, or a family's best spacing, by a distance over fewer images."""
+    config = ruler.config
+    if name not in SOLVERS:
+        return solver_sampler(teacher, name, nfe, dtype=config.dtype)
+    candidates, seen = [], set()
+    for spaced in solver_names((name,)):
+        sampler = solver_sampler(teacher, spaced, nfe, dtype=config.dtype)
+        if chain_digest(sampler.chain) not in seen:
+            seen.add(chain_digest(sampler.chain))
+            candidates.append(sampler)
+    tuning = min(config.tune_count, config.count)
+    return min(candidates, key=lambda sampler: ruler.distance(sampler, config.seed, tuning)[0])
+
+
+def recorded_rows(teacher: Teacher | None, have: set[tuple[str, int]]) -> list[dict]:
+    """Rows of weights/recorded.json, each with the command that made it, if they are of this teacher."""
+    file = weights_folder() / "recorded.json"
+    known = json.loads(file.read_text())
+    if teacher is None or known["teacher"] != teacher.digest:
+        raise HsiviError("--recorded holds rows of the embedded teacher, which is not the one compared here: leave it out")
+    return [row | {"how": "recorded"} for row in known["rows"] if (row["name"], row["nfe"]) not in have]
+
+
+# ---- measuring -------------------------------------------------------------------------------------------------------
+
+
+def chain_digest(chain: Chain) -> str:
+    return hashlib.sha256(b"".join(getattr(chain, f.name).numpy().tobytes() for f in fields(Chain))).hexdigest()
+
+
+class Ruler:
+    """Draws samplers and measures how far they are from the reference, remembering what was drawn."""
+
+    def __init__(self, config: CompareConfig, detector: Detector, reference: Statistics, device: torch.device):
+        self.config, self.detector, self.reference, self.device = config, detector, reference, device
+        self.cache = Path(config.cache or os.environ.get("HSIVI_CACHE") or Path.home() / ".cache" / "hsivi")
+
+    def measure(self, sampler: Sampler) -> dict:
+        """A row: the mean over repeats, on seeds that do not overlap."""
+        config, distances, seconds, shares = self.config, [], [], []
+        for repeat in range(config.repeats):
+            distance, spent, statistics = self.distance(sampler, config.seed + repeat * config.count, config.count)
+            distances.append(distance)
+            seconds.append(spent)
+            if self.reference.features is not None:
+                real = self.reference.features[:RECALL_COUNT].to(self.device)
+                shares.append(precision_recall(real, statistics.features[:RECALL_COUNT].to(self.device)))
+        precision, recall = (sum(part) / len(shares) for part in zip(*shares, strict=True)) if shares else (None, None)
+        return {
+            "name": sampler.name,
+            "kind": sampler.kind,
+            "nfe": sampler.nfe,
+            "distance": sum(distances) / len(distances),
+            "distances": distances,
+            "precision": precision,
+            "recall": recall,
+            "count": config.count,
+            "seconds": sum(seconds) / len(seconds),
+            "how": "measured",
+        }
+
+    def distance(self, sampler: Sampler, seed: int, count: int) -> tuple[float, float, Statistics]:
+        """The distance of images of seeds seed.. to the reference, the seconds that drawing took, and the images' statistics."""
+        statistics, seconds = self.statistics(sampler, seed, count)
+        return frechet_distance(statistics.moments, self.reference.moments), seconds, statistics
+
+    def statistics(self, sampler: Sampler, seed: int, count: int) -> tuple[Statistics, float]:
+        key = {
+            "network": sampler.digest,
+            "chain": chain_digest(sampler.chain),
+            "log_scale": hashlib.sha256(sampler.log_scale.detach().cpu().numpy().tobytes()).hexdigest(),
+            "seeds": [seed, count],
+            "dtype": self.config.dtype,
+            "batch_size": self.config.batch_size,
+            "detector": self.detector.stamp,
+        }
+        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+        file, note = self.cache / f"{name}.npz", self.cache / f"{name}.json"
+        if file.exists() and note.exists():
+            return load_statistics(file), json.loads(note.read_text())["seconds"]
+        clock = Clock()
+        seeds = range(seed, seed + count)
+        with tqdm(total=count, unit=" images", desc=f"{sampler.name}, {sampler.nfe} calls", disable=None, leave=False) as bar:
+            batches = clock.time(draw(sampler, seeds, min(count, self.config.batch_size), self.device), bar)
+            moments, features = moments_of(batches, self.detector, keep_features=True)
+        statistics = Statistics(moments, self.detector.stamp, features[:RECALL_COUNT])
+        save_statistics(file, statistics)
+        write_text(note, json.dumps(key | {"name": sampler.name, "seconds": clock.seconds}) + "\n")
+        return statistics, clock.seconds
+
+    def first_images(self, sampler: Sampler) -> Tensor:
+        seeds = range(self.config.seed, self.config.seed + GRID_COUNT)
+        return torch.cat(list(draw(sampler, seeds, GRID_COUNT, self.device)))
+
+
+class Clock:
+    """Seconds spent inside an iterator."""
+
+    seconds = 0.0
+
+    def time(self, batches, bar):
+        while True:
+            begin = time.perf_counter()
+            images = next(batches, None)
+            self.seconds += time.perf_counter() - begin
+            if images is None:
+                return
+            bar.update(len(images))
+            yield images
