@@ -21,7 +21,7 @@ from tqdm import tqdm
 from . import report
 from .chain import Chain
 from .checkpoint import replacing, write_text
-from .config import CompareConfig, HsiviError, weights_folder
+from .config import CompareConfig, HsiviError, command_line, embedded, weights_folder
 from .detector import Detector, Statistics, detector_for, load_statistics, moments_of, save_statistics, statistics_of
 from .device import pick_device
 from .draw import Sampler, draw, solver_sampler, student_sampler
@@ -39,7 +39,7 @@ def run(config: CompareConfig) -> None:
     device = pick_device(config.device)
     students, teacher = open_sources(config, device)
     budgets = parse_budgets(config, students)
-    reference_path = config.reference or embedded_reference(teacher)
+    reference_path = str(embedded(config.reference)) if config.reference else embedded_reference(teacher)
     weights = Path(config.detector_weights) if config.detector_weights else None
     detector = detector_for([reference_path], config.detector, weights, device)
     reference = statistics_of(reference_path, detector, config.data_root, keep_features=True)
@@ -68,6 +68,7 @@ def write_files(config: CompareConfig, rows: list[dict], samplers: list[Sampler]
         "reference": f"{Path(reference).name} ({ruler.reference.moments.count or 'unknown number of'} images)",
         "detector": ruler.detector.stamp,
         "images per row": f"{config.count}, seeds from {config.seed}, measured {config.repeats} time(s)",
+        "command": command_line(),
         "spacing": f"each solver at the spacing best on {config.tune_count} images",
     }
     if config.json:
@@ -109,7 +110,7 @@ def open_sources(config: CompareConfig, device: torch.device) -> tuple[list[Stud
 def find_teacher(student: Student, device: torch.device) -> list[Teacher]:
     """A student's own teacher, if it is still where it was and has the same weights."""
     told = student.info["teacher"]
-    for source in (None, told["name"]):
+    for source in (told["name"], None):
         try:
             teacher = load_teacher(source, device)
         except HsiviError:
@@ -121,8 +122,7 @@ def find_teacher(student: Student, device: torch.device) -> list[Teacher]:
 
 
 def embedded_reference(teacher: Teacher | None) -> str:
-    embedded = load_teacher()
-    if teacher is None or teacher.digest != embedded.digest:
+    if teacher is None or teacher.digest != load_teacher().digest:
         raise HsiviError("--reference is needed: only the embedded teacher and its students have one of their own")
     return str(weights_folder() / "reference.npz")
 

@@ -6,6 +6,8 @@ explanation stand here and nowhere else. Nothing here imports torch, so that `hs
 
 from __future__ import annotations
 
+import shlex
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +20,17 @@ def weights_folder() -> Path:
     """The embedded teacher, detector, reference and students: beside the package in a wheel, above it in a checkout."""
     inside = Path(__file__).parent / "weights"
     return inside if inside.is_dir() else Path(__file__).parent.parent / "weights"
+
+
+def embedded(source: str | Path) -> Path:
+    """A path, where "embedded:students/4" and the like name what comes with the package."""
+    text = str(source)
+    return weights_folder() / text.removeprefix("embedded:") if text.startswith("embedded:") else Path(source)
+
+
+def command_line() -> str:
+    """What was typed, to type again."""
+    return shlex.join(["hsivi", *sys.argv[1:]])
 
 
 def option(default, help: str, **extra):

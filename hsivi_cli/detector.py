@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .checkpoint import replacing
-from .config import HsiviError, weights_folder
+from .config import HsiviError, embedded, weights_folder
 from .frechet import Moments, MomentSum
 from .images import DATASET_NAMES, dataset_images, open_images, open_npz
 
@@ -369,7 +369,7 @@ def kind_of(source: str | Path) -> str:
 
     "network" is a directory of a run or of a pipeline, whose images have yet to be drawn.
     """
-    path = Path(source)
+    path = embedded(source)
     if str(source) in DATASET_NAMES:
         return "data set"
     if path.is_file():

@@ -11,13 +11,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .config import FidConfig, HsiviError
+from .config import FidConfig, HsiviError, embedded
 from .detector import (
     Detector,
     Statistics,
@@ -48,6 +49,7 @@ def run(config: FidConfig) -> None:
     for option, value, least in (("count", config.count, 2), ("batch-size", config.batch_size, 1)):
         if value < least:
             raise HsiviError(f"--{option} {value} must be at least {least}")
+    config = replace(config, a=str(embedded(config.a)), b=config.b and str(embedded(config.b)))
     sources = [source for source in (config.a, config.b) if source is not None]
     detector = _detector(config, sources)
     a = _statistics(config.a, detector, config)

@@ -18,7 +18,7 @@ from torch import Tensor
 from . import chain as chains
 from .chain import Chain
 from .checkpoint import read_tensors, write_tensors, write_text, writing
-from .config import HsiviError
+from .config import HsiviError, embedded
 from .teacher import Teacher, eps_network, load_teacher, read_json
 
 FORMAT = 1
@@ -52,11 +52,11 @@ class Student:
 
 
 def is_student(path: str | Path) -> bool:
-    return (Path(path) / "hsivi.json").is_file()
+    return (embedded(path) / "hsivi.json").is_file()
 
 
 def load_student(path: str | Path, device: str | torch.device = "cpu") -> Student:
-    folder = Path(path)
+    folder = embedded(path)
     if not is_student(folder):
         raise HsiviError(f"{path} is no student: hsivi.json is missing (a run's folder is what `hsivi train --out` wrote)")
     info = read_json(folder / "hsivi.json")

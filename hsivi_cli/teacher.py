@@ -24,7 +24,7 @@ from torch import Tensor
 from . import chain as chains
 from . import schedule
 from .chain import Chain, Network
-from .config import HsiviError, weights_folder
+from .config import HsiviError, embedded
 
 PIPELINES = ("DDPMPipeline", "DDIMPipeline", "HSIVIPipeline")
 SCHEDULERS = tuple(
@@ -95,8 +95,8 @@ def load_teacher(
     The directory is a DDPM or DDIM pipeline, or a bare UNet2DModel with its scheduler_config.json beside it or in scheduler/.
     Raises HsiviError for anything else, naming what was found.
     """
-    name = source or "embedded Fashion-MNIST teacher"
-    folder = find_folder(source, revision, subfolder) if source else weights_folder() / "teacher"
+    name = source or "embedded:teacher"
+    folder = find_folder(name, revision, subfolder)
     unet_folder, scheduler_file = folder, folder / "scheduler" / "scheduler_config.json"
     if (folder / "model_index.json").exists():
         index = read_json(folder / "model_index.json")
@@ -132,9 +132,9 @@ def load_teacher(
 
 def find_folder(source: str, revision: str | None, subfolder: str | None) -> Path:
     """The local folder of a teacher: itself, or the hub's snapshot of the files that a teacher can need."""
-    path = Path(source)
+    path = embedded(source)
     if not path.is_dir():
-        if path.exists() or source.startswith((".", "/", "~")) or source.count("/") != 1:
+        if path.exists() or source.startswith((".", "/", "~", "embedded:")) or source.count("/") != 1:
             raise HsiviError(f"there is no teacher at {source}: give a diffusers directory or a hub id such as google/ddpm-cifar10-32")
         from huggingface_hub import snapshot_download
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import json
-import shlex
 import signal
 import sys
 import time
@@ -25,7 +24,7 @@ from tqdm import tqdm
 from . import __version__, distill, schedule
 from .chain import Chain, ddim_chain, eta_shares, with_noise_share
 from .checkpoint import load_checkpoint, load_optimizer, optimizer_tensors, save_checkpoint, write_text, writing
-from .config import HsiviError, TrainConfig
+from .config import HsiviError, TrainConfig, command_line, embedded
 from .detector import Detector, Statistics, detector_for, moments_of, statistics_of
 from .device import pick_device
 from .distill import Players, Share
@@ -197,8 +196,9 @@ def make_judge(config: TrainConfig, device: torch.device) -> tuple[Detector, Sta
     if config.reference is None:
         return None
     weights = Path(config.detector_weights) if config.detector_weights else None
-    detector = detector_for([config.reference], config.detector, weights, device)
-    return detector, statistics_of(config.reference, detector, config.data_root)
+    reference = str(embedded(config.reference))
+    detector = detector_for([reference], config.detector, weights, device)
+    return detector, statistics_of(reference, detector, config.data_root)
 
 
 # ---- checkpoints -----------------------------------------------------------------------------------------------------
@@ -385,11 +385,6 @@ def append(path: Path, row: dict) -> None:
 
 def say(text: str) -> None:
     tqdm.write(text, file=sys.stderr)
-
-
-def command_line() -> str:
-    """What was typed, to type again."""
-    return shlex.join(["hsivi", *sys.argv[1:]])
 
 
 def model_card(teacher: Teacher, config: TrainConfig, info: dict, out: Path) -> str:
