@@ -13,17 +13,25 @@ import signal
 import sys
 import time
 from dataclasses import asdict, fields
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import reduce
+from accelerate.utils import InitProcessGroupKwargs, reduce
 from torch import Tensor
 from tqdm import tqdm
 
 from . import __version__, distill, schedule
 from .chain import Chain, ddim_chain, eta_shares, with_noise_share
-from .checkpoint import load_checkpoint, load_optimizer, optimizer_tensors, save_checkpoint, write_text, writing
+from .checkpoint import (
+    load_checkpoint,
+    load_optimizer,
+    optimizer_tensors,
+    save_checkpoint,
+    write_text,
+    writing,
+)
 from .config import HsiviError, TrainConfig, command_line, embedded
 from .detector import Detector, Statistics, detector_for, moments_of, statistics_of
 from .device import pick_device
@@ -44,11 +52,25 @@ def run(config: TrainConfig, teacher_options: dict, out: Path) -> None:
     teacher_options  source, revision, variant, subfolder of `load_teacher`
     """
     begin = time.monotonic()
-    accelerator = Accelerator(cpu=config.device == "cpu", log_with=config.log_with, project_dir=out)
+    patience = InitProcessGroupKwargs(
+        timeout=timedelta(hours=12)
+    )  # the others wait while one process evaluates
+    accelerator = Accelerator(
+        cpu=config.device == "cpu",
+        log_with=config.log_with,
+        project_dir=out,
+        kwargs_handlers=[patience],
+    )
     device = accelerator.device if accelerator.num_processes > 1 else pick_device(config.device)
     torch.set_float32_matmul_precision("high")
     if config.batch_size % accelerator.num_processes:
-        raise HsiviError(f"--batch-size {config.batch_size} does not divide over {accelerator.num_processes} processes")
+        raise HsiviError(
+            f"--batch-size {config.batch_size} does not divide over {accelerator.num_processes} processes"
+        )
+    if 8 % accelerator.num_processes:
+        raise HsiviError(
+            f"{accelerator.num_processes} processes: a round's chains divide over 1, 2, 4 or 8 of them"
+        )
     teacher = load_teacher(**teacher_options, device=device)
     chain = make_chain(config, teacher)
     earlier = check_out(out, config, teacher)
@@ -60,13 +82,21 @@ def run(config: TrainConfig, teacher_options: dict, out: Path) -> None:
         state = restore(players, *resumed)
     elif config.init:
         start_from(players, config.init, teacher, device)
-    share = Share(accelerator.process_index, accelerator.num_processes, lambda t: reduce(t, reduction="mean"))
+    share = Share(
+        accelerator.process_index, accelerator.num_processes, lambda t: reduce(t, reduction="mean")
+    )
 
     book = Book(out, config, teacher, players, chain, accelerator, judge, state, begin)
+    accelerator.wait_for_everyone()  # all have looked at the folder as it was
     book.open()
     warmup = distill.warmup_rounds(config)
     last = warmup + config.steps if config.steps else 0
-    bar = tqdm(total=config.steps, initial=max(0, state["round"] - warmup), unit="step", disable=None if book.writes else True)
+    bar = tqdm(
+        total=config.steps,
+        initial=max(0, state["round"] - warmup),
+        unit="step",
+        disable=None if book.writes else True,
+    )
     with Interrupt() as interrupt, bar:
         for round_ in range(state["round"], last):
             step = round_ - warmup + 1  # student updates made when this round is over
@@ -74,15 +104,24 @@ def run(config: TrainConfig, teacher_options: dict, out: Path) -> None:
                 measured = distill.play_round(players, config, round_, share)
             except torch.OutOfMemoryError as error:
                 hint = f"--accumulate {2 * config.accumulate} halves what an update needs"
-                raise HsiviError(f"out of memory at step {max(0, step)}: {hint}; or take a smaller --batch-size") from error
+                raise HsiviError(
+                    f"out of memory at step {max(0, step)}: {hint}; or take a smaller --batch-size"
+                ) from error
             if not all(map(is_finite, measured.values())):
-                kept = "the last checkpoint is untouched" if state["round"] else "nothing was written"
+                kept = (
+                    "the last checkpoint is untouched" if state["round"] else "nothing was written"
+                )
                 advice = "lower --student-rate or --fake-rate, or raise --fake-updates; with bfloat16, try --dtype float32"
                 raise HsiviError(f"the loss is not finite at step {max(0, step)}; {kept}. {advice}")
             state["round"] = round_ + 1
             book.log(step, measured, bar)
 
-            stop = interrupt.number or (config.minutes and time.monotonic() - begin > 60 * config.minutes)
+            stop = bool(
+                interrupt.number
+                or (config.minutes and time.monotonic() - begin > 60 * config.minutes)
+            )
+            if share.world > 1:  # signals and clocks differ; all stop at the same round
+                stop = share.mean(torch.tensor(float(stop), device=device)).item() > 0
             last_step = round_ + 1 == last
             if judge and step > 0 and (step % config.eval_every == 0 or last_step):
                 book.evaluate(step)
@@ -108,12 +147,18 @@ def make_chain(config: TrainConfig, teacher: Teacher) -> Chain:
         chain = solver(config.start, config.nfe, teacher.scheduler, teacher.table)
     share = parse_share(config.noise_share, chain)
     if config.start != "ddim" and min(share) >= 1:
-        raise HsiviError(f"--start {config.start} says nothing at --noise-share 1, which keeps only x0: give a share below 1")
+        raise HsiviError(
+            f"--start {config.start} says nothing at --noise-share 1, which keeps only x0: give a share below 1"
+        )
     chain = with_noise_share(chain, share)
     if config.levels == "own" and not all(chain.s0[1:] > 0):
-        raise HsiviError("--levels own needs noise in every layer (--noise-share above 0, and a chain that does not end at clean data)")
+        raise HsiviError(
+            "--levels own needs noise in every layer (--noise-share above 0, and a chain that does not end at clean data)"
+        )
     if config.log_scale != "frozen" and min(share) >= 1:
-        raise HsiviError("--log-scale must be frozen at --noise-share 1: such a layer's noise is the level's own")
+        raise HsiviError(
+            "--log-scale must be frozen at --noise-share 1: such a layer's noise is the level's own"
+        )
     return chain
 
 
@@ -124,9 +169,13 @@ def parse_share(text: str, chain: Chain) -> list[float]:
             return eta_shares(chain.alpha_bar, float(text[4:]))
         shares = [float(word) for word in text.split(",")]
     except ValueError:
-        raise HsiviError(f"--noise-share {text!r} is neither numbers such as 0.5 or 0.2,0.5,1 nor eta:0.2") from None
+        raise HsiviError(
+            f"--noise-share {text!r} is neither numbers such as 0.5 or 0.2,0.5,1 nor eta:0.2"
+        ) from None
     if len(shares) not in (1, chain.nfe):
-        raise HsiviError(f"--noise-share has {len(shares)} numbers; give one, or {chain.nfe}, from layer 1 up")
+        raise HsiviError(
+            f"--noise-share has {len(shares)} numbers; give one, or {chain.nfe}, from layer 1 up"
+        )
     return shares * (chain.nfe if len(shares) == 1 else 1)
 
 
@@ -138,18 +187,24 @@ def check_out(out: Path, config: TrainConfig, teacher: Teacher) -> bool:
         raise HsiviError(f"{out} exists and is no run of hsivi: choose another --out")
     info = read_json(out / "hsivi.json")
     if info["teacher"]["digest"] != teacher.digest:
-        raise HsiviError(f"{out} distils another teacher ({info['teacher']['name']}): choose another --out")
+        raise HsiviError(
+            f"{out} distils another teacher ({info['teacher']['name']}): choose another --out"
+        )
     old = info["config"]
     for item in fields(TrainConfig):
         new_value, old_value = getattr(config, item.name), old.get(item.name)
         more_steps = item.name == "steps" and new_value >= old_value
         if not item.metadata.get("run_only") and new_value != old_value and not more_steps:
             flag = "--" + item.name.replace("_", "-")
-            raise HsiviError(f"{out} was begun with {flag} {old_value}, not {new_value}: use that to resume, or another --out")
+            raise HsiviError(
+                f"{out} was begun with {flag} {old_value}, not {new_value}: use that to resume, or another --out"
+            )
     return True
 
 
-def make_players(config: TrainConfig, teacher: Teacher, chain: Chain, device: torch.device) -> Players:
+def make_players(
+    config: TrainConfig, teacher: Teacher, chain: Chain, device: torch.device
+) -> Players:
     student, fake_score = teacher.new_unet(), teacher.new_unet()
     sizes = {"frozen": 1, "scalar": 1, "layer": config.nfe}
     rest = teacher.shape if config.log_scale == "pixel" else [1] * len(teacher.shape)
@@ -170,8 +225,12 @@ def make_players(config: TrainConfig, teacher: Teacher, chain: Chain, device: to
         table=teacher.table,
         shape=teacher.shape,
         label_count=teacher.label_count,
-        student_optimizer=distill.make_optimizer(kind, trained, config.student_rate, config.student_beta1),
-        fake_optimizer=distill.make_optimizer(kind, fake_score.parameters(), config.fake_rate, config.fake_beta1),
+        student_optimizer=distill.make_optimizer(
+            kind, trained, config.student_rate, config.student_beta1
+        ),
+        fake_optimizer=distill.make_optimizer(
+            kind, fake_score.parameters(), config.fake_rate, config.fake_beta1
+        ),
     )
 
 
@@ -179,7 +238,9 @@ def start_from(players: Players, path: str, teacher: Teacher, device: torch.devi
     """--init: begin with another run's averaged student, its noise scale where the shapes agree, and its fake score."""
     other = load_student(path, device)
     if other.info["teacher"]["digest"] != teacher.digest:
-        raise HsiviError(f"--init {path} is a student of another teacher ({other.info['teacher']['name']})")
+        raise HsiviError(
+            f"--init {path} is a student of another teacher ({other.info['teacher']['name']})"
+        )
     players.student.load_state_dict(other.model.unet.state_dict())
     players.ema.load_state_dict(other.model.unet.state_dict())
     scale = other.log_scales[max(other.chains)].to(device)
@@ -208,14 +269,18 @@ MODULES = ("student", "ema", "fake_score")
 
 def snapshot(players: Players) -> dict[str, Tensor]:
     """Everything that changes in training, as named tensors."""
-    tensors = {f"{m}.{name}": t for m in MODULES for name, t in getattr(players, m).state_dict().items()}
+    tensors = {
+        f"{m}.{name}": t for m in MODULES for name, t in getattr(players, m).state_dict().items()
+    }
     tensors |= {"log_scale": players.log_scale, "ema_scale": players.ema_scale}
     tensors |= optimizer_tensors(players.student_optimizer, "student_optimizer")
     return tensors | optimizer_tensors(players.fake_optimizer, "fake_optimizer")
 
 
 def load_module(module: torch.nn.Module, tensors: dict[str, Tensor], prefix: str) -> None:
-    module.load_state_dict({n[len(prefix) + 1 :]: t for n, t in tensors.items() if n.startswith(prefix + ".")})
+    module.load_state_dict(
+        {n[len(prefix) + 1 :]: t for n, t in tensors.items() if n.startswith(prefix + ".")}
+    )
 
 
 def restore(players: Players, tensors: dict[str, Tensor], state: dict) -> dict:
@@ -273,13 +338,17 @@ class Book:
             return
         with writing(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
-        write_text(self.out / "hsivi.json", json.dumps({"format": 1} | self.info(), indent=1) + "\n")
+        write_text(
+            self.out / "hsivi.json", json.dumps({"format": 1} | self.info(), indent=1) + "\n"
+        )
         done = self.state["round"] - distill.warmup_rounds(self.config)
         for name in ("metrics.jsonl", "timing.jsonl", "evaluations.jsonl"):
             path = self.out / name
             if path.exists():
                 lines = path.read_text().splitlines()
-                write_text(path, "".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= done))
+                write_text(
+                    path, "".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= done)
+                )
 
     def seconds(self) -> float:
         """Spent on this run so far, over all its parts."""
@@ -290,7 +359,11 @@ class Book:
         teacher = self.teacher
         return {
             "hsivi": __version__,
-            "teacher": {"name": teacher.name, "digest": teacher.digest, "prediction": teacher.prediction},
+            "teacher": {
+                "name": teacher.name,
+                "digest": teacher.digest,
+                "prediction": teacher.prediction,
+            },
             "nfe": [self.config.nfe],
             "config": asdict(self.config),
             "step": max(0, self.state["round"] - distill.warmup_rounds(self.config)),
@@ -307,13 +380,18 @@ class Book:
             bar.set_description("warming the fake score up")
             return
         bound = measured["divergence"]
-        self.divergence = bound if self.divergence is None else 0.95 * self.divergence + 0.05 * bound
+        self.divergence = (
+            bound if self.divergence is None else 0.95 * self.divergence + 0.05 * bound
+        )
         samples = self.config.batch_size * (self.config.fake_updates + 1)
         rate = samples / max(1e-9, now - self.last)
         self.last = now
         with writing(self.out):
             append(self.out / "metrics.jsonl", {"step": step} | measured)
-            append(self.out / "timing.jsonl", {"step": step, "seconds": round(now, 3), "images_per_second": round(rate, 1)})
+            append(
+                self.out / "timing.jsonl",
+                {"step": step, "seconds": round(now, 3), "images_per_second": round(rate, 1)},
+            )
         bar.set_description(f"divergence {self.divergence:.3g}")
         bar.set_postfix_str(f"{rate:.0f} images/s")
         bar.update()
@@ -323,7 +401,16 @@ class Book:
     def sampler(self) -> Sampler:
         players, teacher = self.players, self.teacher
         network = teacher.network(players.ema, self.config.dtype)
-        return Sampler("student", "student", network, self.chain, players.ema_scale, teacher.shape, teacher.label_count, "")
+        return Sampler(
+            "student",
+            "student",
+            network,
+            self.chain,
+            players.ema_scale,
+            teacher.shape,
+            teacher.label_count,
+            "",
+        )
 
     def evaluate(self, step: int) -> None:
         """Judge the averaged student by its distance to the reference; export it if it is the best so far."""
@@ -333,14 +420,26 @@ class Book:
         batches = list(draw(self.sampler(), seeds, min(count, 256), self.players.log_scale.device))
         save_grid(torch.cat(batches)[:GRID_COUNT], self.out / "eval" / f"step-{step:06d}.png")
         moments, _ = moments_of(batches, detector)
-        found = {"step": step, "distance": frechet_distance(moments, reference.moments), "count": count, "detector": detector.stamp}
+        found = {
+            "step": step,
+            "distance": frechet_distance(moments, reference.moments),
+            "count": count,
+            "detector": detector.stamp,
+        }
         with writing(self.out):
             append(self.out / "evaluations.jsonl", found)
         if self.config.log_with:
             self.accelerator.log({"distance": found["distance"]}, step=step)
         best = self.state["best"]
-        say(f"step {step}: distance {found['distance']:.2f} ({count} images)" + (f", best {best['distance']:.2f}" if best else ""))
-        if best is None or found["distance"] < best["distance"] or best["detector"] != detector.stamp:
+        say(
+            f"step {step}: distance {found['distance']:.2f} ({count} images)"
+            + (f", best {best['distance']:.2f}" if best else "")
+        )
+        if (
+            best is None
+            or found["distance"] < best["distance"]
+            or best["detector"] != detector.stamp
+        ):
             self.state["best"] = found
             self.state["seconds"] = self.seconds()
             self.export()
@@ -349,23 +448,38 @@ class Book:
         """A checkpoint, and the export: of the last average where nothing judges it."""
         self.state["seconds"] = self.seconds()
         if self.writes:
-            save_checkpoint(self.out / "checkpoint", self.state["round"], snapshot(self.players), self.state)
+            save_checkpoint(
+                self.out / "checkpoint", self.state["round"], snapshot(self.players), self.state
+            )
             if self.state["best"] is None:
                 self.export()
             else:
-                write_text(self.out / "hsivi.json", json.dumps({"format": 1} | self.info(), indent=1) + "\n")
+                write_text(
+                    self.out / "hsivi.json",
+                    json.dumps({"format": 1} | self.info(), indent=1) + "\n",
+                )
         self.accelerator.wait_for_everyone()
 
     def export(self) -> None:
         nfe, info = self.config.nfe, self.info()
         scales = {nfe: self.players.ema_scale}
         card = model_card(self.teacher, self.config, info, self.out)
-        save_student(self.out, self.players.ema, self.teacher.scheduler, {nfe: self.chain}, scales, info, card)
+        save_student(
+            self.out,
+            self.players.ema,
+            self.teacher.scheduler,
+            {nfe: self.chain},
+            scales,
+            info,
+            card,
+        )
 
     def leave(self, signal_number: int, step: int) -> None:
         """Say how to go on; exit as the shell expects after a signal."""
         if self.writes:
-            say(f"stopped and saved at step {step} of {self.config.steps}; to go on, type the same line again:\n  {command_line()}")
+            say(
+                f"stopped and saved at step {step} of {self.config.steps}; to go on, type the same line again:\n  {command_line()}"
+            )
         if signal_number:
             sys.exit(128 + signal_number)
 
@@ -374,8 +488,12 @@ class Book:
             self.accelerator.end_training()
         if self.writes:
             best = self.state["best"]
-            measured = f", best distance {best['distance']:.2f} at step {best['step']}" if best else ""
-            say(f"{self.out}: a student of {self.config.nfe} calls, {step} steps, {self.state['seconds'] / 60:.1f} minutes{measured}")
+            measured = (
+                f", best distance {best['distance']:.2f} at step {best['step']}" if best else ""
+            )
+            say(
+                f"{self.out}: a student of {self.config.nfe} calls, {step} steps, {self.state['seconds'] / 60:.1f} minutes{measured}"
+            )
 
 
 def append(path: Path, row: dict) -> None:
@@ -397,7 +515,9 @@ def model_card(teacher: Teacher, config: TrainConfig, info: dict, out: Path) -> 
             f"`{config.reference}` (detector: {best['detector']}), the best of all evaluations, at step {best['step']}. "
             "A number chosen as the best of several is a little low; measure it anew with `hsivi fid`."
         )
-    settings = "\n".join(f"| {key} | {value} |" for key, value in asdict(config).items() if value is not None)
+    settings = "\n".join(
+        f"| {key} | {value} |" for key, value in asdict(config).items() if value is not None
+    )
     return f"""---
 library_name: diffusers
 tags: [hsivi, diffusion-distillation]
