@@ -1,15 +1,19 @@
-"""The conditional layers x_k -> x_{k-1}, k = K..1, of a hierarchical semi-implicit sampler, over any network.
+"""The conditional layers x_k -> x_{k-1}, k = K..1, of a hierarchical semi-implicit sampler, over
+any network.
 
     eps_k   = network(x_k, time_k)
-    mean    = cx[k] x_k + sum_{j >= k} ce[k, j] eps_j - (sigma_{k-1} - sqrt(sigma_{k-1}^2 - s0_k^2)) eps_k
+    mean    = cx[k] x_k + sum_{j >= k} ce[k, j] eps_j - (sigma_{k-1} - sqrt(sigma_{k-1}^2 - s0_k^2))
+            eps_k
     x_{k-1} = mean + std_k noise,      std_k = exp(log_scale_k) s0_k
 
-With DDIM's cx and ce and s0 = 0 this is DDIM; with s0 = eta sqrt(...) it is the layer of the HSIVI paper; with s0 =
-sigma_{k-1} only x0 is kept and noised anew, as multistep consistency samplers and SiD do. The *noise share*
-s0 / sigma_{k-1} names the continuum. cx and ce read off a multistep solver make the chain that solver.
+With DDIM's cx and ce and s0 = 0 this is DDIM; with s0 = eta sqrt(...) it is the layer of the HSIVI
+paper; with s0 = sigma_{k-1} only x0 is kept and noised anew, as multistep consistency samplers and
+SiD do. The *noise share* s0 / sigma_{k-1} names the continuum. cx and ce read off a multistep
+solver make the chain that solver.
 
-Arrays of a chain are indexed by the layer's k = 1..K, so entry 0 of cx, ce and s0 is unused. A *network* is a function
-(x [B, ...], time [B], labels [B] or None, alpha_bar [B]) -> eps [B, ...]. Nothing here knows diffusers or images.
+Arrays of a chain are indexed by the layer's k = 1..K, so entry 0 of cx, ce and s0 is unused. A
+*network* is a function (x [B, ...], time [B], labels [B] or None, alpha_bar [B]) -> eps [B, ...].
+Nothing here knows diffusers or images.
 """
 
 from __future__ import annotations
@@ -61,10 +65,12 @@ class Chain:
     def gain(self) -> Tensor:
         """d mean / d eps_k [K+1]: what layer k's own prediction is multiplied by."""
         below = torch.cat([self.sigma[:1], self.sigma[:-1]])
-        return self.ce.diagonal() - (below - (below.square() - self.s0.square()).clamp(min=0).sqrt())
+        return self.ce.diagonal() - (
+            below - (below.square() - self.s0.square()).clamp(min=0).sqrt()
+        )
 
 
-# ---- making chains ---------------------------------------------------------------------------------------------------
+# ---- making chains -------------------------------------------------------------------------------
 
 
 def ddim_chain(time: Sequence[float], alpha_bar: Tensor) -> Chain:
@@ -87,7 +93,12 @@ def ipndm_chain(time: Sequence[float], alpha_bar: Tensor, order: int = 4) -> Cha
     The first layers use the lower orders, as there is no earlier prediction yet.
     """
     chain = ddim_chain(time, alpha_bar)
-    weights = {1: [1], 2: [3 / 2, -1 / 2], 3: [23 / 12, -16 / 12, 5 / 12], 4: [55 / 24, -59 / 24, 37 / 24, -9 / 24]}
+    weights = {
+        1: [1],
+        2: [3 / 2, -1 / 2],
+        3: [23 / 12, -16 / 12, 5 / 12],
+        4: [55 / 24, -59 / 24, 37 / 24, -9 / 24],
+    }
     ce = torch.zeros_like(chain.ce)
     for k in range(1, chain.nfe + 1):
         for j, weight in enumerate(weights[min(order, chain.nfe - k + 1)], start=k):
@@ -96,17 +107,23 @@ def ipndm_chain(time: Sequence[float], alpha_bar: Tensor, order: int = 4) -> Cha
 
 
 def solver_chain(scheduler) -> Chain:
-    """The chain that a linear multistep scheduler *is*: its coefficients, read by stepping it with one-hot inputs.
+    """The chain that a linear multistep scheduler *is*: its coefficients, read by stepping it with
+    one-hot inputs.
 
-    scheduler  any object with diffusers' set_timesteps already called, `timesteps`, `sigmas` (noise-to-signal ratios),
-               `init_noise_sigma`, `scale_model_input` and a deterministic, linear `step`, fed with eps
+    scheduler  any object with diffusers' set_timesteps already called, `timesteps`, `sigmas`
+               (noise-to-signal ratios),
+               `init_noise_sigma`, `scale_model_input` and a deterministic, linear `step`, fed with
+               eps
     Raises HsiviError for one that is not linear (clipping, thresholding) or not deterministic.
     """
     nfe = len(scheduler.timesteps)
     ratio = torch.as_tensor(scheduler.sigmas).double()
     alpha_bar = (1 / (1 + ratio.square())).flip(0)
-    # coordinates: entry 0 is x_K, entry 1 + i the i-th prediction; the last two check that the step is linear
-    basis = torch.cat([torch.eye(nfe + 1), torch.randn(2, nfe + 1, generator=torch.Generator().manual_seed(0))])
+    # coordinates: entry 0 is x_K, entry 1 + i the i-th prediction; the last two check that the step
+    # is linear
+    basis = torch.cat(
+        [torch.eye(nfe + 1), torch.randn(2, nfe + 1, generator=torch.Generator().manual_seed(0))]
+    )
     basis = basis.double().reshape(nfe + 3, nfe + 1, 1, 1)
     sample = basis[:, :1] * scheduler.init_noise_sigma
     states = []
@@ -119,20 +136,28 @@ def solver_chain(scheduler) -> Chain:
     if not torch.allclose(linear, states[:, -2:], rtol=1e-3, atol=1e-3):
         raise HsiviError(
             f"{type(scheduler).__name__} is not a deterministic linear solver as configured: "
-            "switch off clipping, thresholding and added noise, or use ddim, dpm++2, dpm++3, unipc or deis"
+            "switch off clipping, thresholding and added noise, or use ddim, dpm++2, dpm++3, "
+            "unipc or deis"
         )
     states = states[:, : nfe + 1].flip(0)  # row k is x_k
-    x_part, eps_part = states[:, 0], torch.cat([torch.zeros(nfe + 1, 1).double(), states[:, 1:].flip(1)], dim=1)
+    x_part, eps_part = (
+        states[:, 0],
+        torch.cat([torch.zeros(nfe + 1, 1).double(), states[:, 1:].flip(1)], dim=1),
+    )
     cx, ce = torch.zeros(nfe + 1).double(), torch.zeros(nfe + 1, nfe + 1).double()
     cx[1:] = x_part[:-1] / x_part[1:]
     ce[1:] = eps_part[:-1] - cx[1:, None] * eps_part[1:]
     last = -1.0 if alpha_bar[0] == 1 else 0.0
-    time = torch.cat([torch.tensor([last]).double(), torch.as_tensor(scheduler.timesteps).double().cpu().flip(0)])
+    time = torch.cat(
+        [torch.tensor([last]).double(), torch.as_tensor(scheduler.timesteps).double().cpu().flip(0)]
+    )
     return Chain(time, alpha_bar, cx, ce.triu(), torch.zeros_like(cx))
 
 
 def with_noise_share(chain: Chain, share: float | Sequence[float]) -> Chain:
-    """The same chain with s0 = share sigma_{k-1}, one share for all layers or one a layer (k = 1..K)."""
+    """The same chain with s0 = share sigma_{k-1}, one share for all layers or one a layer (k =
+    1..K).
+    """
     shares = torch.as_tensor(share, dtype=torch.float64).expand(chain.nfe)
     if shares.min() < 0 or shares.max() > 1:
         raise HsiviError(f"noise shares lie in [0, 1], not {shares.tolist()}")
@@ -140,7 +165,8 @@ def with_noise_share(chain: Chain, share: float | Sequence[float]) -> Chain:
 
 
 def eta_shares(alpha_bar: Tensor, eta: float) -> list[float]:
-    """The noise shares of DDIM's eta, layers 1..K: s0 = eta sqrt((1 - alpha_bar_k / alpha_bar_{k-1}) sigma_{k-1}^2 / sigma_k^2).
+    """The noise shares of DDIM's eta, layers 1..K: s0 = eta sqrt((1 - alpha_bar_k /
+    alpha_bar_{k-1}) sigma_{k-1}^2 / sigma_k^2).
 
     alpha_bar  [K+1]
     """
@@ -148,18 +174,21 @@ def eta_shares(alpha_bar: Tensor, eta: float) -> list[float]:
     return (eta * (ratio / (1 - alpha_bar[1:])).sqrt()).tolist()
 
 
-# ---- walking down a chain --------------------------------------------------------------------------------------------
+# ---- walking down a chain ------------------------------------------------------------------------
 
 
 def std_of(chain: Chain, layer: Tensor, log_scale: Tensor) -> Tensor:
-    """exp(log_scale) s0 for layers k [B], to multiply x [B, ...]. log_scale is [1 or K, ...], one for all or one a layer."""
+    """exp(log_scale) s0 for layers k [B], to multiply x [B, ...]. log_scale is [1 or K, ...], one
+    for all or one a layer.
+    """
     own = log_scale[(layer - 1) if len(log_scale) > 1 else torch.zeros_like(layer)]
     return own.exp() * over(chain.s0.to(layer.device)[layer], own)
 
 
 @dataclass(frozen=True)
 class Visit:
-    """What a roll-out saw at layer k. mean = offset + gain_k eps_k, so a layer is re-run by one network call.
+    """What a roll-out saw at layer k. mean = offset + gain_k eps_k, so a layer is re-run by one
+    network call.
 
     x, offset, mean  [B, ...]
     """
@@ -178,7 +207,8 @@ def walk(
     log_scale: Tensor,
     labels: Tensor | None = None,
 ) -> Iterator[Visit]:
-    """Visit the layers from x = x_K down, K network calls. The last layer adds no noise: its mean is the sample.
+    """Visit the layers from x = x_K down, K network calls. The last layer adds no noise: its mean
+    is the sample.
 
     x          [B, ...]      x_K, standard normal
     noise      K-1 x [B, ...] for the layers K..2 in this order; None for a deterministic chain
@@ -189,7 +219,9 @@ def walk(
     multistep = bool(chain.ce.triu(1).any())
     for k in range(chain.nfe, 0, -1):
         time = chain.time[k].to(x.device, torch.float32).expand(len(x))
-        eps = network(x, time, labels, chain.alpha_bar[k].to(x.device, torch.float32).expand(len(x)))
+        eps = network(
+            x, time, labels, chain.alpha_bar[k].to(x.device, torch.float32).expand(len(x))
+        )
         offset = chain.cx[k].item() * x
         for j, earlier in history.items():
             offset = offset + chain.ce[k, j].item() * earlier
@@ -210,13 +242,14 @@ def sample(network, chain: Chain, x, noise, log_scale, labels=None) -> Tensor:
     return x
 
 
-# ---- observing a layer -----------------------------------------------------------------------------------------------
+# ---- observing a layer ---------------------------------------------------------------------------
 
 
 def observe(
     mean: Tensor, std: Tensor, alpha_bar: Tensor, alpha_bar_tau: Tensor, noise: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """A layer's draw, diffused on from its own level to level tau, and the noise prediction of its conditional there.
+    """A layer's draw, diffused on from its own level to level tau, and the noise prediction of its
+    conditional there.
 
     r = alpha_bar_tau / alpha_bar;  x = sqrt(r) mean + sqrt(var) noise,  var = r std^2 + 1 - r
     layer_eps = sigma_tau / sqrt(var) noise = -sigma_tau * (score of q(x | x_k)), known exactly
@@ -236,11 +269,15 @@ LEVELS = ("segment", "above", "own")
 MARGIN = 5  # times between a layer's own level and the lowest at which it is observed
 
 
-def draw_levels(chain: Chain, layer: Tensor, uniform: Tensor, levels: str, time_count: int) -> Tensor:
+def draw_levels(
+    chain: Chain, layer: Tensor, uniform: Tensor, levels: str, time_count: int
+) -> Tensor:
     """The integer times tau at which layers are observed.
 
-    segment  uniform over [time[k-1] + MARGIN, time[k]); the top layer's segment reaches to the end of the schedule.
-             A level then belongs to one layer, and a shared fake score does not learn a mixture of layers
+    segment  uniform over [time[k-1] + MARGIN, time[k]); the top layer's segment reaches to the end
+             of the schedule.
+             A level then belongs to one layer, and a shared fake score does not learn a mixture of
+             layers
     above    uniform over [time[k-1] + MARGIN, T)
     own      time[k-1]: the HSIVI paper's
 
@@ -252,7 +289,9 @@ def draw_levels(chain: Chain, layer: Tensor, uniform: Tensor, levels: str, time_
     if levels == "own":
         return low.round().long()
     low = low.ceil() + MARGIN
-    high = chain.time.to(layer.device)[layer].floor().clamp(min=1)  # a last call at time 0 is judged there
+    high = (
+        chain.time.to(layer.device)[layer].floor().clamp(min=1)
+    )  # a last call at time 0 is judged there
     high = torch.where((layer == chain.nfe) | (levels == "above"), time_count, high)
     low = torch.minimum(low, high - 1)
     return (low + uniform.double() * (high - low)).floor().long()

@@ -1,4 +1,6 @@
-"""Files that are whole or absent, and the checkpoints of a run: safetensors and JSON, no pickle, two kept."""
+"""Files that are whole or absent, and the checkpoints of a run: safetensors and JSON, no pickle,
+two kept.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +28,16 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise HsiviError(f"could not write {path}: {reason}; free some space or choose another place") from error
+        raise HsiviError(
+            f"could not write {path}: {reason}; free some space or choose another place"
+        ) from error
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file or folder beside `path` that takes its place when the block succeeds, and is removed when it fails."""
+    """A temporary file or folder beside `path` that takes its place when the block succeeds, and is
+    removed when it fails.
+    """
     path = Path(path)
     temporary = path.parent / f".{path.name}.{os.getpid()}.tmp{path.suffix}"
     try:
@@ -53,9 +59,15 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text)
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+def write_tensors(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
     with replacing(path) as temporary:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary, metadata=metadata)
+        save_file(
+            {name: t.detach().cpu().contiguous() for name, t in tensors.items()},
+            temporary,
+            metadata=metadata,
+        )
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -64,14 +76,21 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise HsiviError(f"{path} cannot be read ({error}); it is missing or damaged: copy it again") from error
+        raise HsiviError(
+            f"{path} cannot be read ({error}); it is missing or damaged: copy it again"
+        ) from error
 
 
 def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: dict) -> None:
-    """Write folder/step-NNNNNN (tensors.safetensors, state.json) at once, then drop all but the newest two."""
+    """Write folder/step-NNNNNN (tensors.safetensors, state.json) at once, then drop all but the
+    newest two.
+    """
     with replacing(folder / f"step-{step:06d}") as temporary:
         temporary.mkdir()
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary / "tensors.safetensors")
+        save_file(
+            {name: t.detach().cpu().contiguous() for name, t in tensors.items()},
+            temporary / "tensors.safetensors",
+        )
         (temporary / "state.json").write_text(json.dumps(state, indent=1))
     for old in checkpoints(folder)[:-KEEP]:
         shutil.rmtree(old)
@@ -88,19 +107,31 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict] | None:
     if not found:
         return None
     try:
-        return read_tensors(found[-1] / "tensors.safetensors"), json.loads((found[-1] / "state.json").read_text())
+        return read_tensors(found[-1] / "tensors.safetensors"), json.loads(
+            (found[-1] / "state.json").read_text()
+        )
     except (HsiviError, OSError, ValueError) as error:
-        hint = f"delete {found[-1]} to go on from {found[-2].name}" if len(found) > 1 else "start anew with another --out"
+        hint = (
+            f"delete {found[-1]} to go on from {found[-2].name}"
+            if len(found) > 1
+            else "start anew with another --out"
+        )
         raise HsiviError(f"the checkpoint {found[-1]} is damaged ({error}); {hint}") from error
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:
     """An Adam's moments and counters as named tensors."""
     state = optimizer.state_dict()["state"]
-    return {f"{prefix}.{index}.{key}": value for index, slots in state.items() for key, value in slots.items()}
+    return {
+        f"{prefix}.{index}.{key}": value
+        for index, slots in state.items()
+        for key, value in slots.items()
+    }
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, prefix: str, tensors: dict[str, Tensor]) -> None:
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, prefix: str, tensors: dict[str, Tensor]
+) -> None:
     """The inverse of `optimizer_tensors`, for an optimizer of the same parameters."""
     state = optimizer.state_dict()
     state["state"] = {}

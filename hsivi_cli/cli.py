@@ -1,6 +1,7 @@
 """The command line: argv to a configuration to a verb. The only place that prints errors.
 
-Options are made from the configurations' fields (config.py). A verb's module is imported when it runs, so that help is instant.
+Options are made from the configurations' fields (config.py). A verb's module is imported when it
+runs, so that help is instant.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import sys
 import types
 import typing
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 
 import click
@@ -20,7 +21,9 @@ from .config import PRESETS, CompareConfig, FidConfig, HsiviError, SampleConfig,
 
 
 def options_of(config: type):
-    """A decorator that gives a command one option for every field of `config` that has a help text."""
+    """A decorator that gives a command one option for every field of `config` that has a help
+    text.
+    """
     hints = typing.get_type_hints(config)
 
     def decorate(command):
@@ -31,9 +34,22 @@ def options_of(config: type):
             if isinstance(kind, types.UnionType):
                 kind = next(k for k in typing.get_args(kind) if k is not types.NoneType)
             flag = "--" + item.name.replace("_", "-")
-            extra = {"is_flag": True} if kind is bool else {"type": click.Choice(item.metadata["choices"]) if "choices" in item.metadata else kind}
+            extra = (
+                {"is_flag": True}
+                if kind is bool
+                else {
+                    "type": click.Choice(item.metadata["choices"])
+                    if "choices" in item.metadata
+                    else kind
+                }
+            )
             command = click.option(
-                flag, item.name, default=item.default, show_default=item.default is not None, help=item.metadata["help"], **extra
+                flag,
+                item.name,
+                default=item.default,
+                show_default=item.default is not None,
+                help=item.metadata["help"],
+                **extra,
             )(command)
         return command
 
@@ -59,7 +75,9 @@ def verb(name: str):
     return importlib.import_module(f".{name}", __package__)
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.group(
+    cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120}
+)
 @click.version_option(__version__, prog_name="hsivi")
 def main() -> None:
     """Distil diffusion models into samplers of 1 to 15 network calls."""
@@ -71,24 +89,56 @@ def read_config(path: str) -> dict:
         given = json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
         raise HsiviError(f"--config {path} cannot be read as JSON: {error}") from error
-    known = {item.name for item in fields(TrainConfig)} | {"teacher", "out", "revision", "variant", "subfolder"}
+    known = {item.name for item in fields(TrainConfig)} | {
+        "teacher",
+        "out",
+        "revision",
+        "variant",
+        "subfolder",
+    }
     if not isinstance(given, dict) or not given.keys() <= known:
-        unknown = sorted(given.keys() - known) if isinstance(given, dict) else [type(given).__name__]
-        raise HsiviError(f"--config {path} holds {', '.join(unknown)}, which train does not know; --dry-run prints what it does")
+        unknown = (
+            sorted(given.keys() - known) if isinstance(given, dict) else [type(given).__name__]
+        )
+        raise HsiviError(
+            f"--config {path} holds {', '.join(unknown)}, which train does not know; --dry-run "
+            "prints what it does"
+        )
     return given
 
 
 def resolve(context: click.Context, preset: str, config: str | None, given: dict) -> dict:
     """Defaults, then the preset, then the --config file, then what was typed."""
-    typed = {name for name in given if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE}
-    return given | PRESETS[preset] | (read_config(config) if config else {}) | {name: given[name] for name in typed}
+    typed = {
+        name
+        for name in given
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+    }
+    return (
+        given
+        | PRESETS[preset]
+        | (read_config(config) if config else {})
+        | {name: given[name] for name in typed}
+    )
 
 
 @main.command()
 @click.argument("teacher", required=False)
-@click.option("--out", type=click.Path(file_okay=False), help="The run's folder; the same command again resumes.  [required]")
-@click.option("--preset", type=click.Choice(list(PRESETS)), default="default", show_default=True, help="settings to begin from: ours, the HSIVI paper's, SiD's")
-@click.option("--config", help="a JSON file of settings, as --dry-run prints; typed options win over it")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False),
+    help="The run's folder; the same command again resumes.  [required]",
+)
+@click.option(
+    "--preset",
+    type=click.Choice(list(PRESETS)),
+    default="default",
+    show_default=True,
+    help="settings to begin from: ours, the HSIVI paper's, SiD's",
+)
+@click.option(
+    "--config", help="a JSON file of settings, as --dry-run prints; typed options win over it"
+)
 @click.option("--dry-run", is_flag=True, help="print the resolved configuration as JSON and stop")
 @click.option("--revision", help="a hub teacher's revision, for example one with EMA weights")
 @click.option("--variant", help="a teacher's weights variant, such as fp16 or ema")
@@ -98,7 +148,8 @@ def resolve(context: click.Context, preset: str, config: str | None, given: dict
 def train(context, preset, config, dry_run, **given) -> None:
     """Distil TEACHER into a student of --nfe calls.
 
-    TEACHER is a diffusers directory or a hub id such as google/ddpm-cifar10-32; left out, the embedded Fashion-MNIST teacher.
+    TEACHER is a diffusers directory or a hub id such as google/ddpm-cifar10-32; left out, the
+    embedded Fashion-MNIST teacher.
     """
     chosen = resolve(context, preset, config, given)
     if dry_run:
@@ -106,7 +157,10 @@ def train(context, preset, config, dry_run, **given) -> None:
         return
     if chosen["out"] is None:
         raise click.UsageError("Missing option '--out', the run's folder.")
-    source = {"source": chosen.pop("teacher"), **{key: chosen.pop(key) for key in ("revision", "variant", "subfolder")}}
+    source = {
+        "source": chosen.pop("teacher"),
+        **{key: chosen.pop(key) for key in ("revision", "variant", "subfolder")},
+    }
     out = Path(chosen.pop("out"))
     settings = check_train(TrainConfig(**chosen))
     verb("train").run(settings, source, out)
@@ -115,18 +169,22 @@ def train(context, preset, config, dry_run, **given) -> None:
 def check_train(config: TrainConfig) -> TrainConfig:
     """Refuse numbers that mean nothing."""
     least = {
-        "nfe": 1, "batch_size": 1, "accumulate": 1, "fake_updates": 1, "checkpoint_every": 1, "eval_every": 1, "eval_count": 2,
-        "steps": 0, "fake_warmup": 0, "rate_warmup": 0,
+        "nfe": 1, "batch_size": 1, "accumulate": 1, "fake_updates": 1, "checkpoint_every": 1,
+        "eval_every": 1, "eval_count": 2, "steps": 0, "fake_warmup": 0, "rate_warmup": 0,
     }  # fmt: skip
     for name, low in least.items():
         if getattr(config, name) < low:
-            raise HsiviError(f"--{name.replace('_', '-')} {getattr(config, name)} must be at least {low}")
+            raise HsiviError(
+                f"--{name.replace('_', '-')} {getattr(config, name)} must be at least {low}"
+            )
     for name in ("student_rate", "fake_rate", "clip"):
         if not getattr(config, name) > 0:
             raise HsiviError(f"--{name.replace('_', '-')} {getattr(config, name)} must be above 0")
     for name in ("student_beta1", "fake_beta1", "ema"):
         if not 0 <= getattr(config, name) < 1:
-            raise HsiviError(f"--{name.replace('_', '-')} {getattr(config, name)} must lie in [0, 1)")
+            raise HsiviError(
+                f"--{name.replace('_', '-')} {getattr(config, name)} must lie in [0, 1)"
+            )
     return config
 
 
@@ -134,7 +192,9 @@ def check_train(config: TrainConfig) -> TrainConfig:
 @click.argument("source", metavar="RUN|TEACHER")
 @options_of(SampleConfig)
 def sample(**given) -> None:
-    """Draw images of a student, or with --solver of a teacher. An interrupted folder is completed."""
+    """Draw images of a student, or with --solver of a teacher. An interrupted folder is
+    completed.
+    """
     verb("sample").run(SampleConfig(**given))
 
 
@@ -145,7 +205,8 @@ def sample(**given) -> None:
 def fid(**given) -> None:
     """The Fréchet distance between A and REFERENCE.
 
-    Each is a folder of images, an .npz of images or statistics, a run, or a data set such as cifar10-train.
+    Each is a folder of images, an .npz of images or statistics, a run, or a data set such as
+    cifar10-train.
     """
     verb("fid").run(FidConfig(**given))
 
@@ -154,7 +215,9 @@ def fid(**given) -> None:
 @click.argument("sources", nargs=-1, required=True, metavar="RUN|TEACHER ...")
 @options_of(CompareConfig)
 def compare(**given) -> None:
-    """Students, tuned solvers and the teacher at equal calls, seeds and noises: who wins, and by how much."""
+    """Students, tuned solvers and the teacher at equal calls, seeds and noises: who wins, and by
+    how much.
+    """
     verb("compare").run(CompareConfig(**given))
 
 

@@ -1,7 +1,8 @@
-"""`hsivi compare`: students, tuned solvers and the teacher on the same seeds and noises, judged by one distance.
+"""`hsivi compare`: students, tuned solvers and the teacher on the same seeds and noises, judged by
+one distance.
 
-Every row is a Sampler (draw.py), so solver, student and teacher share the sampling code. What was drawn is cached by content:
-weights, chain, seeds, detector; a second run draws only what is new.
+Every row is a Sampler (draw.py), so solver, student and teacher share the sampling code. What was
+drawn is cached by content: weights, chain, seeds, detector; a second run draws only what is new.
 """
 
 from __future__ import annotations
@@ -22,7 +23,15 @@ from . import report
 from .chain import Chain
 from .checkpoint import replacing, write_text
 from .config import CompareConfig, HsiviError, command_line, embedded, weights_folder
-from .detector import Detector, Statistics, detector_for, load_statistics, moments_of, save_statistics, statistics_of
+from .detector import (
+    Detector,
+    Statistics,
+    detector_for,
+    load_statistics,
+    moments_of,
+    save_statistics,
+    statistics_of,
+)
 from .device import pick_device
 from .draw import Sampler, draw, solver_sampler, student_sampler
 from .frechet import frechet_distance, precision_recall
@@ -30,7 +39,9 @@ from .images import save_grid
 from .student import Student, is_student, load_student
 from .teacher import SOLVERS, Teacher, load_teacher, solver_names
 
-RECALL_COUNT = 2000  # features of each side for precision and recall: their cost grows with its square
+RECALL_COUNT = (
+    2000  # features of each side for precision and recall: their cost grows with its square
+)
 GRID_COUNT = 36
 
 
@@ -39,7 +50,9 @@ def run(config: CompareConfig) -> None:
     device = pick_device(config.device)
     students, teacher = open_sources(config, device)
     budgets = parse_budgets(config, students)
-    reference_path = str(embedded(config.reference)) if config.reference else embedded_reference(teacher)
+    reference_path = (
+        str(embedded(config.reference)) if config.reference else embedded_reference(teacher)
+    )
     weights = Path(config.detector_weights) if config.detector_weights else None
     detector = detector_for([reference_path], config.detector, weights, device)
     reference = statistics_of(reference_path, detector, config.data_root, keep_features=True)
@@ -48,26 +61,35 @@ def run(config: CompareConfig) -> None:
     samplers = []
     for nfe in budgets:
         samplers += [student_sampler(s, nfe, config.dtype) for s in students if nfe in s.chains]
-        samplers += [tuned(family, nfe, teacher, ruler) for family in parse_solvers(config) if teacher]
+        samplers += [
+            tuned(family, nfe, teacher, ruler) for family in parse_solvers(config) if teacher
+        ]
     for calls in parse_numbers(config.teacher_calls, "--teacher-calls", least=0):
         if calls and teacher:
-            samplers.append(solver_sampler(teacher, config.teacher_solver, calls, "teacher", config.dtype))
+            samplers.append(
+                solver_sampler(teacher, config.teacher_solver, calls, "teacher", config.dtype)
+            )
     rows = [ruler.measure(sampler) for sampler in samplers]
     if config.recorded:
         rows += recorded_rows(teacher, {(row["name"], row["nfe"]) for row in rows})
     if not rows:
-        raise HsiviError("nothing to compare: name runs, numbers of calls they were trained for, or solvers")
+        raise HsiviError(
+            "nothing to compare: name runs, numbers of calls they were trained for, or solvers"
+        )
     print(report.table(rows))
     print()
     print("\n".join(report.verdicts(rows)))
     write_files(config, rows, samplers, ruler, reference_path)
 
 
-def write_files(config: CompareConfig, rows: list[dict], samplers: list[Sampler], ruler: Ruler, reference: str) -> None:
+def write_files(
+    config: CompareConfig, rows: list[dict], samplers: list[Sampler], ruler: Ruler, reference: str
+) -> None:
+    size = ruler.reference.moments.count or "unknown number of"
     about = {
-        "reference": f"{Path(reference).name} ({ruler.reference.moments.count or 'unknown number of'} images)",
+        "reference": f"{Path(reference).name} ({size} images)",
         "detector": ruler.detector.stamp,
-        "images per row": f"{config.count}, seeds from {config.seed}, measured {config.repeats} time(s)",
+        "images per row": f"{config.count}, seeds from {config.seed}, {config.repeats} time(s)",
         "command": command_line(),
         "spacing": f"each solver at the spacing best on {config.tune_count} images",
     }
@@ -79,18 +101,25 @@ def write_files(config: CompareConfig, rows: list[dict], samplers: list[Sampler]
     if config.grids or config.html:
         grids = {f"{s.name}, {s.nfe} calls": ruler.first_images(s) for s in samplers}
         for title, images in grids.items() if config.grids else ():
-            save_grid(images, Path(config.grids) / (title.replace("/", "_").replace(", ", "-").replace(" ", "-") + ".png"))
+            save_grid(
+                images,
+                Path(config.grids)
+                / (title.replace("/", "_").replace(", ", "-").replace(" ", "-") + ".png"),
+            )
         if config.html:
             write_text(Path(config.html), report.page(rows, grids, about))
 
 
-# ---- what is compared ------------------------------------------------------------------------------------------------
+# ---- what is compared ----------------------------------------------------------------------------
 
 
-def open_sources(config: CompareConfig, device: torch.device) -> tuple[list[Student], Teacher | None]:
+def open_sources(
+    config: CompareConfig, device: torch.device
+) -> tuple[list[Student], Teacher | None]:
     """The students named, and the one teacher that they and the solvers share.
 
-    Students of different teachers are compared with one another through the reference alone; then there are no solvers.
+    Students of different teachers are compared with one another through the reference alone; then
+    there are no solvers.
     """
     students = [load_student(path, device) for path in config.sources if is_student(path)]
     teachers = [load_teacher(path, device) for path in config.sources if not is_student(path)]
@@ -101,7 +130,11 @@ def open_sources(config: CompareConfig, device: torch.device) -> tuple[list[Stud
         teachers = find_teacher(students[0], device)
     if len(digests) > 1 or (teachers and digests - {teachers[0].digest}):
         names = ", ".join(f"{s.name} (of {s.info['teacher']['name']})" for s in students)
-        print(f"warning: students of different teachers: {names}. They are compared through the reference alone", file=sys.stderr)
+        print(
+            f"warning: students of different teachers: {names}. They are compared through the "
+            "reference alone",
+            file=sys.stderr,
+        )
         if len(digests) > 1 and not any(not is_student(path) for path in config.sources):
             return students, None
     return students, teachers[0] if teachers else None
@@ -117,20 +150,29 @@ def find_teacher(student: Student, device: torch.device) -> list[Teacher]:
             continue
         if teacher.digest == told["digest"]:
             return [teacher]
-    print(f"warning: the teacher of {student.name} ({told['name']}) is not here: no solvers; name it to have them", file=sys.stderr)
+    print(
+        f"warning: the teacher of {student.name} ({told['name']}) is not here: no solvers; name "
+        "it to have them",
+        file=sys.stderr,
+    )
     return []
 
 
 def embedded_reference(teacher: Teacher | None) -> str:
     if teacher is None or teacher.digest != load_teacher().digest:
-        raise HsiviError("--reference is needed: only the embedded teacher and its students have one of their own")
+        raise HsiviError(
+            "--reference is needed: only the embedded teacher and its students have one of their "
+            "own"
+        )
     return str(weights_folder() / "reference.npz")
 
 
 def parse_numbers(text: str, flag: str, least: int = 1) -> list[int]:
     words = text.split(",")
     if not all(word.strip().isdigit() and int(word) >= least for word in words):
-        raise HsiviError(f"{flag} {text} must be whole numbers from {least} up, separated by commas")
+        raise HsiviError(
+            f"{flag} {text} must be whole numbers from {least} up, separated by commas"
+        )
     return [int(word) for word in words]
 
 
@@ -150,12 +192,17 @@ def parse_solvers(config: CompareConfig) -> list[str]:
     known = {*SOLVERS, *solver_names()}
     for name in names:
         if name not in known:
-            raise HsiviError(f"there is no solver {name!r}; solvers are {', '.join(SOLVERS)}, also with a spacing as in dpm++3-lu")
+            raise HsiviError(
+                f"there is no solver {name!r}; solvers are {', '.join(SOLVERS)}, also with a "
+                "spacing as in dpm++3-lu"
+            )
     return names
 
 
 def tuned(name: str, nfe: int, teacher: Teacher, ruler: Ruler) -> Sampler:
-    """A solver on the teacher: the one named, or a family's best spacing, by a distance over fewer images."""
+    """A solver on the teacher: the one named, or a family's best spacing, by a distance over fewer
+    images.
+    """
     config = ruler.config
     if name not in SOLVERS:
         return solver_sampler(teacher, name, nfe, dtype=config.dtype)
@@ -170,39 +217,67 @@ def tuned(name: str, nfe: int, teacher: Teacher, ruler: Ruler) -> Sampler:
 
 
 def recorded_rows(teacher: Teacher | None, have: set[tuple[str, int]]) -> list[dict]:
-    """Rows of weights/recorded.json, each with the command that made it, if they are of this teacher."""
+    """Rows of weights/recorded.json, each with the command that made it, if they are of this
+    teacher.
+    """
     file = weights_folder() / "recorded.json"
     known = json.loads(file.read_text())
     if teacher is None or known["teacher"] != teacher.digest:
-        raise HsiviError("--recorded holds rows of the embedded teacher, which is not the one compared here: leave it out")
-    return [row | {"how": "recorded"} for row in known["rows"] if (row["name"], row["nfe"]) not in have]
+        raise HsiviError(
+            "--recorded holds rows of the embedded teacher, which is not the one compared here: "
+            "leave it out"
+        )
+    return [
+        row | {"how": "recorded"} for row in known["rows"] if (row["name"], row["nfe"]) not in have
+    ]
 
 
-# ---- measuring -------------------------------------------------------------------------------------------------------
+# ---- measuring -----------------------------------------------------------------------------------
 
 
 def chain_digest(chain: Chain) -> str:
-    return hashlib.sha256(b"".join(getattr(chain, f.name).numpy().tobytes() for f in fields(Chain))).hexdigest()
+    return hashlib.sha256(
+        b"".join(getattr(chain, f.name).numpy().tobytes() for f in fields(Chain))
+    ).hexdigest()
 
 
 class Ruler:
-    """Draws samplers and measures how far they are from the reference, remembering what was drawn."""
+    """Draws samplers and measures how far they are from the reference, remembering what was
+    drawn.
+    """
 
-    def __init__(self, config: CompareConfig, detector: Detector, reference: Statistics, device: torch.device):
-        self.config, self.detector, self.reference, self.device = config, detector, reference, device
-        self.cache = Path(config.cache or os.environ.get("HSIVI_CACHE") or Path.home() / ".cache" / "hsivi")
+    def __init__(
+        self, config: CompareConfig, detector: Detector, reference: Statistics, device: torch.device
+    ):
+        self.config, self.detector, self.reference, self.device = (
+            config,
+            detector,
+            reference,
+            device,
+        )
+        self.cache = Path(
+            config.cache or os.environ.get("HSIVI_CACHE") or Path.home() / ".cache" / "hsivi"
+        )
 
     def measure(self, sampler: Sampler) -> dict:
         """A row: the mean over repeats, on seeds that do not overlap."""
         config, distances, seconds, shares = self.config, [], [], []
         for repeat in range(config.repeats):
-            distance, spent, statistics = self.distance(sampler, config.seed + repeat * config.count, config.count)
+            distance, spent, statistics = self.distance(
+                sampler, config.seed + repeat * config.count, config.count
+            )
             distances.append(distance)
             seconds.append(spent)
             if self.reference.features is not None:
                 real = self.reference.features[:RECALL_COUNT].to(self.device)
-                shares.append(precision_recall(real, statistics.features[:RECALL_COUNT].to(self.device)))
-        precision, recall = (sum(part) / len(shares) for part in zip(*shares, strict=True)) if shares else (None, None)
+                shares.append(
+                    precision_recall(real, statistics.features[:RECALL_COUNT].to(self.device))
+                )
+        precision, recall = (
+            (sum(part) / len(shares) for part in zip(*shares, strict=True))
+            if shares
+            else (None, None)
+        )
         return {
             "name": sampler.name,
             "kind": sampler.kind,
@@ -217,7 +292,9 @@ class Ruler:
         }
 
     def distance(self, sampler: Sampler, seed: int, count: int) -> tuple[float, float, Statistics]:
-        """The distance of images of seeds seed.. to the reference, the seconds that drawing took, and the images' statistics."""
+        """The distance of images of seeds seed.. to the reference, the seconds that drawing took,
+        and the images' statistics.
+        """
         statistics, seconds = self.statistics(sampler, seed, count)
         return frechet_distance(statistics.moments, self.reference.moments), seconds, statistics
 
@@ -225,7 +302,9 @@ class Ruler:
         key = {
             "network": sampler.digest,
             "chain": chain_digest(sampler.chain),
-            "log_scale": hashlib.sha256(sampler.log_scale.detach().cpu().numpy().tobytes()).hexdigest(),
+            "log_scale": hashlib.sha256(
+                sampler.log_scale.detach().cpu().numpy().tobytes()
+            ).hexdigest(),
             "seeds": [seed, count],
             "dtype": self.config.dtype,
             "batch_size": self.config.batch_size,
@@ -237,8 +316,16 @@ class Ruler:
             return load_statistics(file), json.loads(note.read_text())["seconds"]
         clock = Clock()
         seeds = range(seed, seed + count)
-        with tqdm(total=count, unit=" images", desc=f"{sampler.name}, {sampler.nfe} calls", disable=None, leave=False) as bar:
-            batches = clock.time(draw(sampler, seeds, min(count, self.config.batch_size), self.device), bar)
+        with tqdm(
+            total=count,
+            unit=" images",
+            desc=f"{sampler.name}, {sampler.nfe} calls",
+            disable=None,
+            leave=False,
+        ) as bar:
+            batches = clock.time(
+                draw(sampler, seeds, min(count, self.config.batch_size), self.device), bar
+            )
             moments, features = moments_of(batches, self.detector, keep_features=True)
         statistics = Statistics(moments, self.detector.stamp, features[:RECALL_COUNT])
         save_statistics(file, statistics)

@@ -1,7 +1,8 @@
 """What a command is asked to do: frozen dataclasses, presets, and the one error that users see.
 
-A field's `help` is its command-line help: cli.py makes the options from these classes, so an option, its default and its
-explanation stand here and nowhere else. Nothing here imports torch, so that `hsivi --help` is instant.
+A field's `help` is its command-line help: cli.py makes the options from these classes, so an
+option, its default and its explanation stand here and nowhere else. Nothing here imports torch, so
+that `hsivi --help` is instant.
 """
 
 from __future__ import annotations
@@ -13,11 +14,15 @@ from pathlib import Path
 
 
 class HsiviError(Exception):
-    """A problem the user can solve: one line that says what is wrong, what was found and what to do. Exit status 1."""
+    """A problem the user can solve: one line that says what is wrong, what was found and what to
+    do. Exit status 1.
+    """
 
 
 def weights_folder() -> Path:
-    """The embedded teacher, detector, reference and students: beside the package in a wheel, above it in a checkout."""
+    """The embedded teacher, detector, reference and students: beside the package in a wheel, above
+    it in a checkout.
+    """
     inside = Path(__file__).parent / "weights"
     return inside if inside.is_dir() else Path(__file__).parent.parent / "weights"
 
@@ -25,7 +30,11 @@ def weights_folder() -> Path:
 def embedded(source: str | Path) -> Path:
     """A path, where "embedded:students/4" and the like name what comes with the package."""
     text = str(source)
-    return weights_folder() / text.removeprefix("embedded:") if text.startswith("embedded:") else Path(source)
+    return (
+        weights_folder() / text.removeprefix("embedded:")
+        if text.startswith("embedded:")
+        else Path(source)
+    )
 
 
 def command_line() -> str:
@@ -40,29 +49,57 @@ def option(default, help: str, **extra):
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """`hsivi train`: the method's settings and the run's. The defaults are the recipe that measured best."""
+    """`hsivi train`: the method's settings and the run's. The defaults are the recipe that measured
+    best.
+    """
 
     # the chain
     nfe: int = option(4, "network calls of the student (K)")
-    grid: str = option("auto", "times: auto, quad, uniform, log-snr, or K+1 rising times such as 0,300,650")
+    grid: str = option(
+        "auto", "times: auto, quad, uniform, log-snr, or K+1 rising times such as 0,300,650"
+    )
     grid_top: int | None = option(None, "the last time of the grid, in place of its own rule")
     start: str = option(
         "ddim",
-        "what the layers are before training: ddim, or a solver whose times and coefficients they take "
-        "(dpm++2, dpm++3, unipc, deis, ipndm, each with -lu, -karras, -leading, -trailing where it has them)",
+        "what the layers are before training: ddim, or a solver whose times and coefficients they "
+        "take "
+        "(dpm++2, dpm++3, unipc, deis, ipndm, each with -lu, -karras, -leading, -trailing where "
+        "it has them)",
     )
     noise_share: str = option(
-        "1", "noise share s0/sigma of each layer in [0, 1]: one number, K numbers from layer 1 up, or eta:0.2 for DDIM's eta"
+        "1",
+        "noise share s0/sigma of each layer in [0, 1]: one number, K numbers from layer 1 up, or "
+        "eta:0.2 for DDIM's eta",
     )
-    log_scale: str = option("frozen", "what the trained noise scale is: frozen, scalar, layer or pixel")
+    log_scale: str = option(
+        "frozen", "what the trained noise scale is: frozen, scalar, layer or pixel"
+    )
 
     # the objective
-    objective: str = option("reverse-kl", "the student's loss: reverse-kl or score-matching", choices=("reverse-kl", "score-matching"))
+    objective: str = option(
+        "reverse-kl",
+        "the student's loss: reverse-kl or score-matching",
+        choices=("reverse-kl", "score-matching"),
+    )
     a: float = option(0.5, "score-matching's a: 0.5 is HSIVI-SM, 1 to 1.2 SiD")
-    weight: str = option("flat", "weight of a level in the student's loss", choices=("flat", "sigma2", "ratio", "sid"))
-    fake_weight: str = option("flat", "weight of a level in the fake score's loss", choices=("flat", "sigma2", "ratio"))
-    levels: str = option("segment", "where a layer is judged: its own segment of levels, all above it, or its own level", choices=("segment", "above", "own"))
-    order: str = option("joint", "train all layers together, or one after another from the top", choices=("joint", "sequential"))
+    weight: str = option(
+        "flat",
+        "weight of a level in the student's loss",
+        choices=("flat", "sigma2", "ratio", "sid"),
+    )
+    fake_weight: str = option(
+        "flat", "weight of a level in the fake score's loss", choices=("flat", "sigma2", "ratio")
+    )
+    levels: str = option(
+        "segment",
+        "where a layer is judged: its own segment of levels, all above it, or its own level",
+        choices=("segment", "above", "own"),
+    )
+    order: str = option(
+        "joint",
+        "train all layers together, or one after another from the top",
+        choices=("joint", "sequential"),
+    )
 
     # the optimisation
     steps: int = option(300, "student updates in all; 0 writes the untrained student")
@@ -73,44 +110,71 @@ class TrainConfig:
     student_rate: float = option(3e-5, "the student's learning rate")
     fake_rate: float = option(4e-4, "the fake score's learning rate")
     rate_warmup: int = option(10, "student updates over which its rate rises")
-    decay: str = option("cosine", "how the student's rate falls, to 0 at --steps", choices=("cosine", "none"))
+    decay: str = option(
+        "cosine", "how the student's rate falls, to 0 at --steps", choices=("cosine", "none")
+    )
     optimizer: str = option("adam", "the optimizer of both", choices=("adam", "adamw", "amsgrad"))
     student_beta1: float = option(0.0, "Adam's beta1 for the student")
     fake_beta1: float = option(0.9, "Adam's beta1 for the fake score")
     clip: float = option(1.0, "largest gradient norm, of the loss averaged over elements")
-    ema: float = option(0.98, "decay of the averaged student, ramped up as (1 + step) / (10 + step)")
+    ema: float = option(
+        0.98, "decay of the averaged student, ramped up as (1 + step) / (10 + step)"
+    )
     seed: int = option(0, "decides everything random")
-    dtype: str = option("float32", "networks' precision; losses and weights stay float32", choices=("float32", "bfloat16"))
+    dtype: str = option(
+        "float32",
+        "networks' precision; losses and weights stay float32",
+        choices=("float32", "bfloat16"),
+    )
 
-    init: str | None = option(None, "begin with another run's student (and fake score) of the same teacher")
+    init: str | None = option(
+        None, "begin with another run's student (and fake score) of the same teacher"
+    )
 
     # the run
-    minutes: float | None = option(None, "stop after this long, saved and ready to resume", run_only=True)
-    device: str | None = option(None, "cuda, cuda:1, cpu, ...; the default is CUDA where there is one", run_only=True)
+    minutes: float | None = option(
+        None, "stop after this long, saved and ready to resume", run_only=True
+    )
+    device: str | None = option(
+        None, "cuda, cuda:1, cpu, ...; the default is CUDA where there is one", run_only=True
+    )
     checkpoint_every: int = option(50, "steps between checkpoints", run_only=True)
-    reference: str | None = option(None, "statistics, images or data set to score the student against in training", run_only=True)
+    reference: str | None = option(
+        None,
+        "statistics, images or data set to score the student against in training",
+        run_only=True,
+    )
     data_root: str | None = option(None, "where torchvision's data sets lie", run_only=True)
-    detector: str | None = option(None, "feature network: inception, fashion-mnist or a folder; default: the reference's own", run_only=True)
-    detector_weights: str | None = option(None, "weights file of the Inception network", run_only=True)
+    detector: str | None = option(
+        None,
+        "feature network: inception, fashion-mnist or a folder; default: the reference's own",
+        run_only=True,
+    )
+    detector_weights: str | None = option(
+        None, "weights file of the Inception network", run_only=True
+    )
     eval_every: int = option(100, "steps between evaluations", run_only=True)
     eval_count: int = option(1000, "images of an evaluation", run_only=True)
-    log_with: str | None = option(None, "also log to tensorboard or wandb", choices=("tensorboard", "wandb"), run_only=True)
+    log_with: str | None = option(
+        None, "also log to tensorboard or wandb", choices=("tensorboard", "wandb"), run_only=True
+    )
 
 
 PRESETS = {
     "default": {},
     # the paper's CIFAR-10 settings; its 200,000 fake-score updates are 10,000 student updates
     "hsivi": {
-        "nfe": 10, "grid": "quad", "noise_share": "eta:0.2", "log_scale": "pixel", "objective": "score-matching", "a": 0.5,
-        "weight": "sigma2", "fake_weight": "sigma2", "levels": "own", "steps": 10_000, "batch_size": 128, "fake_updates": 20,
-        "fake_warmup": 0, "student_rate": 1.6e-5, "fake_rate": 8e-5, "rate_warmup": 125, "optimizer": "amsgrad",
+        "nfe": 10, "grid": "quad", "noise_share": "eta:0.2", "log_scale": "pixel",
+        "objective": "score-matching", "a": 0.5, "weight": "sigma2", "fake_weight": "sigma2",
+        "levels": "own", "steps": 10_000, "batch_size": 128, "fake_updates": 20, "fake_warmup": 0,
+        "student_rate": 1.6e-5, "fake_rate": 8e-5, "rate_warmup": 125, "optimizer": "amsgrad",
         "student_beta1": 0.9, "ema": 0.999,
     },
     # score identity distillation, one call
     "sid": {
-        "nfe": 1, "grid_top": 440, "objective": "score-matching", "a": 1.0, "weight": "sid", "levels": "above", "steps": 10_000,
-        "batch_size": 256, "fake_updates": 1, "fake_warmup": 0, "student_rate": 1e-5, "fake_rate": 1e-5, "decay": "none",
-        "fake_beta1": 0.0, "ema": 0.999,
+        "nfe": 1, "grid_top": 440, "objective": "score-matching", "a": 1.0, "weight": "sid",
+        "levels": "above", "steps": 10_000, "batch_size": 256, "fake_updates": 1, "fake_warmup": 0,
+        "student_rate": 1e-5, "fake_rate": 1e-5, "decay": "none", "fake_beta1": 0.0, "ema": 0.999,
     },
 }  # fmt: skip
 
@@ -137,9 +201,7 @@ class FidConfig:
     kid: bool = option(False, "the kernel distance, precision and recall too")
     json: bool = option(False, "print one JSON object")
     data_root: str | None = option(None, "where torchvision's data sets lie; default: data")
-    nfe: int | None = option(
-        None, "calls per image of a run; default: what it was trained for"
-    )
+    nfe: int | None = option(None, "calls per image of a run; default: what it was trained for")
     count: int = option(5000, "images drawn from a run; of files, all are used")
     seed: int = option(0, "seed of the first image drawn, and of KID's subsets")
     batch_size: int = option(256, "images per batch")
@@ -154,15 +216,24 @@ class SampleConfig:
 
     source: str
     nfe: int | None = option(None, "network calls per image; default: what the run was trained for")
-    solver: str | None = option(None, "draw a teacher's own images by this solver: ddim, dpm++2, dpm++3, unipc, deis, ipndm, with -SPACING")
+    solver: str | None = option(
+        None,
+        "draw a teacher's own images by this solver: ddim, dpm++2, dpm++3, unipc, deis, ipndm, "
+        "with -SPACING",
+    )
     count: int | None = option(None, "how many images: seeds 0 to N-1; default 64")
     seeds: str | None = option(None, "A-B, the seeds to draw, both ends included")
-    labels: str | None = option(None, "class of every image, or one an image separated by commas; default: drawn by each seed")
+    labels: str | None = option(
+        None,
+        "class of every image, or one an image separated by commas; default: drawn by each seed",
+    )
     out: str | None = option(None, "a folder of PNGs named by seed, or a FILE.npz")
     grid: str | None = option(None, "also save all images in one PNG")
     batch_size: int = option(256, "images per batch; changes no noise")
     dtype: str = option("float32", "the network's precision", choices=("float32", "bfloat16"))
-    device: str | None = option(None, "cuda, cuda:1, cpu, ...; the default is CUDA where there is one")
+    device: str | None = option(
+        None, "cuda, cuda:1, cpu, ...; the default is CUDA where there is one"
+    )
     revision: str | None = option(None, "a hub teacher's revision")
     variant: str | None = option(None, "a teacher's weights variant, such as fp16 or ema")
     subfolder: str | None = option(None, "a folder within the teacher's")
@@ -170,30 +241,55 @@ class SampleConfig:
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """`hsivi compare`: students, the best solvers and the teacher at equal calls, seeds and noises, judged by one distance."""
+    """`hsivi compare`: students, the best solvers and the teacher at equal calls, seeds and noises,
+    judged by one distance.
+    """
 
     sources: tuple[str, ...]
-    nfe: str | None = option(None, "numbers of calls, such as 2,4,8; default: those the runs were trained for")
-    reference: str | None = option(None, "statistics, images or data set to measure from; default: the embedded teacher's, for it and its students")
+    nfe: str | None = option(
+        None, "numbers of calls, such as 2,4,8; default: those the runs were trained for"
+    )
+    reference: str | None = option(
+        None,
+        "statistics, images or data set to measure from; default: the embedded teacher's, for it "
+        "and its students",
+    )
     solvers: str = option(
         "ddim,dpm++2,dpm++3,unipc,deis,ipndm",
-        "solvers to compare with, each at its best spacing, or at the one named (dpm++3-lu); none for no solver",
+        "solvers to compare with, each at its best spacing, or at the one named (dpm++3-lu); none "
+        "for no solver",
     )
-    teacher_calls: str = option("0", "also draw the teacher's own images with this many calls; 0 does not")
+    teacher_calls: str = option(
+        "0", "also draw the teacher's own images with this many calls; 0 does not"
+    )
     teacher_solver: str = option("dpm++2-linspace", "the solver of --teacher-calls")
     count: int = option(5000, "images of every row")
     tune_count: int = option(1000, "images by which a solver's best spacing is chosen")
     seed: int = option(0, "seed of the first image; the same noises for every row")
-    repeats: int = option(1, "measure every row this often, on other seeds: the distance is their mean, the range is kept")
+    repeats: int = option(
+        1,
+        "measure every row this often, on other seeds: the distance is their mean, the range is "
+        "kept",
+    )
     detector: str | None = option(None, "feature network; default: the reference's own")
     detector_weights: str | None = option(None, "weights file of the Inception network")
     data_root: str | None = option(None, "where torchvision's data sets lie; default: data")
-    recorded: bool = option(False, "add the slow rows that were measured before, where the teacher is the embedded one")
+    recorded: bool = option(
+        False, "add the slow rows that were measured before, where the teacher is the embedded one"
+    )
     batch_size: int = option(250, "images per batch")
     dtype: str = option("float32", "the networks' precision", choices=("float32", "bfloat16"))
-    device: str | None = option(None, "cuda, cuda:1, cpu, ...; the default is CUDA where there is one")
+    device: str | None = option(
+        None, "cuda, cuda:1, cpu, ...; the default is CUDA where there is one"
+    )
     json: str | None = option(None, "write all rows to this file")
     plot: str | None = option(None, "draw distance by calls into this PNG file")
-    grids: str | None = option(None, "save a grid of each row's first images, equal seeds, into this folder")
-    html: str | None = option(None, "write one self-contained page with the table, the plot and the grids")
-    cache: str | None = option(None, "where what was drawn before is kept; default: $HSIVI_CACHE or ~/.cache/hsivi")
+    grids: str | None = option(
+        None, "save a grid of each row's first images, equal seeds, into this folder"
+    )
+    html: str | None = option(
+        None, "write one self-contained page with the table, the plot and the grids"
+    )
+    cache: str | None = option(
+        None, "where what was drawn before is kept; default: $HSIVI_CACHE or ~/.cache/hsivi"
+    )

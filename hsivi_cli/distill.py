@@ -1,11 +1,14 @@
-"""One round of training, over any networks and data: a roll-out, fake-score updates, and a student update.
+"""One round of training, over any networks and data: a roll-out, fake-score updates, and a student
+update.
 
-Between two student updates the student does not change, so one roll-out gives the states and means of all layers, and
-every fake-score update needs only fresh noise on means it has. A *round* is a roll-out with its fake-score updates; the
-first rounds warm the fake score up, every later one ends with a *step*, one student update.
+Between two student updates the student does not change, so one roll-out gives the states and means
+of all layers, and every fake-score update needs only fresh noise on means it has. A *round* is a
+roll-out with its fake-score updates; the first rounds warm the fake score up, every later one ends
+with a *step*, one student update.
 
-Everything random is a function of (seed, round, purpose), drawn on the CPU for the whole global batch; a process takes its
-share of it. So a run neither depends on how many processes there are nor on having been interrupted.
+Everything random is a function of (seed, round, purpose), drawn on the CPU for the whole global
+batch; a process takes its share of it. So a run neither depends on how many processes there are nor
+on having been interrupted.
 """
 
 from __future__ import annotations
@@ -34,7 +37,8 @@ from .schedule import eps_to_x0, over
 class Players:
     """The networks of one training and what updates them.
 
-    student, fake_score   modules that train; student_eps, fake_eps the same as networks (x, time, labels, alpha_bar) -> eps
+    student, fake_score   modules that train; student_eps, fake_eps the same as networks (x, time,
+                          labels, alpha_bar) -> eps
     teacher_eps           the frozen teacher as such a network
     ema                   the averaged student, a module like `student`
     log_scale, ema_scale  [1 or K, ...] the noise scale and its average
@@ -61,11 +65,13 @@ class Players:
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of a global batch is this process's: samples rank, rank + world, ... `mean` averages tensors over processes."""
+    """Which part of a global batch is this process's: samples rank, rank + world, ... `mean`
+    averages tensors over processes.
+    """
 
     rank: int = 0
     world: int = 1
-    mean: Callable[[Tensor], Tensor] = staticmethod(lambda tensor: tensor)
+    mean: Callable[[Tensor], Tensor] = torch.clone
 
 
 def rng(seed: int, *key: int | str) -> torch.Generator:
@@ -82,7 +88,11 @@ def make_optimizer(kind: str, parameters, rate: float, beta1: float) -> torch.op
 def student_rate(config: TrainConfig, step: int) -> float:
     """The student's learning rate at a step: a linear rise, then a cosine to 0 at the last step."""
     rise = min(1.0, (step + 1) / max(1, config.rate_warmup))
-    fall = 0.5 * (1 + math.cos(math.pi * step / max(1, config.steps))) if config.decay == "cosine" else 1.0
+    fall = (
+        0.5 * (1 + math.cos(math.pi * step / max(1, config.steps)))
+        if config.decay == "cosine"
+        else 1.0
+    )
     return config.student_rate * min(rise, fall)
 
 
@@ -91,20 +101,25 @@ def warmup_rounds(config: TrainConfig) -> int:
 
 
 def active_layers(config: TrainConfig, step: int) -> list[int]:
-    """The layers that train at a step: all, or in sequential order one at a time from the top, an equal share of steps each."""
+    """The layers that train at a step: all, or in sequential order one at a time from the top, an
+    equal share of steps each.
+    """
     if config.order == "joint":
         return list(range(1, config.nfe + 1))
     return [config.nfe - min(config.nfe - 1, step * config.nfe // max(1, config.steps))]
 
 
 def pool_size(config: TrainConfig, layer_count: int) -> int:
-    """Chains to roll out in a round, so that no mean is used more than about twice. A multiple of 8, to split evenly."""
+    """Chains to roll out in a round, so that no mean is used more than about twice. A multiple of
+    8, to split evenly.
+    """
     uses = config.batch_size * (config.fake_updates + 1)
     return 8 * math.ceil(uses / (2 * layer_count) / 8)
 
 
 def pick(uses: Tensor, chains: int, layers: list[int]) -> tuple[Tensor, Tensor]:
-    """Which chain and layer the n-th use of a pool takes: every pair once before any is taken twice.
+    """Which chain and layer the n-th use of a pool takes: every pair once before any is taken
+    twice.
 
     uses     [B]  0, 1, 2, ... over the round
     Returns  [B], [B]  chain index and layer k
@@ -115,7 +130,9 @@ def pick(uses: Tensor, chains: int, layers: list[int]) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Pool:
-    """Layers of a roll-out: x, offset and mean [K, N, ...], layer k at k - 1 (zero where not visited); labels [N] or None."""
+    """Layers of a roll-out: x, offset and mean [K, N, ...], layer k at k - 1 (zero where not
+    visited); labels [N] or None.
+    """
 
     x: Tensor
     offset: Tensor
@@ -124,14 +141,19 @@ class Pool:
 
 
 @torch.no_grad()
-def roll_out(players: Players, config: TrainConfig, round_: int, layers: list[int], share: Share) -> Pool:
+def roll_out(
+    players: Players, config: TrainConfig, round_: int, layers: list[int], share: Share
+) -> Pool:
     """Walk this process's chains of the round's pool down to the lowest layer that trains."""
     device, chain = players.log_scale.device, players.chain
     count = pool_size(config, len(layers))
     mine = slice(share.rank, None, share.world)
     draw = rng(config.seed, round_, "roll-out")
     x = torch.randn(count, *players.shape, generator=draw)[mine].to(device)
-    noise = [torch.randn(count, *players.shape, generator=draw)[mine].to(device) for _ in range(chain.nfe - 1)]
+    noise = [
+        torch.randn(count, *players.shape, generator=draw)[mine].to(device)
+        for _ in range(chain.nfe - 1)
+    ]
     labels = None
     if players.label_count is not None:
         labels = torch.randint(players.label_count, (count,), generator=draw)[mine].to(device)
@@ -146,7 +168,9 @@ def roll_out(players: Players, config: TrainConfig, round_: int, layers: list[in
 
 @dataclass(frozen=True)
 class Batch:
-    """A process's part of a batch: which chain (of its own pool) and layer, where observed, with which noise. All [B, ...]."""
+    """A process's part of a batch: which chain (of its own pool) and layer, where observed, with
+    which noise. All [B, ...].
+    """
 
     chain: Tensor
     layer: Tensor
@@ -154,26 +178,40 @@ class Batch:
     noise: Tensor
 
     def parts(self, count: int) -> list[Batch]:
-        split = [torch.tensor_split(t, count) for t in (self.chain, self.layer, self.tau, self.noise)]
+        split = [
+            torch.tensor_split(t, count) for t in (self.chain, self.layer, self.tau, self.noise)
+        ]
         return [Batch(*part) for part in zip(*split, strict=True) if len(part[0])]
 
 
 def draw_batch(
-    players: Players, config: TrainConfig, round_: int, purpose: str, update: int, layers: list[int], share: Share
+    players: Players,
+    config: TrainConfig,
+    round_: int,
+    purpose: str,
+    update: int,
+    layers: list[int],
+    share: Share,
 ) -> Batch:
     """The update-th batch of a round."""
     device, size = players.log_scale.device, config.batch_size
     index, layer = pick(torch.arange(size) + update * size, pool_size(config, len(layers)), layers)
     draw = rng(config.seed, round_, purpose, update)
-    tau = draw_levels(players.chain, layer, torch.rand(size, generator=draw), config.levels, len(players.table))
+    tau = draw_levels(
+        players.chain, layer, torch.rand(size, generator=draw), config.levels, len(players.table)
+    )
     noise = torch.randn(size, *players.shape, generator=draw)
     mine = slice(share.rank, None, share.world)
-    index = torch.div(index[mine], share.world, rounding_mode="floor")  # pool and batch are dealt out alike
+    index = torch.div(
+        index[mine], share.world, rounding_mode="floor"
+    )  # pool and batch are dealt out alike
     return Batch(*(t.to(device) for t in (index, layer[mine], tau[mine], noise[mine])))
 
 
 def observe_batch(players: Players, batch: Batch, mean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """x and layer_eps [B, ...] of a batch whose layers have these means, and alpha_bar [B] of its levels."""
+    """x and layer_eps [B, ...] of a batch whose layers have these means, and alpha_bar [B] of its
+    levels.
+    """
     std = std_of(players.chain, batch.layer, players.log_scale).to(mean.dtype)
     start = players.chain.alpha_bar.to(mean.device)[batch.layer - 1]
     alpha_bar = players.table.to(mean.device)[batch.tau]
@@ -181,11 +219,17 @@ def observe_batch(players: Players, batch: Batch, mean: Tensor) -> tuple[Tensor,
 
 
 def update(optimizer: torch.optim.Optimizer, clip: float, share: Share) -> float:
-    """Average gradients over processes, clip, step. Returns the gradient norm, not finite if any gradient is not: then no step."""
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    """Average gradients over processes, clip, step. Returns the gradient norm, not finite if any
+    gradient is not: then no step.
+    """
+    gradients = [
+        p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+    ]
     if share.world > 1:
         flat = share.mean(torch.cat([g.flatten() for g in gradients]))
-        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        for gradient, part in zip(
+            gradients, flat.split([g.numel() for g in gradients]), strict=True
+        ):
             gradient.copy_(part.view_as(gradient))
     norm = torch.nn.utils.get_total_norm(gradients)
     if torch.isfinite(norm):
@@ -196,13 +240,19 @@ def update(optimizer: torch.optim.Optimizer, clip: float, share: Share) -> float
     return norm.item()
 
 
-def fake_score_update(players: Players, config: TrainConfig, pool: Pool, batch: Batch, share: Share) -> tuple[float, float]:
-    """One update of the fake score on means of the pool with fresh noise. Returns this process's loss and the gradient norm."""
+def fake_score_update(
+    players: Players, config: TrainConfig, pool: Pool, batch: Batch, share: Share
+) -> tuple[float, float]:
+    """One update of the fake score on means of the pool with fresh noise. Returns this process's
+    loss and the gradient norm.
+    """
     players.fake_score.requires_grad_(True)
     total, size = 0.0, len(batch.tau)
     for part in batch.parts(config.accumulate):
         with torch.no_grad():
-            x, layer_eps, alpha_bar = observe_batch(players, part, pool.mean[part.layer - 1, part.chain])
+            x, layer_eps, alpha_bar = observe_batch(
+                players, part, pool.mean[part.layer - 1, part.chain]
+            )
         labels = None if pool.labels is None else pool.labels[part.chain]
         f_eps = players.fake_eps(x, part.tau, labels, alpha_bar)
         loss = fake_score_loss(f_eps, layer_eps, level_weight(config.fake_weight, alpha_bar)).sum()
@@ -215,7 +265,9 @@ def fake_score_update(players: Players, config: TrainConfig, pool: Pool, batch: 
 def student_update(
     players: Players, config: TrainConfig, pool: Pool, batch: Batch, step: int, share: Share
 ) -> tuple[float, Tensor, float]:
-    """One update of the student, layers re-run from the pool's states. Returns loss, divergence estimates [B], gradient norm."""
+    """One update of the student, layers re-run from the pool's states. Returns loss, divergence
+    estimates [B], gradient norm.
+    """
     players.fake_score.requires_grad_(False)
     for group in players.student_optimizer.param_groups:
         group["lr"] = student_rate(config, step)
@@ -224,7 +276,9 @@ def student_update(
         device = part.noise.device
         labels = None if pool.labels is None else pool.labels[part.chain]
         x_k, offset = pool.x[part.layer - 1, part.chain], pool.offset[part.layer - 1, part.chain]
-        time, alpha_bar_k = (t.to(device)[part.layer].float() for t in (chain.time, chain.alpha_bar))
+        time, alpha_bar_k = (
+            t.to(device)[part.layer].float() for t in (chain.time, chain.alpha_bar)
+        )
         eps = players.student_eps(x_k, time, labels, alpha_bar_k)
         mean = offset + over(chain.gain.to(device)[part.layer], eps) * eps
         x, layer_eps, alpha_bar = observe_batch(players, part, mean)
@@ -248,13 +302,19 @@ def student_update(
 def ema_update(players: Players, config: TrainConfig, step: int) -> None:
     """Move the averaged student towards the student, the less the later."""
     decay = min(config.ema, (1 + step) / (10 + step))
-    for average, parameter in zip(players.ema.parameters(), players.student.parameters(), strict=True):
+    for average, parameter in zip(
+        players.ema.parameters(), players.student.parameters(), strict=True
+    ):
         average.lerp_(parameter, 1 - decay)
     players.ema_scale.lerp_(players.log_scale, 1 - decay)
 
 
-def play_round(players: Players, config: TrainConfig, round_: int, share: Share = Share()) -> dict[str, float]:  # noqa: B008
-    """One round, in place. Returns its measurements, by name: averages over its updates and over processes."""
+def play_round(
+    players: Players, config: TrainConfig, round_: int, share: Share = Share()
+) -> dict[str, float]:
+    """One round, in place. Returns its measurements, by name: averages over its updates and over
+    processes.
+    """
     step = round_ - warmup_rounds(config)
     layers = active_layers(config, max(0, step))
     pool = roll_out(players, config, round_, layers, share)

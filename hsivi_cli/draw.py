@@ -1,7 +1,9 @@
-"""Seeds to images in memory, from any network and chain: student, solver and many-call teacher alike.
+"""Seeds to images in memory, from any network and chain: student, solver and many-call teacher
+alike.
 
-One seed decides all of an image's noise, drawn on the CPU, so neither batch size nor device nor the number of processes
-changes it; samplers of one shape share x_K seed by seed, whatever their number of calls.
+One seed decides all of an image's noise, drawn on the CPU, so neither batch size nor device nor the
+number of processes changes it; samplers of one shape share x_K seed by seed, whatever their number
+of calls.
 """
 
 from __future__ import annotations
@@ -48,17 +50,41 @@ def student_sampler(student: Student, nfe: int | None = None, dtype: str = "floa
     nfe, model = student.budget(nfe), student.model
     network = model.network(dtype=dtype)
     scale = student.log_scales[nfe]
-    return Sampler(student.name, "student", network, student.chains[nfe], scale, model.shape, model.label_count, model.digest)
+    return Sampler(
+        student.name,
+        "student",
+        network,
+        student.chains[nfe],
+        scale,
+        model.shape,
+        model.label_count,
+        model.digest,
+    )
 
 
-def solver_sampler(teacher: Teacher, name: str, nfe: int, kind: str = "solver", dtype: str = "float32") -> Sampler:
-    """A training-free solver on a teacher; kind "teacher" marks the many-call one that stands for the teacher itself."""
+def solver_sampler(
+    teacher: Teacher, name: str, nfe: int, kind: str = "solver", dtype: str = "float32"
+) -> Sampler:
+    """A training-free solver on a teacher; kind "teacher" marks the many-call one that stands for
+    the teacher itself.
+    """
     chain = solver(name, nfe, teacher.scheduler, teacher.table)
     scale = torch.zeros(1, *[1] * len(teacher.shape))
-    return Sampler(name, kind, teacher.network(dtype=dtype), chain, scale, teacher.shape, teacher.label_count, teacher.digest)
+    return Sampler(
+        name,
+        kind,
+        teacher.network(dtype=dtype),
+        chain,
+        scale,
+        teacher.shape,
+        teacher.label_count,
+        teacher.digest,
+    )
 
 
-def seed_noise(seed: int, nfe: int, shape: Sequence[int], label_count: int | None) -> tuple[Tensor, int, list[Tensor]]:
+def seed_noise(
+    seed: int, nfe: int, shape: Sequence[int], label_count: int | None
+) -> tuple[Tensor, int, list[Tensor]]:
     """x_K, the label (0 where there are none) and the noises of the layers K..2 of one image."""
     rng = torch.Generator().manual_seed(seed)
     x = torch.randn(shape, generator=rng)
@@ -68,9 +94,14 @@ def seed_noise(seed: int, nfe: int, shape: Sequence[int], label_count: int | Non
 
 @torch.inference_mode()
 def draw(
-    sampler: Sampler, seeds: Sequence[int], batch_size: int, device: str | torch.device, labels: Sequence[int] | None = None
+    sampler: Sampler,
+    seeds: Sequence[int],
+    batch_size: int,
+    device: str | torch.device,
+    labels: Sequence[int] | None = None,
 ) -> Iterator[Tensor]:
-    """Images of seeds, in order, as batches uint8 [B, H, W, C] on the CPU, by exactly `sampler.nfe` network calls each.
+    """Images of seeds, in order, as batches uint8 [B, H, W, C] on the CPU, by exactly `sampler.nfe`
+    network calls each.
 
     labels  one a seed; by default each seed draws its own where the network has labels
     A short last batch is padded, so that every image is computed at the same batch shape.
@@ -83,19 +114,29 @@ def draw(
     for start in range(0, len(seeds), batch_size):
         part = list(seeds[start : start + batch_size])
         drawn = [seed_noise(seed, sampler.nfe, sampler.shape, sampler.label_count) for seed in part]
-        own = [label for _, label, _ in drawn] if labels is None else list(labels[start : start + batch_size])
+        own = (
+            [label for _, label, _ in drawn]
+            if labels is None
+            else list(labels[start : start + batch_size])
+        )
         short = min(batch_size, len(seeds)) - len(part)
         drawn += drawn[-1:] * short
         own += own[-1:] * short
         x = torch.stack([x for x, _, _ in drawn]).to(device)
-        noise = [torch.stack(step).to(device) for step in zip(*(n for _, _, n in drawn), strict=True)]
+        noise = [
+            torch.stack(step).to(device) for step in zip(*(n for _, _, n in drawn), strict=True)
+        ]
         given = torch.tensor(own, device=device) if sampler.label_count else None
         x = chains.sample(sampler.network, sampler.chain, x, noise, log_scale, given)
         yield to_images(x[: len(part)])
 
 
 def images_of(
-    path: str | Path, nfe: int | None, seeds: Sequence[int], batch_size: int, device: str | torch.device
+    path: str | Path,
+    nfe: int | None,
+    seeds: Sequence[int],
+    batch_size: int,
+    device: str | torch.device,
 ) -> Iterator[Tensor]:
     """Images of a run's student, as `draw` gives them."""
     return draw(student_sampler(load_student(path, device), nfe), seeds, batch_size, device)

@@ -29,7 +29,9 @@ def describe(path: str | None) -> dict:
     if path is None:
         return describe_teacher(None)
     if kind_of(path) != "statistics":
-        raise HsiviError(f"{path} holds images; hsivi info describes runs, teachers and statistics files")
+        raise HsiviError(
+            f"{path} holds images; hsivi info describes runs, teachers and statistics files"
+        )
     statistics = load_statistics(path)
     return {
         "kind": "statistics",
@@ -65,9 +67,14 @@ def describe_student(path: str) -> dict:
         "calls": ", ".join(map(str, student.chains)),
         "steps": f"{info['step']} of {info['config']['steps']}",
         "minutes": round(info["seconds"] / 60, 1),
-        "best distance": f"{best['distance']:.2f} at step {best['step']} ({best['count']} images, {best['detector']})" if best else "not measured",
+        "best distance": f"{best['distance']:.2f} at step {best['step']} "
+        f"({best['count']} images, {best['detector']})"
+        if best
+        else "not measured",
     }
     for nfe, chain in student.chains.items():
         facts[f"times at {nfe} calls"] = ", ".join(f"{t:g}" for t in chain.time.tolist())
-        facts[f"noise shares at {nfe} calls"] = ", ".join(f"{s:.3g}" for s in chain.noise_share.tolist())
+        facts[f"noise shares at {nfe} calls"] = ", ".join(
+            f"{s:.3g}" for s in chain.noise_share.tolist()
+        )
     return facts

@@ -1,8 +1,9 @@
 """Losses of the score-matching minimax between student and fake score, in eps units.
 
-At a draw x of a layer at level tau: `layer_eps` is the conditional's exact noise prediction, `teacher_eps` and `f_eps` are the
-teacher's and the fake score's at (x, tau), and gap = f_eps - teacher_eps. `weight` [B] is the level's weight; sigma_tau^2 is
-the HSIVI paper's. Every function returns one value per sample [B], summed over the elements of x.
+At a draw x of a layer at level tau: `layer_eps` is the conditional's exact noise prediction,
+`teacher_eps` and `f_eps` are the teacher's and the fake score's at (x, tau), and gap = f_eps -
+teacher_eps. `weight` [B] is the level's weight; sigma_tau^2 is the HSIVI paper's. Every function
+returns one value per sample [B], summed over the elements of x.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def fake_score_loss(f_eps: Tensor, layer_eps: Tensor, weight: Tensor) -> Tensor:
-    """weight |f_eps - layer_eps|^2: denoising score matching, whose minimum is the marginal's own noise prediction.
+    """weight |f_eps - layer_eps|^2: denoising score matching, whose minimum is the marginal's own
+    noise prediction.
 
     The student is held: let no graph of it reach here.
     """
@@ -29,33 +31,42 @@ def score_matching_loss(
 ) -> Tensor:
     """weight gap . ((layer_eps - teacher_eps) - a gap): the student's side of the minimax.
 
-    a = 1/2 is half of HSIVI-SM's, with f exact half the Fisher divergence, and its gradient; a in [1, 1.2] is SiD's
-    [Zhou et al. 2024]. Differentiate through x into both networks (their weights held) and through layer_eps into log_scale.
+    a = 1/2 is half of HSIVI-SM's, with f exact half the Fisher divergence, and its gradient; a in
+    [1, 1.2] is SiD's
+    [Zhou et al. 2024]. Differentiate through x into both networks (their weights held) and through
+    layer_eps into log_scale.
     """
     gap = f_eps - teacher_eps
     return weight * dot(gap, layer_eps - teacher_eps - a * gap)
 
 
 def reverse_kl_loss(x: Tensor, f_eps: Tensor, teacher_eps: Tensor, weight: Tensor) -> Tensor:
-    """-weight stop_gradient(gap) . x, whose gradient is weight sigma times that of KL(student || teacher) at this level.
+    """-weight stop_gradient(gap) . x, whose gradient is weight sigma times that of KL(student ||
+    teacher) at this level.
 
-    [Diff-Instruct, Luo et al. 2023; DMD, Yin et al. 2023.] No backward pass through the teacher or the fake score.
+    [Diff-Instruct, Luo et al. 2023; DMD, Yin et al. 2023.] No backward pass through the teacher or
+    the fake score.
     """
     return -weight * dot((f_eps - teacher_eps).detach(), x)
 
 
 def divergence_bound(f_eps: Tensor, teacher_eps: Tensor, layer_eps: Tensor) -> Tensor:
-    """2 gap.(layer_eps - teacher_eps) - |gap|^2: its mean is at most E|eps_q - teacher_eps|^2, and equal when f is exact."""
+    """2 gap.(layer_eps - teacher_eps) - |gap|^2: its mean is at most E|eps_q - teacher_eps|^2, and
+    equal when f is exact.
+    """
     return 2 * score_matching_loss(f_eps, teacher_eps, layer_eps, 1.0, a=0.5)
 
 
-def level_weight(kind: str, alpha_bar: Tensor, x: Tensor | None = None, teacher_x0: Tensor | None = None) -> Tensor:
+def level_weight(
+    kind: str, alpha_bar: Tensor, x: Tensor | None = None, teacher_x0: Tensor | None = None
+) -> Tensor:
     """The weight [B] of observing at a level, relative to the loss in eps units.
 
     flat    1
     sigma2  sigma^2, HSIVI's
     ratio   sigma / sqrt(alpha_bar), about 1 in units of x0
-    sid     (sigma^2 / alpha_bar) / mean |x - x0_teacher|, no gradient; x is the layer's mean [SiD, eq. 28]
+    sid     (sigma^2 / alpha_bar) / mean |x - x0_teacher|, no gradient; x is the layer's mean [SiD,
+            eq. 28]
 
     alpha_bar  [B]
     """

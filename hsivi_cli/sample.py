@@ -18,13 +18,16 @@ from .images import save_grid, save_npz, save_png, seeds_done
 from .student import is_student, load_student
 from .teacher import load_teacher
 
-MARK = "hsivi-samples.json"  # what a folder of samples says of itself, so that it is completed and never mixed
+# what a folder of samples says of itself, so that it is completed and never mixed
+MARK = "hsivi-samples.json"
 
 
 def run(config: SampleConfig) -> None:
     """Draw what is asked for and is not there yet."""
     if config.out is None and config.grid is None:
-        raise HsiviError("nowhere to put the images: give --out FOLDER, --out FILE.npz or --grid FILE.png")
+        raise HsiviError(
+            "nowhere to put the images: give --out FOLDER, --out FILE.npz or --grid FILE.png"
+        )
     seeds = parse_seeds(config)
     labels = parse_labels(config.labels, len(seeds))
     state = PartialState(cpu=config.device == "cpu")
@@ -32,7 +35,9 @@ def run(config: SampleConfig) -> None:
     sampler = open_sampler(config, device)
     folder = Path(config.out) if config.out and not config.out.endswith(".npz") else None
     if state.num_processes > 1 and (folder is None or config.grid):
-        raise HsiviError("several processes write to a folder of PNGs: give --out FOLDER, and no --grid")
+        raise HsiviError(
+            "several processes write to a folder of PNGs: give --out FOLDER, and no --grid"
+        )
     if folder is None or config.grid:
         save_all(config, sampler, seeds, labels, folder, device)
         return
@@ -40,20 +45,30 @@ def run(config: SampleConfig) -> None:
         claim(folder, sampler, config)
     state.wait_for_everyone()
     done = seeds_done(folder)
-    todo = [i for i, seed in enumerate(seeds) if seed not in done][state.process_index :: state.num_processes]
+    todo = [i for i, seed in enumerate(seeds) if seed not in done][
+        state.process_index :: state.num_processes
+    ]
     chosen = None if labels is None else [labels[i] for i in todo]
     todo = [seeds[i] for i in todo]
     with tqdm(total=len(todo), unit=" images", disable=None) as bar:
         for start, images in zip(
-            range(0, len(todo), config.batch_size), draw(sampler, todo, config.batch_size, device, chosen), strict=True
+            range(0, len(todo), config.batch_size),
+            draw(sampler, todo, config.batch_size, device, chosen),
+            strict=True,
         ):
             save_png(images, todo[start : start + len(images)], folder)
             bar.update(len(images))
-    there = f", {len(seeds) - len(todo)} were there" if len(todo) < len(seeds) and state.num_processes == 1 else ""
+    there = (
+        f", {len(seeds) - len(todo)} were there"
+        if len(todo) < len(seeds) and state.num_processes == 1
+        else ""
+    )
     print(f"{folder}: {len(todo)} images drawn, {sampler.nfe} calls each{there}", file=sys.stderr)
 
 
-def save_all(config: SampleConfig, sampler: Sampler, seeds, labels, folder: Path | None, device) -> None:
+def save_all(
+    config: SampleConfig, sampler: Sampler, seeds, labels, folder: Path | None, device
+) -> None:
     """Draw everything into memory for an .npz file or a grid."""
     parts = []
     with tqdm(total=len(seeds), unit=" images", disable=None) as bar:
@@ -73,12 +88,17 @@ def save_all(config: SampleConfig, sampler: Sampler, seeds, labels, folder: Path
 
 
 def open_sampler(config: SampleConfig, device: torch.device) -> Sampler:
-    """The student of a run, or with --solver a teacher (a run counts as its own network's) under that solver."""
+    """The student of a run, or with --solver a teacher (a run counts as its own network's) under
+    that solver.
+    """
     if is_student(config.source) and config.solver is None:
         return student_sampler(load_student(config.source, device), config.nfe, config.dtype)
     teacher = load_teacher(config.source, device, config.revision, config.variant, config.subfolder)
     if config.solver is None:
-        raise HsiviError(f"{config.source} is a teacher, not a trained student: choose how to draw, for example --solver unipc --nfe 20")
+        raise HsiviError(
+            f"{config.source} is a teacher, not a trained student: choose how to draw, for "
+            "example --solver unipc --nfe 20"
+        )
     if config.nfe is None:
         raise HsiviError("--solver needs --nfe, the number of network calls")
     return solver_sampler(teacher, config.solver, config.nfe, dtype=config.dtype)
@@ -86,14 +106,26 @@ def open_sampler(config: SampleConfig, device: torch.device) -> Sampler:
 
 def claim(folder: Path, sampler: Sampler, config: SampleConfig) -> None:
     """Mark a folder as holding samples of this sampler. Refuses one that holds anything else."""
-    mark = {"network": sampler.digest, "nfe": sampler.nfe, "solver": config.solver, "labels": config.labels, "dtype": config.dtype}
+    mark = {
+        "network": sampler.digest,
+        "nfe": sampler.nfe,
+        "solver": config.solver,
+        "labels": config.labels,
+        "dtype": config.dtype,
+    }
     if folder.is_dir() and any(folder.iterdir()):
         if not (folder / MARK).exists():
-            raise HsiviError(f"{folder} exists and holds something else than samples of hsivi: choose another --out")
+            raise HsiviError(
+                f"{folder} exists and holds something else than samples of hsivi: choose another "
+                "--out"
+            )
         found = json.loads((folder / MARK).read_text())
         if found != mark:
             differs = [key for key in mark if mark[key] != found.get(key)]
-            raise HsiviError(f"{folder} holds samples of another kind ({', '.join(differs)} differs): choose another --out")
+            raise HsiviError(
+                f"{folder} holds samples of another kind ({', '.join(differs)} differs): choose "
+                "another --out"
+            )
     elif folder.exists() and not folder.is_dir():
         raise HsiviError(f"{folder} is a file: choose a folder, or a name that ends in .npz")
     else:

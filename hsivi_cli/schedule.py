@@ -1,11 +1,15 @@
-"""Noise levels of a variance-preserving (VP) diffusion, conversions between predictions, and grids of times.
+"""Noise levels of a variance-preserving (VP) diffusion, conversions between predictions, and grids
+of times.
 
-Conventions, for the whole package. `alpha_bar` in (0, 1] is a level's share of signal: x = sqrt(alpha_bar) x0 + sigma noise
-with sigma = sqrt(1 - alpha_bar), the VP sigma. A *table* is alpha_bar at every integer time 0..T-1, float64, falling.
-Everything with a batch has it first; a level of shape [B] is stretched over the remaining dimensions of x by `over`.
+Conventions, for the whole package. `alpha_bar` in (0, 1] is a level's share of signal: x =
+sqrt(alpha_bar) x0 + sigma noise with sigma = sqrt(1 - alpha_bar), the VP sigma. A *table* is
+alpha_bar at every integer time 0..T-1, float64, falling. Everything with a batch has it first; a
+level of shape [B] is stretched over the remaining dimensions of x by `over`.
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -16,7 +20,9 @@ PREDICTIONS = ("epsilon", "sample", "v_prediction")
 
 
 def over(level: Tensor, x: Tensor) -> Tensor:
-    """One number per sample, shaped to multiply x, in x's dtype and on its device. level [B], x [B, ...]."""
+    """One number per sample, shaped to multiply x, in x's dtype and on its device. level [B], x [B,
+    ...].
+    """
     return level.to(x.device, x.dtype).reshape(-1, *[1] * (x.dim() - 1))
 
 
@@ -26,7 +32,9 @@ def sigma_of(alpha_bar: Tensor) -> Tensor:
 
 
 def add_noise(x0: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
-    """x0 at the level alpha_bar: sqrt(alpha_bar) x0 + sigma noise. x0, noise [B, ...], alpha_bar [B]."""
+    """x0 at the level alpha_bar: sqrt(alpha_bar) x0 + sigma noise. x0, noise [B, ...], alpha_bar
+    [B].
+    """
     return over(alpha_bar.sqrt(), x0) * x0 + over(sigma_of(alpha_bar), x0) * noise
 
 
@@ -73,7 +81,7 @@ def noise_to_signal(alpha_bar: Tensor) -> Tensor:
     return sigma_of(alpha_bar) / alpha_bar.sqrt()
 
 
-# ---- grids: K + 1 integer times, rising from 0 -------------------------------------------------------------------------
+# ---- grids: K + 1 integer times, rising from 0 ---------------------------------------------------
 
 GRIDS = ("auto", "quad", "uniform", "log-snr")
 
@@ -81,7 +89,8 @@ GRIDS = ("auto", "quad", "uniform", "log-snr")
 def top_ratio(nfe: int) -> float:
     """The noise-to-signal ratio at which the `auto` grid of this many calls begins.
 
-    An eps network's x0 at the top carries its error times this ratio. Many calls hide it, one call shows all of it.
+    An eps network's x0 at the top carries its error times this ratio. Many calls hide it, one call
+    shows all of it.
     """
     return 3.4 * nfe**1.4
 
@@ -92,8 +101,10 @@ def grid(kind: str, nfe: int, table: Tensor, top: int | None = None) -> list[int
     quad      time = linspace(0, sqrt(top), K + 1)^2, top = 0.8 T [HSIVI's CIFAR-10 grid]
     uniform   equal steps, top = T - 1
     log-snr   equal steps of log alpha_bar / (1 - alpha_bar), top = T - 1
-    auto      u = sqrt(-log alpha_bar), which is near to linear in time for linear betas, so the rule carries over to
-              other schedules: u_k = u_K (k / K)^1.2, from the first time whose ratio sigma / sqrt(alpha_bar) is `top_ratio`
+    auto      u = sqrt(-log alpha_bar), which is near to linear in time for linear betas, so the
+              rule carries over to
+              other schedules: u_k = u_K (k / K)^1.2, from the first time whose ratio sigma /
+              sqrt(alpha_bar) is `top_ratio`
     "0,150,400"  the times themselves
 
     table  [T]  alpha_bar by time
@@ -103,7 +114,9 @@ def grid(kind: str, nfe: int, table: Tensor, top: int | None = None) -> list[int
     if kind not in GRIDS:
         return explicit_grid(kind, nfe, last)
     if top is not None and not nfe <= top <= last:
-        raise HsiviError(f"--grid-top {top} does not fit: {nfe} calls need a time from {nfe} to {last}")
+        raise HsiviError(
+            f"--grid-top {top} does not fit: {nfe} calls need a time from {nfe} to {last}"
+        )
     share = torch.linspace(0, 1, nfe + 1, dtype=torch.float64)
     if kind == "quad":
         times = (share * (0.8 * (last + 1) if top is None else top) ** 0.5) ** 2
@@ -119,12 +132,16 @@ def grid(kind: str, nfe: int, table: Tensor, top: int | None = None) -> list[int
             top = min(last, max(nfe, int(torch.searchsorted(noise_to_signal(table), ratio))))
         depth = (-table.log()).sqrt()
         times = nearest(depth, depth[top] * share**1.2)
-    times = torch.minimum(times.round().long(), torch.arange(last - nfe, last + 1))  # room for the times above
+    times = torch.minimum(
+        times.round().long(), torch.arange(last - nfe, last + 1)
+    )  # room for the times above
     times[0] = 0
     for k in range(1, nfe + 1):  # short schedules: keep neighbours apart
         times[k] = max(times[k], times[k - 1] + 1)
     if times[-1] > last:
-        raise HsiviError(f"{nfe} calls do not fit into a schedule of {last + 1} times; ask for fewer")
+        raise HsiviError(
+            f"{nfe} calls do not fit into a schedule of {last + 1} times; ask for fewer"
+        )
     return times.tolist()
 
 
@@ -133,10 +150,14 @@ def explicit_grid(text: str, nfe: int, last: int) -> list[int]:
     try:
         times = [int(word) for word in text.split(",")]
     except ValueError:
-        raise HsiviError(f"--grid {text!r} is neither one of {', '.join(GRIDS)} nor times like 0,300,650") from None
-    rising = all(a < b for a, b in zip(times, times[1:], strict=False))
+        raise HsiviError(
+            f"--grid {text!r} is neither one of {', '.join(GRIDS)} nor times like 0,300,650"
+        ) from None
+    rising = all(a < b for a, b in pairwise(times))
     if len(times) != nfe + 1 or not rising or times[0] != 0 or times[-1] > last:
-        raise HsiviError(f"--grid {text} must be {nfe + 1} rising times from 0 to at most {last} for {nfe} calls")
+        raise HsiviError(
+            f"--grid {text} must be {nfe + 1} rising times from 0 to at most {last} for {nfe} calls"
+        )
     return times
 
 

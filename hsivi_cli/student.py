@@ -1,7 +1,8 @@
 """Students on disk: a diffusers pipeline whose chain and noise scales lie beside the network.
 
-A run's folder is the exported student: model_index.json, unet/, scheduler/, chain.safetensors, hsivi.json (what it is and
-how it was made) and README.md. What resume needs lies in checkpoint/ below. docs/formats.md lists every field.
+A run's folder is the exported student: model_index.json, unet/, scheduler/, chain.safetensors,
+hsivi.json (what it is and how it was made) and README.md. What resume needs lies in checkpoint/
+below. docs/formats.md lists every field.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class Student:
 
     model       the network and its schedule, loaded as a teacher is
     chains      {nfe: Chain};  log_scales {nfe: [1 or K, ...]}
-    info        hsivi.json: the teacher's name and digest, the configuration, steps, measured distances
+    info        hsivi.json: the teacher's name and digest, the configuration, steps, measured
+                distances
     """
 
     name: str
@@ -40,14 +42,18 @@ class Student:
     info: dict
 
     def budget(self, nfe: int | None) -> int:
-        """The number of calls to use: the one asked for if the student has it, its own if it has one."""
+        """The number of calls to use: the one asked for if the student has it, its own if it has
+        one.
+        """
         has = ", ".join(map(str, sorted(self.chains)))
         if nfe is None and len(self.chains) == 1:
             return next(iter(self.chains))
         if nfe is None:
             raise HsiviError(f"{self.name} was trained for {has} calls: choose one with --nfe")
         if nfe not in self.chains:
-            raise HsiviError(f"{self.name} was trained for {has} calls, not {nfe}: use --nfe {has}, or train one")
+            raise HsiviError(
+                f"{self.name} was trained for {has} calls, not {nfe}: use --nfe {has}, or train one"
+            )
         return nfe
 
 
@@ -58,12 +64,21 @@ def is_student(path: str | Path) -> bool:
 def load_student(path: str | Path, device: str | torch.device = "cpu") -> Student:
     folder = embedded(path)
     if not is_student(folder):
-        raise HsiviError(f"{path} is no student: hsivi.json is missing (a run's folder is what `hsivi train --out` wrote)")
+        raise HsiviError(
+            f"{path} is no student: hsivi.json is missing (a run's folder is what `hsivi train "
+            "--out` wrote)"
+        )
     info = read_json(folder / "hsivi.json")
     if info.get("format") != FORMAT:
-        raise HsiviError(f"{path} has format {info.get('format')}, this version reads {FORMAT}: use a matching version of hsivi")
+        raise HsiviError(
+            f"{path} has format {info.get('format')}, this version reads {FORMAT}: use a matching "
+            "version of hsivi"
+        )
     if not (folder / "chain.safetensors").exists():
-        raise HsiviError(f"{path} holds no student yet: its training stopped before the first one was exported; resume it")
+        raise HsiviError(
+            f"{path} holds no student yet: its training stopped before the first one was "
+            "exported; resume it"
+        )
     loaded = load_chains(folder)
     return Student(str(path), load_teacher(str(folder), device), *loaded, info)
 
@@ -76,14 +91,24 @@ def load_chains(folder: Path) -> tuple[dict[int, Chain], dict[int, Tensor]]:
             found[nfe] = Chain(**{f.name: tensors[f"{nfe}.{f.name}"] for f in fields(Chain)})
             log_scales[nfe] = tensors[f"{nfe}.log_scale"]
     except (KeyError, ValueError) as error:
-        raise HsiviError(f"{folder / 'chain.safetensors'} is no chain: {error} is missing") from error
+        raise HsiviError(
+            f"{folder / 'chain.safetensors'} is no chain: {error} is missing"
+        ) from error
     return found, log_scales
 
 
 def save_student(
-    folder: Path, unet, scheduler, chains_: dict[int, Chain], log_scales: dict[int, Tensor], info: dict, card: str
+    folder: Path,
+    unet,
+    scheduler,
+    chains_: dict[int, Chain],
+    log_scales: dict[int, Tensor],
+    info: dict,
+    card: str,
 ) -> None:
-    """Write or replace the exported student; each part is whole at any time. info becomes hsivi.json, card README.md."""
+    """Write or replace the exported student; each part is whole at any time. info becomes
+    hsivi.json, card README.md.
+    """
     pipeline = HSIVIPipeline(unet, scheduler)
     pipeline.chains, pipeline.log_scales = chains_, log_scales
     with writing(folder), tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as temporary:
@@ -97,10 +122,12 @@ def save_student(
 
 
 class HSIVIPipeline(DiffusionPipeline):
-    """A student as a diffusers pipeline: `HSIVIPipeline.from_pretrained("runs/x")(batch_size=16, num_inference_steps=4)`.
+    """A student as a diffusers pipeline: `HSIVIPipeline.from_pretrained("runs/x")(batch_size=16,
+    num_inference_steps=4)`.
 
     unet       UNet2DModel
-    scheduler  any diffusers scheduler of the teacher's betas and prediction type; only its configuration is used
+    scheduler  any diffusers scheduler of the teacher's betas and prediction type; only its
+               configuration is used
     """
 
     def __init__(self, unet, scheduler):
@@ -111,7 +138,11 @@ class HSIVIPipeline(DiffusionPipeline):
 
     def save_pretrained(self, save_directory, **kwargs) -> None:
         super().save_pretrained(save_directory, **kwargs)
-        tensors = {f"{n}.{f.name}": getattr(c, f.name) for n, c in self.chains.items() for f in fields(Chain)}
+        tensors = {
+            f"{n}.{f.name}": getattr(c, f.name)
+            for n, c in self.chains.items()
+            for f in fields(Chain)
+        }
         tensors |= {f"{n}.log_scale": scale for n, scale in self.log_scales.items()}
         write_tensors(Path(save_directory) / "chain.safetensors", tensors)
 
@@ -142,14 +173,23 @@ class HSIVIPipeline(DiffusionPipeline):
         if nfe not in self.chains:
             raise ValueError(f"this student draws with {sorted(self.chains)} calls, not {nfe}")
         device, config = self._execution_device, self.unet.config
-        size = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else tuple(config.sample_size)
+        size = (
+            (config.sample_size,) * 2
+            if isinstance(config.sample_size, int)
+            else tuple(config.sample_size)
+        )
         shape = (config.in_channels, *size)
         if isinstance(generator, list) and len(generator) != batch_size:
-            raise ValueError(f"{len(generator)} generators for a batch of {batch_size}: give one, or one an image")
+            raise ValueError(
+                f"{len(generator)} generators for a batch of {batch_size}: give one, or one an "
+                "image"
+            )
 
         def noise() -> Tensor:
             if isinstance(generator, list):
-                return torch.stack([torch.randn(shape, generator=g, device=g.device).to(device) for g in generator])
+                return torch.stack(
+                    [torch.randn(shape, generator=g, device=g.device).to(device) for g in generator]
+                )
             where = generator.device if generator is not None else device
             return torch.randn(batch_size, *shape, generator=generator, device=where).to(device)
 
@@ -157,7 +197,9 @@ class HSIVIPipeline(DiffusionPipeline):
         table = self.scheduler.alphas_cumprod.double()
         network = eps_network(self.unet, table, self.scheduler.config.prediction_type)
         x, noises = noise(), [noise() for _ in range(nfe - 1)]
-        x = chains.sample(network, self.chains[nfe], x, noises, self.log_scales[nfe].to(device), labels)
+        x = chains.sample(
+            network, self.chains[nfe], x, noises, self.log_scales[nfe].to(device), labels
+        )
         images = (x / 2 + 0.5).clamp(0, 1)
         if output_type != "pt":
             images = images.permute(0, 2, 3, 1).cpu().numpy()

@@ -1,7 +1,8 @@
 """Teachers: the one place that knows diffusers' models and schedulers.
 
-A teacher is a pixel-space UNet2DModel with a variance-preserving discrete schedule. Here every prediction type, learned
-variance and label convention ends: above this module a network is a function (x, time, labels, alpha_bar) -> eps.
+A teacher is a pixel-space UNet2DModel with a variance-preserving discrete schedule. Here every
+prediction type, learned variance and label convention ends: above this module a network is a
+function (x, time, labels, alpha_bar) -> eps.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ PIPELINES = ("DDPMPipeline", "DDIMPipeline", "HSIVIPipeline")
 SCHEDULERS = tuple(
     f"{name}Scheduler"
     for name in (
-        "DDPM", "DDIM", "PNDM", "DPMSolverMultistep", "DPMSolverSinglestep", "UniPCMultistep", "DEISMultistep",
+        "DDPM", "DDIM", "PNDM", "DPMSolverMultistep", "DPMSolverSinglestep",
+        "UniPCMultistep", "DEISMultistep",
         "EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete", "LMSDiscrete",
     )
 )  # fmt: skip
@@ -61,17 +63,29 @@ class Teacher:
         return eps_network(unet or self.unet, self.table, self.prediction, dtype)
 
     def new_unet(self) -> UNet2DModel:
-        """A copy of the teacher's network that can be trained; still in eval mode, as dropout would move the target."""
+        """A copy of the teacher's network that can be trained; still in eval mode, as dropout would
+        move the target.
+        """
         return copy.deepcopy(self.unet).requires_grad_(True)
 
 
-def eps_network(unet: UNet2DModel, table: Tensor, prediction: str, dtype: str = "float32") -> Network:
-    """A UNet as a function (x [B,C,H,W], time [B], labels, alpha_bar [B] or None: looked up at time) -> eps, float32."""
+def eps_network(
+    unet: UNet2DModel, table: Tensor, prediction: str, dtype: str = "float32"
+) -> Network:
+    """A UNet as a function (x [B,C,H,W], time [B], labels, alpha_bar [B] or None: looked up at
+    time) -> eps, float32.
+    """
 
-    def network(x: Tensor, time: Tensor, labels: Tensor | None = None, alpha_bar: Tensor | None = None) -> Tensor:
+    def network(
+        x: Tensor, time: Tensor, labels: Tensor | None = None, alpha_bar: Tensor | None = None
+    ) -> Tensor:
         if alpha_bar is None:
             alpha_bar = table.to(time.device)[time.long()]
-        low = torch.autocast(x.device.type, torch.bfloat16) if dtype == "bfloat16" else contextlib.nullcontext()
+        low = (
+            torch.autocast(x.device.type, torch.bfloat16)
+            if dtype == "bfloat16"
+            else contextlib.nullcontext()
+        )
         with low:
             output = unet(x, time, class_labels=labels).sample
         output = output.float()[:, : x.shape[1]]  # a learned variance comes second and is not used
@@ -80,7 +94,7 @@ def eps_network(unet: UNet2DModel, table: Tensor, prediction: str, dtype: str = 
     return network
 
 
-# ---- loading ---------------------------------------------------------------------------------------------------------
+# ---- loading -------------------------------------------------------------------------------------
 
 
 def load_teacher(
@@ -92,7 +106,8 @@ def load_teacher(
 ) -> Teacher:
     """A teacher from a local diffusers directory, a hub id, or (None) the embedded one.
 
-    The directory is a DDPM or DDIM pipeline, or a bare UNet2DModel with its scheduler_config.json beside it or in scheduler/.
+    The directory is a DDPM or DDIM pipeline, or a bare UNet2DModel with its scheduler_config.json
+    beside it or in scheduler/.
     Raises HsiviError for anything else, naming what was found.
     """
     name = source or "embedded:teacher"
@@ -102,10 +117,14 @@ def load_teacher(
         index = read_json(folder / "model_index.json")
         if index.get("_class_name") not in PIPELINES:
             found = index.get("_class_name")
-            raise HsiviError(f"{name} is a {found}; a teacher is a pixel-space {PIPELINES[0]} or {PIPELINES[1]}")
+            raise HsiviError(
+                f"{name} is a {found}; a teacher is a pixel-space {PIPELINES[0]} or {PIPELINES[1]}"
+            )
         component = index.get("unet", [None, None])[1]
         if component != "UNet2DModel":
-            raise HsiviError(f"{name} has a {component} as its unet; only UNet2DModel teachers can be distilled")
+            raise HsiviError(
+                f"{name} has a {component} as its unet; only UNet2DModel teachers can be distilled"
+            )
         unet_folder = folder / "unet"
     elif not scheduler_file.exists():
         scheduler_file = folder / "scheduler_config.json"
@@ -115,9 +134,15 @@ def load_teacher(
     scheduler, table = load_schedule(scheduler_file, name)
     unet = load_unet(unet_folder, name, variant).to(device)
     config = unet.config
-    size = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else tuple(config.sample_size or ())
+    size = (
+        (config.sample_size,) * 2
+        if isinstance(config.sample_size, int)
+        else tuple(config.sample_size or ())
+    )
     if len(size) != 2:
-        raise HsiviError(f"{name} does not say its image size: set sample_size in {unet_folder / 'config.json'}")
+        raise HsiviError(
+            f"{name} does not say its image size: set sample_size in {unet_folder / 'config.json'}"
+        )
     return Teacher(
         name=name,
         unet=unet.requires_grad_(False).eval(),
@@ -131,11 +156,20 @@ def load_teacher(
 
 
 def find_folder(source: str, revision: str | None, subfolder: str | None) -> Path:
-    """The local folder of a teacher: itself, or the hub's snapshot of the files that a teacher can need."""
+    """The local folder of a teacher: itself, or the hub's snapshot of the files that a teacher can
+    need.
+    """
     path = embedded(source)
     if not path.is_dir():
-        if path.exists() or source.startswith((".", "/", "~", "embedded:")) or source.count("/") != 1:
-            raise HsiviError(f"there is no teacher at {source}: give a diffusers directory or a hub id such as google/ddpm-cifar10-32")
+        if (
+            path.exists()
+            or source.startswith((".", "/", "~", "embedded:"))
+            or source.count("/") != 1
+        ):
+            raise HsiviError(
+                f"there is no teacher at {source}: give a diffusers directory or a hub id such as "
+                "google/ddpm-cifar10-32"
+            )
         from huggingface_hub import snapshot_download
 
         patterns = ["*.json", "*.safetensors", "*.bin"]
@@ -144,8 +178,13 @@ def find_folder(source: str, revision: str | None, subfolder: str | None) -> Pat
         try:
             path = Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
         except Exception as error:  # the hub's client raises some twenty kinds
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise HsiviError(f"could not fetch {source} from the hub ({reason}); there is no such folder here either") from error
+            reason = (
+                str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            )
+            raise HsiviError(
+                f"could not fetch {source} from the hub ({reason}); there is no such folder here "
+                "either"
+            ) from error
     path = path / subfolder if subfolder else path
     if not path.is_dir():
         raise HsiviError(f"{source} has no subfolder {subfolder}")
@@ -164,18 +203,36 @@ def load_schedule(file: Path, name: str) -> tuple[DDPMScheduler, Tensor]:
     config = read_json(file)
     kind = config.get("_class_name", "DDPMScheduler")
     if kind not in SCHEDULERS:
-        raise HsiviError(f"{name} has a {kind}; only variance-preserving discrete schedules (DDPM, DDIM and their solvers) are supported")
+        raise HsiviError(
+            f"{name} has a {kind}; only variance-preserving discrete schedules (DDPM, DDIM and "
+            "their solvers) are supported"
+        )
     prediction = config.get("prediction_type", "epsilon")
     if prediction not in schedule.PREDICTIONS:
-        raise HsiviError(f"{name} predicts {prediction!r}; supported are {', '.join(schedule.PREDICTIONS)}")
-    known = {"num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type", "rescale_betas_zero_snr"}
+        raise HsiviError(
+            f"{name} predicts {prediction!r}; supported are {', '.join(schedule.PREDICTIONS)}"
+        )
+    known = {
+        "num_train_timesteps",
+        "beta_start",
+        "beta_end",
+        "beta_schedule",
+        "trained_betas",
+        "prediction_type",
+        "rescale_betas_zero_snr",
+    }
     try:
-        scheduler = DDPMScheduler(**{k: v for k, v in config.items() if k in known}, clip_sample=False)
+        scheduler = DDPMScheduler(
+            **{k: v for k, v in config.items() if k in known}, clip_sample=False
+        )
     except (NotImplementedError, TypeError, ValueError) as error:
         raise HsiviError(f"{file} describes no schedule: {error}") from error
     table = scheduler.alphas_cumprod.double()
     if config.get("rescale_betas_zero_snr") or table[-1] < 1e-12:  # cosine betas end at 2e-9
-        raise HsiviError(f"{name} has a schedule with zero terminal SNR, where eps says nothing about x0; such teachers are not supported")
+        raise HsiviError(
+            f"{name} has a schedule with zero terminal SNR, where eps says nothing about x0; such "
+            "teachers are not supported"
+        )
     return scheduler, table
 
 
@@ -189,21 +246,36 @@ def load_unet(folder: Path, name: str, variant: str | None) -> UNet2DModel:
     quiet.setLevel(logging.ERROR)
     try:
         unet, found = UNet2DModel.from_pretrained(
-            folder, variant=variant, torch_dtype=torch.float32, local_files_only=True, output_loading_info=True
+            folder,
+            variant=variant,
+            torch_dtype=torch.float32,
+            local_files_only=True,
+            output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError, EOFError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise HsiviError(f"the weights in {folder} cannot be loaded; fetch or copy them again ({reason})") from error
+        raise HsiviError(
+            f"the weights in {folder} cannot be loaded; fetch or copy them again ({reason})"
+        ) from error
     finally:
         quiet.setLevel(level)
     missing = found["missing_keys"] or found["mismatched_keys"]
     if missing:
-        raise HsiviError(f"the weights in {folder} do not fit their config.json: {missing[0]} is missing or has another shape")
+        raise HsiviError(
+            f"the weights in {folder} do not fit their config.json: {missing[0]} is missing or "
+            "has another shape"
+        )
     if unet.config.out_channels not in (unet.config.in_channels, 2 * unet.config.in_channels):
         channels = f"{unet.config.in_channels} channels in and {unet.config.out_channels} out"
-        raise HsiviError(f"{name} has {channels}; a teacher has as many out as in, or twice as many with a learned variance")
+        raise HsiviError(
+            f"{name} has {channels}; a teacher has as many out as in, or twice as many with a "
+            "learned variance"
+        )
     if unet.config.class_embed_type is not None:
-        raise HsiviError(f"{name} is conditioned by {unet.config.class_embed_type!r}; only class labels (num_class_embeds) are supported")
+        raise HsiviError(
+            f"{name} is conditioned by {unet.config.class_embed_type!r}; only class labels "
+            "(num_class_embeds) are supported"
+        )
     return unet
 
 
@@ -216,16 +288,30 @@ def digest_of(module: torch.nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-# ---- solvers ---------------------------------------------------------------------------------------------------------
+# ---- solvers -------------------------------------------------------------------------------------
 
 MULTISTEP = {
-    "dpm++2": ("DPMSolverMultistepScheduler", {"solver_order": 2}, ("linspace", "leading", "trailing", "lu", "karras")),
-    "dpm++3": ("DPMSolverMultistepScheduler", {"solver_order": 3}, ("linspace", "leading", "trailing", "lu", "karras")),
-    "unipc": ("UniPCMultistepScheduler", {"solver_order": 3}, ("linspace", "leading", "trailing", "karras")),
+    "dpm++2": (
+        "DPMSolverMultistepScheduler",
+        {"solver_order": 2},
+        ("linspace", "leading", "trailing", "lu", "karras"),
+    ),
+    "dpm++3": (
+        "DPMSolverMultistepScheduler",
+        {"solver_order": 3},
+        ("linspace", "leading", "trailing", "lu", "karras"),
+    ),
+    "unipc": (
+        "UniPCMultistepScheduler",
+        {"solver_order": 3},
+        ("linspace", "leading", "trailing", "karras"),
+    ),
     "deis": ("DEISMultistepScheduler", {"solver_order": 3}, ("linspace", "leading", "trailing")),
 }
 OWN_SPACINGS = ("linspace", "leading", "trailing", "quad", "log-snr")
-SOLVERS = {"ddim": OWN_SPACINGS, "ipndm": OWN_SPACINGS} | {name: row[2] for name, row in MULTISTEP.items()}
+SOLVERS = {"ddim": OWN_SPACINGS, "ipndm": OWN_SPACINGS} | {
+    name: row[2] for name, row in MULTISTEP.items()
+}
 
 
 def solver_names(families: tuple[str, ...] = tuple(SOLVERS)) -> list[str]:
@@ -234,12 +320,23 @@ def solver_names(families: tuple[str, ...] = tuple(SOLVERS)) -> list[str]:
 
 
 def solver(name: str, nfe: int, scheduler: DDPMScheduler, table: Tensor) -> Chain:
-    """A training-free solver as a chain of nfe calls on a teacher's schedule. "dpm++3" is "dpm++3-linspace"."""
+    """A training-free solver as a chain of nfe calls on a teacher's schedule. "dpm++3" is
+    "dpm++3-linspace".
+    """
     family, spacing = next(
-        ((f, name[len(f) + 1 :] or "linspace") for f in SOLVERS if name == f or name.startswith(f + "-")), (None, None)
+        (
+            (f, name[len(f) + 1 :] or "linspace")
+            for f in SOLVERS
+            if name == f or name.startswith(f + "-")
+        ),
+        (None, None),
     )
     if family is None or spacing not in SOLVERS[family]:
-        hint = f"{family} has the spacings {', '.join(SOLVERS[family])}" if family else f"solvers are {', '.join(SOLVERS)}"
+        hint = (
+            f"{family} has the spacings {', '.join(SOLVERS[family])}"
+            if family
+            else f"solvers are {', '.join(SOLVERS)}"
+        )
         raise HsiviError(f"there is no solver {name!r}: {hint}")
     if not 1 <= nfe <= len(table):
         raise HsiviError(f"{name} cannot take {nfe} calls on a schedule of {len(table)} times")
@@ -256,20 +353,29 @@ def multistep(family: str, spacing: str, nfe: int, scheduler: DDPMScheduler) -> 
     kind, options, _ = MULTISTEP[family]
     config = {key: scheduler.config[key] for key in ("num_train_timesteps", "beta_schedule")}
     # the betas themselves, as not every solver knows every schedule by name
-    options = options | config | {"trained_betas": scheduler.betas.tolist(), "prediction_type": "epsilon"}
+    options = (
+        options | config | {"trained_betas": scheduler.betas.tolist(), "prediction_type": "epsilon"}
+    )
     if spacing in ("lu", "karras"):
         options["use_lu_lambdas" if spacing == "lu" else "use_karras_sigmas"] = True
     else:
         options["timestep_spacing"] = spacing
     made = getattr(diffusers, kind)(**options)
     made.set_timesteps(nfe)
-    if len(made.timesteps.unique()) < nfe:  # diffusers then fails with an IndexError, or walks wrongly
-        raise HsiviError(f"{family}-{spacing} visits a time twice in {nfe} calls on this schedule; ask for fewer, or another spacing")
+    if (
+        len(made.timesteps.unique()) < nfe
+    ):  # diffusers then fails with an IndexError, or walks wrongly
+        raise HsiviError(
+            f"{family}-{spacing} visits a time twice in {nfe} calls on this schedule; ask for "
+            "fewer, or another spacing"
+        )
     return made
 
 
 def own_times(spacing: str, nfe: int, table: Tensor) -> list[int]:
-    """The nfe times of the network calls of ddim and ipndm, rising; the spacings' names are diffusers'."""
+    """The nfe times of the network calls of ddim and ipndm, rising; the spacings' names are
+    diffusers'.
+    """
     count = len(table)
     if spacing == "linspace":
         times = np.linspace(0, count - 1, nfe + 1).round()[1:]

@@ -1,8 +1,9 @@
 """`hsivi train`: distil a teacher into a student of K calls.
 
 A run's folder is the student (student.py) and beside it what the training says and needs:
-metrics.jsonl (what must repeat), timing.jsonl (what need not), evaluations.jsonl, eval/ (image grids), checkpoint/ (all that resume
-needs). The same command again goes on where the last checkpoint was.
+metrics.jsonl (what must repeat), timing.jsonl (what need not), evaluations.jsonl, eval/ (image
+grids), checkpoint/ (all that resume needs). The same command again goes on where the last
+checkpoint was.
 """
 
 from __future__ import annotations
@@ -65,11 +66,13 @@ def run(config: TrainConfig, teacher_options: dict, out: Path) -> None:
     torch.set_float32_matmul_precision("high")
     if config.batch_size % accelerator.num_processes:
         raise HsiviError(
-            f"--batch-size {config.batch_size} does not divide over {accelerator.num_processes} processes"
+            f"--batch-size {config.batch_size} does not divide over {accelerator.num_processes} "
+            "processes"
         )
     if 8 % accelerator.num_processes:
         raise HsiviError(
-            f"{accelerator.num_processes} processes: a round's chains divide over 1, 2, 4 or 8 of them"
+            f"{accelerator.num_processes} processes: a round's chains divide over 1, 2, 4 or 8 of "
+            "them"
         )
     teacher = load_teacher(**teacher_options, device=device)
     chain = make_chain(config, teacher)
@@ -111,7 +114,10 @@ def run(config: TrainConfig, teacher_options: dict, out: Path) -> None:
                 kept = (
                     "the last checkpoint is untouched" if state["round"] else "nothing was written"
                 )
-                advice = "lower --student-rate or --fake-rate, or raise --fake-updates; with bfloat16, try --dtype float32"
+                advice = (
+                    "lower --student-rate or --fake-rate, or raise --fake-updates; "
+                    "with bfloat16, try --dtype float32"
+                )
                 raise HsiviError(f"the loss is not finite at step {max(0, step)}; {kept}. {advice}")
             state["round"] = round_ + 1
             book.log(step, measured, bar)
@@ -135,7 +141,7 @@ def run(config: TrainConfig, teacher_options: dict, out: Path) -> None:
     book.close(last - warmup if last else 0)
 
 
-# ---- before the first round ------------------------------------------------------------------------------------------
+# ---- before the first round ----------------------------------------------------------------------
 
 
 def make_chain(config: TrainConfig, teacher: Teacher) -> Chain:
@@ -148,12 +154,14 @@ def make_chain(config: TrainConfig, teacher: Teacher) -> Chain:
     share = parse_share(config.noise_share, chain)
     if config.start != "ddim" and min(share) >= 1:
         raise HsiviError(
-            f"--start {config.start} says nothing at --noise-share 1, which keeps only x0: give a share below 1"
+            f"--start {config.start} says nothing at --noise-share 1, which keeps only x0: give a "
+            "share below 1"
         )
     chain = with_noise_share(chain, share)
     if config.levels == "own" and not all(chain.s0[1:] > 0):
         raise HsiviError(
-            "--levels own needs noise in every layer (--noise-share above 0, and a chain that does not end at clean data)"
+            "--levels own needs noise in every layer (--noise-share above 0, and a chain that "
+            "does not end at clean data)"
         )
     if config.log_scale != "frozen" and min(share) >= 1:
         raise HsiviError(
@@ -180,7 +188,9 @@ def parse_share(text: str, chain: Chain) -> list[float]:
 
 
 def check_out(out: Path, config: TrainConfig, teacher: Teacher) -> bool:
-    """Whether the folder holds an earlier part of this very run. Refuses a folder that is not ours or another run's."""
+    """Whether the folder holds an earlier part of this very run. Refuses a folder that is not ours
+    or another run's.
+    """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     if not is_student(out):
@@ -197,7 +207,8 @@ def check_out(out: Path, config: TrainConfig, teacher: Teacher) -> bool:
         if not item.metadata.get("run_only") and new_value != old_value and not more_steps:
             flag = "--" + item.name.replace("_", "-")
             raise HsiviError(
-                f"{out} was begun with {flag} {old_value}, not {new_value}: use that to resume, or another --out"
+                f"{out} was begun with {flag} {old_value}, not {new_value}: use that to resume, "
+                "or another --out"
             )
     return True
 
@@ -235,7 +246,9 @@ def make_players(
 
 
 def start_from(players: Players, path: str, teacher: Teacher, device: torch.device) -> None:
-    """--init: begin with another run's averaged student, its noise scale where the shapes agree, and its fake score."""
+    """--init: begin with another run's averaged student, its noise scale where the shapes agree,
+    and its fake score.
+    """
     other = load_student(path, device)
     if other.info["teacher"]["digest"] != teacher.digest:
         raise HsiviError(
@@ -262,7 +275,7 @@ def make_judge(config: TrainConfig, device: torch.device) -> tuple[Detector, Sta
     return detector, statistics_of(reference, detector, config.data_root)
 
 
-# ---- checkpoints -----------------------------------------------------------------------------------------------------
+# ---- checkpoints ---------------------------------------------------------------------------------
 
 MODULES = ("student", "ema", "fake_score")
 
@@ -316,7 +329,7 @@ class Interrupt:
             signal.signal(number, handler)
 
 
-# ---- what is written -------------------------------------------------------------------------------------------------
+# ---- what is written -----------------------------------------------------------------------------
 
 
 class Book:
@@ -331,7 +344,9 @@ class Book:
         self.last = self.before
 
     def open(self) -> None:
-        """Write the run's description, drop metrics that the checkpoint does not know, start the trackers."""
+        """Write the run's description, drop metrics that the checkpoint does not know, start the
+        trackers.
+        """
         if self.config.log_with:
             self.accelerator.init_trackers("hsivi", config=asdict(self.config))
         if not self.writes:
@@ -413,7 +428,9 @@ class Book:
         )
 
     def evaluate(self, step: int) -> None:
-        """Judge the averaged student by its distance to the reference; export it if it is the best so far."""
+        """Judge the averaged student by its distance to the reference; export it if it is the best
+        so far.
+        """
         detector, reference = self.judge
         count = self.config.eval_count
         seeds = range(EVAL_SEED, EVAL_SEED + count)
@@ -478,7 +495,8 @@ class Book:
         """Say how to go on; exit as the shell expects after a signal."""
         if self.writes:
             say(
-                f"stopped and saved at step {step} of {self.config.steps}; to go on, type the same line again:\n  {command_line()}"
+                f"stopped and saved at step {step} of {self.config.steps}; to go on, type the "
+                f"same line again:\n  {command_line()}"
             )
         if signal_number:
             sys.exit(128 + signal_number)
@@ -492,7 +510,8 @@ class Book:
                 f", best distance {best['distance']:.2f} at step {best['step']}" if best else ""
             )
             say(
-                f"{self.out}: a student of {self.config.nfe} calls, {step} steps, {self.state['seconds'] / 60:.1f} minutes{measured}"
+                f"{self.out}: a student of {self.config.nfe} calls, {step} steps, "
+                f"{self.state['seconds'] / 60:.1f} minutes{measured}"
             )
 
 
@@ -511,9 +530,12 @@ def model_card(teacher: Teacher, config: TrainConfig, info: dict, out: Path) -> 
     measured = "No distance was measured in training (`--reference` measures it)."
     if best:
         measured = (
-            f"In training, {best['count']} images of the averaged student were at a Fréchet distance of {best['distance']:.2f} from "
-            f"`{config.reference}` (detector: {best['detector']}), the best of all evaluations, at step {best['step']}. "
-            "A number chosen as the best of several is a little low; measure it anew with `hsivi fid`."
+            f"In training, {best['count']} images of the averaged student were at a Fréchet "
+            f"distance of {best['distance']:.2f} from "
+            f"`{config.reference}` (detector: {best['detector']}), the best of all evaluations, "
+            f"at step {best['step']}. "
+            "A number chosen as the best of several is a little low; measure it anew with `hsivi "
+            "fid`."
         )
     settings = "\n".join(
         f"| {key} | {value} |" for key, value in asdict(config).items() if value is not None
@@ -524,13 +546,13 @@ tags: [hsivi, diffusion-distillation]
 ---
 # A sampler of {config.nfe} network calls
 
-Distilled without data from {teacher.name} (weights {teacher.digest}) by hsivi {info["hsivi"]}: {info["step"]} student updates,
-{info["seconds"] / 60:.1f} minutes.
+Distilled without data from {teacher.name} (weights {teacher.digest}) by hsivi {info["hsivi"]}:
+{info["step"]} student updates, {info["seconds"] / 60:.1f} minutes.
 
 ```python
 from hsivi_cli.student import HSIVIPipeline
-images = HSIVIPipeline.from_pretrained("{out}")(batch_size=16, num_inference_steps={config.nfe}).images
-```
+images = HSIVIPipeline.from_pretrained("{out}")(batch_size=16,
+num_inference_steps={config.nfe}).images ```
 
 or `hsivi sample {out} --nfe {config.nfe} --count 16 --grid grid.png`.
 

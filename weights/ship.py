@@ -1,7 +1,8 @@
 """Ship a run's student, or record rows of a comparison, beside the embedded teacher.
 
-    python weights/ship.py student runs/x          -> weights/students/K: the run's student, weights in float16
-    python weights/ship.py rows a.json b.json ...  -> weights/recorded.json: rows of `hsivi compare --json`, each with its command
+python weights/ship.py student runs/x          -> weights/students/K: the run's student, weights in
+float16 python weights/ship.py rows a.json b.json ...  -> weights/recorded.json: rows of `hsivi
+compare --json`, each with its command
 """
 
 import argparse
@@ -22,8 +23,12 @@ def ship_student(run: str) -> None:
     folder = WEIGHTS / "students" / "-".join(map(str, student.chains))
     folder.mkdir(parents=True, exist_ok=True)
     unet = student.model.unet.to(torch.float16)
-    card = (Path(run) / "README.md").read_text().replace(str(run), f"embedded:students/{folder.name}")
-    save_student(folder, unet, student.model.scheduler, student.chains, student.log_scales, info, card)
+    card = (
+        (Path(run) / "README.md").read_text().replace(str(run), f"embedded:students/{folder.name}")
+    )
+    save_student(
+        folder, unet, student.model.scheduler, student.chains, student.log_scales, info, card
+    )
 
 
 def record_rows(files: list[str]) -> None:
@@ -33,14 +38,19 @@ def record_rows(files: list[str]) -> None:
         found = json.loads(Path(file).read_text())
         for row in found["rows"]:
             if row["how"] == "measured":
-                kept = row | {"how": "recorded", "command": row.get("command", found["about"]["command"])}
+                kept = row | {
+                    "how": "recorded",
+                    "command": row.get("command", found["about"]["command"]),
+                }
                 rows[row["name"], row["nfe"]] = kept
     recorded = {"teacher": load_teacher().digest, "rows": list(rows.values())}
     (WEIGHTS / "recorded.json").write_text(json.dumps(recorded, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=("student", "rows"))
     parser.add_argument("files", nargs="+")
     args = parser.parse_args()

@@ -1,10 +1,13 @@
-"""Train the embedded teacher: an unconditional eps-prediction UNet2DModel on Fashion-MNIST, 28 x 28, linear betas.
+"""Train the embedded teacher: an unconditional eps-prediction UNet2DModel on Fashion-MNIST, 28 x
+28, linear betas.
 
     python weights/train_teacher.py --data-root DIR --out runs/teacher
 
-DIR holds FashionMNIST/raw as torchvision lays it out. The same command again resumes; `--minutes` stops early and saves.
---out receives `state.safetensors` (weights, averaged weights, Adam's moments, all at one step) and, at every save, the
-averaged weights as a diffusers DDPMPipeline. float16 on disk: half the size, and 2^-11 is far below Adam's own jitter.
+DIR holds FashionMNIST/raw as torchvision lays it out. The same command again resumes; `--minutes`
+stops early and saves.
+--out receives `state.safetensors` (weights, averaged weights, Adam's moments, all at one step) and,
+at every save, the averaged weights as a diffusers DDPMPipeline. float16 on disk: half the size, and
+2^-11 is far below Adam's own jitter.
 """
 
 import argparse
@@ -40,13 +43,19 @@ def build_unet() -> UNet2DModel:
 
 
 def save(out: Path, step: int, unet, ema, optimizer, scheduler) -> None:
-    """Everything that resume needs, in one atomic file; the averaged weights beside it as a pipeline."""
+    """Everything that resume needs, in one atomic file; the averaged weights beside it as a
+    pipeline.
+    """
     names = [name for name, _ in unet.named_parameters()]
     tensors = {f"unet.{n}": p.detach() for n, p in unet.named_parameters()}
     tensors |= {f"ema.{n}": p.detach() for n, p in ema.named_parameters()}
     for index, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"adam.{key}.{names[index]}": moments[key] for key in ("exp_avg", "exp_avg_sq")}
-    save_file({k: v.contiguous() for k, v in tensors.items()}, out / "state.tmp", metadata={"step": json.dumps(step)})
+    save_file(
+        {k: v.contiguous() for k, v in tensors.items()},
+        out / "state.tmp",
+        metadata={"step": json.dumps(step)},
+    )
     os.replace(out / "state.tmp", out / "state.safetensors")
     half = build_unet().to(torch.float16)
     half.load_state_dict(ema.state_dict())
@@ -60,17 +69,23 @@ def load(out: Path, unet, ema, optimizer) -> int:
     with safe_open(out / "state.safetensors", "pt") as file:
         step = json.loads(file.metadata()["step"])
         for module, prefix in ((unet, "unet"), (ema, "ema")):
-            module.load_state_dict({n: file.get_tensor(f"{prefix}.{n}") for n in module.state_dict()})
+            module.load_state_dict(
+                {n: file.get_tensor(f"{prefix}.{n}") for n in module.state_dict()}
+            )
         state = optimizer.state_dict()
         for index, name in enumerate(n for n, _ in unet.named_parameters()):
-            moments = {key: file.get_tensor(f"adam.{key}.{name}") for key in ("exp_avg", "exp_avg_sq")}
+            moments = {
+                key: file.get_tensor(f"adam.{key}.{name}") for key in ("exp_avg", "exp_avg_sq")
+            }
             state["state"][index] = {"step": torch.tensor(float(step)), **moments}
         optimizer.load_state_dict(state)
     return step
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data-root", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=5500)
@@ -94,13 +109,17 @@ def main() -> None:
         # all that is random is a function of the step: a resumed run sees what an unbroken one sees
         rng = torch.Generator().manual_seed(step)
         epoch, offset = divmod(step * args.batch_size, len(x_all))
-        order = torch.randperm(len(x_all), generator=torch.Generator().manual_seed(1_000_000 + epoch))
+        order = torch.randperm(
+            len(x_all), generator=torch.Generator().manual_seed(1_000_000 + epoch)
+        )
         x0 = x_all[order[offset : offset + args.batch_size]]
         noise = torch.randn(x0.shape, generator=rng)
         strata = (torch.arange(len(x0)) + torch.rand(len(x0), generator=rng)) / len(x0)
         time_ = (strata * scheduler.config.num_train_timesteps).long()
 
-        rate = args.rate * min((step + 1) / WARMUP, 0.5 * (1 + math.cos(math.pi * step / args.steps)))
+        rate = args.rate * min(
+            (step + 1) / WARMUP, 0.5 * (1 + math.cos(math.pi * step / args.steps))
+        )
         optimizer.param_groups[0]["lr"] = rate
         loss = (unet(scheduler.add_noise(x0, noise, time_), time_).sample - noise).square().mean()
         optimizer.zero_grad()
