@@ -26,6 +26,7 @@ from tqdm import tqdm
 from . import __version__, distill, schedule
 from .chain import Chain, ddim_chain, eta_shares, with_noise_share
 from .checkpoint import (
+    checkpoints,
     load_checkpoint,
     load_optimizer,
     optimizer_tensors,
@@ -111,14 +112,7 @@ def run(config: TrainConfig, teacher_options: dict, out: Path) -> None:
                     f"out of memory at step {max(0, step)}: {hint}; or take a smaller --batch-size"
                 ) from error
             if not all(map(is_finite, measured.values())):
-                kept = (
-                    "the last checkpoint is untouched" if state["round"] else "nothing was written"
-                )
-                advice = (
-                    "lower --student-rate or --fake-rate, or raise --fake-updates; "
-                    "with bfloat16, try --dtype float32"
-                )
-                raise HsiviError(f"the loss is not finite at step {max(0, step)}; {kept}. {advice}")
+                raise not_finite(max(0, step), out, config)
             state["round"] = round_ + 1
             book.log(step, measured, bar)
 
@@ -139,6 +133,16 @@ def run(config: TrainConfig, teacher_options: dict, out: Path) -> None:
     if state["round"] == last and not resumed and last == 0:
         book.save(0)
     book.close(last - warmup if last else 0)
+
+
+def not_finite(step: int, out: Path, config: TrainConfig) -> HsiviError:
+    found = checkpoints(out / "checkpoint")
+    kept = f"{found[-1]} is the last good state" if found else "there was no checkpoint yet"
+    advice = "a lower --student-rate or --fake-rate, or more --fake-updates"
+    advice += ", or --dtype float32" if config.dtype == "bfloat16" else ""
+    return HsiviError(
+        f"the loss is not finite at step {step}; {kept}. Begin in another --out with {advice}"
+    )
 
 
 # ---- before the first round ----------------------------------------------------------------------
@@ -360,7 +364,7 @@ class Book:
         for name in ("metrics.jsonl", "timing.jsonl", "evaluations.jsonl"):
             path = self.out / name
             if path.exists():
-                lines = path.read_text().splitlines()
+                lines = whole_lines(path.read_text())
                 write_text(
                     path, "".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= done)
                 )
@@ -393,6 +397,7 @@ class Book:
         now = self.seconds()
         if step <= 0:
             bar.set_description("warming the fake score up")
+            self.last = now
             return
         bound = measured["divergence"]
         self.divergence = (
@@ -442,6 +447,7 @@ class Book:
             "distance": frechet_distance(moments, reference.moments),
             "count": count,
             "detector": detector.stamp,
+            "reference": self.config.reference,
         }
         with writing(self.out):
             append(self.out / "evaluations.jsonl", found)
@@ -452,10 +458,11 @@ class Book:
             f"step {step}: distance {found['distance']:.2f} ({count} images)"
             + (f", best {best['distance']:.2f}" if best else "")
         )
+        ruler = ("count", "detector", "reference")  # by another one a distance says something else
         if (
             best is None
             or found["distance"] < best["distance"]
-            or best["detector"] != detector.stamp
+            or any(found[key] != best.get(key) for key in ruler)
         ):
             self.state["best"] = found
             self.state["seconds"] = self.seconds()
@@ -520,6 +527,11 @@ def append(path: Path, row: dict) -> None:
         file.write(json.dumps(row) + "\n")
 
 
+def whole_lines(text: str) -> list[str]:
+    """The lines of a log; one that a full disk or a power cut broke off is left out."""
+    return [line for line in text.splitlines() if line.startswith("{") and line.endswith("}")]
+
+
 def say(text: str) -> None:
     tqdm.write(text, file=sys.stderr)
 
@@ -532,7 +544,7 @@ def model_card(teacher: Teacher, config: TrainConfig, info: dict, out: Path) -> 
         measured = (
             f"In training, {best['count']} images of the averaged student were at a Fréchet "
             f"distance of {best['distance']:.2f} from "
-            f"`{config.reference}` (detector: {best['detector']}), the best of all evaluations, "
+            f"`{best['reference']}` (detector: {best['detector']}), the best of all evaluations, "
             f"at step {best['step']}. "
             "A number chosen as the best of several is a little low; measure it anew with `hsivi "
             "fid`."
@@ -551,8 +563,9 @@ Distilled without data from {teacher.name} (weights {teacher.digest}) by hsivi {
 
 ```python
 from hsivi_cli.student import HSIVIPipeline
-images = HSIVIPipeline.from_pretrained("{out}")(batch_size=16,
-num_inference_steps={config.nfe}).images ```
+pipe = HSIVIPipeline.from_pretrained("{out}")
+images = pipe(batch_size=16, num_inference_steps={config.nfe}).images
+```
 
 or `hsivi sample {out} --nfe {config.nfe} --count 16 --grid grid.png`.
 
