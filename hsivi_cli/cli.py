@@ -180,6 +180,8 @@ def check_train(config: TrainConfig) -> TrainConfig:
     for name in ("student_rate", "fake_rate", "clip"):
         if not getattr(config, name) > 0:
             raise HsiviError(f"--{name.replace('_', '-')} {getattr(config, name)} must be above 0")
+    if config.minutes is not None and not config.minutes > 0:
+        raise HsiviError(f"--minutes {config.minutes:g} must be above 0")
     for name in ("student_beta1", "fake_beta1", "ema"):
         if not 0 <= getattr(config, name) < 1:
             raise HsiviError(

@@ -9,6 +9,7 @@ checkpoint was.
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import signal
 import sys
@@ -54,6 +55,8 @@ def run(config: TrainConfig, teacher_options: dict, out: Path) -> None:
     teacher_options  source, revision, variant, subfolder of `load_teacher`
     """
     begin = time.monotonic()
+    if config.log_with and not is_installed(config.log_with):
+        raise HsiviError(f"--log-with {config.log_with}: pip install {config.log_with} first")
     patience = InitProcessGroupKwargs(
         timeout=timedelta(hours=12)
     )  # the others wait while one process evaluates
@@ -135,6 +138,10 @@ def run(config: TrainConfig, teacher_options: dict, out: Path) -> None:
     book.close(last - warmup if last else 0)
 
 
+def is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
 def not_finite(step: int, out: Path, config: TrainConfig) -> HsiviError:
     found = checkpoints(out / "checkpoint")
     kept = f"{found[-1]} is the last good state" if found else "there was no checkpoint yet"
@@ -200,6 +207,8 @@ def check_out(out: Path, config: TrainConfig, teacher: Teacher) -> bool:
     if not is_student(out):
         raise HsiviError(f"{out} exists and is no run of hsivi: choose another --out")
     info = read_json(out / "hsivi.json")
+    if not {"teacher", "config"} <= info.keys():
+        raise HsiviError(f"{out / 'hsivi.json'} describes no run: choose another --out")
     if info["teacher"]["digest"] != teacher.digest:
         raise HsiviError(
             f"{out} distils another teacher ({info['teacher']['name']}): choose another --out"
