@@ -65,6 +65,11 @@ class Group(click.Group):
         except HsiviError as error:
             click.echo(f"error: {error}", err=True)
             sys.exit(1)
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not loaded here
+                raise
+            click.echo("error: out of memory: take a smaller --batch-size", err=True)
+            sys.exit(1)
         except KeyboardInterrupt:
             click.echo("stopped; nothing is lost: type the same line again", err=True)
             sys.exit(130)
@@ -114,12 +119,12 @@ def resolve(context: click.Context, preset: str, config: str | None, given: dict
         for name in given
         if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
     }
-    return (
-        given
-        | PRESETS[preset]
-        | (read_config(config) if config else {})
-        | {name: given[name] for name in typed}
-    )
+    read = read_config(config) if config else {}
+    for option in context.command.params:  # a file's values pass as if they were typed
+        value = read.get(option.name, option.get_default(context))
+        if option.name in read and (value, option.get_default(context)) != (None, None):
+            read[option.name] = option.type_cast_value(context, str(value))
+    return given | PRESETS[preset] | read | {name: given[name] for name in typed}
 
 
 @main.command()

@@ -72,7 +72,9 @@ class TrainConfig:
         "eta:0.2 for DDIM's eta",
     )
     log_scale: str = option(
-        "frozen", "what the trained noise scale is: frozen, scalar, layer or pixel"
+        "frozen",
+        "what the trained noise scale is",
+        choices=("frozen", "scalar", "layer", "pixel"),
     )
 
     # the objective
