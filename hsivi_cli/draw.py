@@ -92,6 +92,14 @@ def seed_noise(
     return x, label, [torch.randn(shape, generator=rng) for _ in range(nfe - 1)]
 
 
+def check_labels(sampler: Sampler, labels: Sequence[int] | None) -> None:
+    """Refuse labels that the network does not have."""
+    if labels is not None and sampler.label_count is None:
+        raise HsiviError(f"{sampler.name} has no labels: leave out --labels")
+    if labels is not None and not all(0 <= label < sampler.label_count for label in labels):
+        raise HsiviError(f"labels of {sampler.name} lie in 0..{sampler.label_count - 1}")
+
+
 @torch.inference_mode()
 def draw(
     sampler: Sampler,
@@ -104,12 +112,9 @@ def draw(
     network calls each.
 
     labels  one a seed; by default each seed draws its own where the network has labels
-    A short last batch is padded, so that every image is computed at the same batch shape.
+    A short batch is padded, so that every image is computed at the same batch shape.
     """
-    if labels is not None and sampler.label_count is None:
-        raise HsiviError(f"{sampler.name} has no labels: leave out --labels")
-    if labels is not None and not all(0 <= label < sampler.label_count for label in labels):
-        raise HsiviError(f"labels of {sampler.name} lie in 0..{sampler.label_count - 1}")
+    check_labels(sampler, labels)
     log_scale = sampler.log_scale.to(device)
     for start in range(0, len(seeds), batch_size):
         part = list(seeds[start : start + batch_size])
@@ -119,7 +124,7 @@ def draw(
             if labels is None
             else list(labels[start : start + batch_size])
         )
-        short = min(batch_size, len(seeds)) - len(part)
+        short = batch_size - len(part)
         drawn += drawn[-1:] * short
         own += own[-1:] * short
         x = torch.stack([x for x, _, _ in drawn]).to(device)
@@ -139,4 +144,5 @@ def images_of(
     device: str | torch.device,
 ) -> Iterator[Tensor]:
     """Images of a run's student, as `draw` gives them."""
-    return draw(student_sampler(load_student(path, device), nfe), seeds, batch_size, device)
+    sampler = student_sampler(load_student(path, device), nfe)
+    return draw(sampler, seeds, min(batch_size, len(seeds)), device)

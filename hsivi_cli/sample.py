@@ -13,7 +13,7 @@ from tqdm import tqdm
 from .checkpoint import write_text
 from .config import HsiviError, SampleConfig
 from .device import pick_device
-from .draw import Sampler, draw, solver_sampler, student_sampler
+from .draw import Sampler, check_labels, draw, solver_sampler, student_sampler
 from .images import save_grid, save_npz, save_png, seeds_done
 from .student import is_student, load_student
 from .teacher import load_teacher
@@ -30,21 +30,28 @@ def run(config: SampleConfig) -> None:
         )
     seeds = parse_seeds(config)
     labels = parse_labels(config.labels, len(seeds))
+    if config.batch_size < 1:
+        raise HsiviError(f"--batch-size {config.batch_size} must be at least 1")
+    batch_size = min(config.batch_size, len(seeds))  # the same for what is left of a folder
     state = PartialState(cpu=config.device == "cpu")
     device = state.device if state.num_processes > 1 else pick_device(config.device)
     sampler = open_sampler(config, device)
+    check_labels(sampler, labels)
     folder = Path(config.out) if config.out and not config.out.endswith(".npz") else None
     if state.num_processes > 1 and (folder is None or config.grid):
         raise HsiviError(
             "several processes write to a folder of PNGs: give --out FOLDER, and no --grid"
         )
     if folder is None or config.grid:
-        save_all(config, sampler, seeds, labels, folder, device)
+        if folder is not None:
+            claim(folder, sampler, config)
+        save_all(config, sampler, seeds, labels, folder, batch_size, device)
         return
     if state.is_main_process:
         claim(folder, sampler, config)
     state.wait_for_everyone()
     done = seeds_done(folder)
+    state.wait_for_everyone()  # all have seen the same, before any draws more
     todo = [i for i, seed in enumerate(seeds) if seed not in done][
         state.process_index :: state.num_processes
     ]
@@ -52,8 +59,8 @@ def run(config: SampleConfig) -> None:
     todo = [seeds[i] for i in todo]
     with tqdm(total=len(todo), unit=" images", disable=None) as bar:
         for start, images in zip(
-            range(0, len(todo), config.batch_size),
-            draw(sampler, todo, config.batch_size, device, chosen),
+            range(0, len(todo), batch_size),
+            draw(sampler, todo, batch_size, device, chosen),
             strict=True,
         ):
             save_png(images, todo[start : start + len(images)], folder)
@@ -67,17 +74,16 @@ def run(config: SampleConfig) -> None:
 
 
 def save_all(
-    config: SampleConfig, sampler: Sampler, seeds, labels, folder: Path | None, device
+    config: SampleConfig, sampler: Sampler, seeds, labels, folder: Path | None, batch_size, device
 ) -> None:
     """Draw everything into memory for an .npz file or a grid."""
     parts = []
     with tqdm(total=len(seeds), unit=" images", disable=None) as bar:
-        for images in draw(sampler, seeds, config.batch_size, device, labels):
+        for images in draw(sampler, seeds, batch_size, device, labels):
             parts.append(images)
             bar.update(len(images))
     images = torch.cat(parts)
     if folder is not None:
-        claim(folder, sampler, config)
         save_png(images, seeds, folder)
     elif config.out:
         save_npz(images, Path(config.out))
