@@ -12,7 +12,6 @@ import json
 import os
 import sys
 import time
-from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -20,7 +19,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import report
-from .chain import Chain
 from .checkpoint import replacing, write_text
 from .config import CompareConfig, HsiviError, command_line, embedded, weights_folder
 from .detector import (
@@ -33,7 +31,7 @@ from .detector import (
     statistics_of,
 )
 from .device import pick_device
-from .draw import Sampler, draw, solver_sampler, student_sampler
+from .draw import Sampler, chain_digest, draw, solver_sampler, student_sampler
 from .frechet import frechet_distance, precision_recall
 from .images import save_grid
 from .student import Student, is_student, load_student
@@ -209,8 +207,8 @@ def tuned(name: str, nfe: int, teacher: Teacher, ruler: Ruler) -> Sampler:
     candidates, seen = [], set()
     for spaced in solver_names((name,)):
         sampler = solver_sampler(teacher, spaced, nfe, dtype=config.dtype)
-        if chain_digest(sampler.chain) not in seen:
-            seen.add(chain_digest(sampler.chain))
+        if chain_digest(sampler) not in seen:
+            seen.add(chain_digest(sampler))
             candidates.append(sampler)
     tuning = min(config.tune_count, config.count)
     return min(candidates, key=lambda sampler: ruler.distance(sampler, config.seed, tuning)[0])
@@ -233,12 +231,6 @@ def recorded_rows(teacher: Teacher | None, have: set[tuple[str, int]]) -> list[d
 
 
 # ---- measuring -----------------------------------------------------------------------------------
-
-
-def chain_digest(chain: Chain) -> str:
-    return hashlib.sha256(
-        b"".join(getattr(chain, f.name).numpy().tobytes() for f in fields(Chain))
-    ).hexdigest()
 
 
 class Ruler:
@@ -301,10 +293,7 @@ class Ruler:
     def statistics(self, sampler: Sampler, seed: int, count: int) -> tuple[Statistics, float]:
         key = {
             "network": sampler.digest,
-            "chain": chain_digest(sampler.chain),
-            "log_scale": hashlib.sha256(
-                sampler.log_scale.detach().cpu().numpy().tobytes()
-            ).hexdigest(),
+            "chain": chain_digest(sampler),
             "seeds": [seed, count],
             "dtype": self.config.dtype,
             "batch_size": self.config.batch_size,

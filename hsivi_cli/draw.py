@@ -8,8 +8,9 @@ of calls.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -28,7 +29,7 @@ class Sampler:
     """A network and the chain it is walked through.
 
     kind         student, solver or teacher
-    digest       of the network's weights
+    digest       of the network: its weights and what they predict
     label_count  classes, None for an unconditional network
     """
 
@@ -46,6 +47,12 @@ class Sampler:
         return self.chain.nfe
 
 
+def chain_digest(sampler: Sampler) -> str:
+    """A hash of the layers and their noise scale."""
+    parts = [getattr(sampler.chain, f.name) for f in fields(Chain)] + [sampler.log_scale]
+    return hashlib.sha256(b"".join(t.detach().cpu().numpy().tobytes() for t in parts)).hexdigest()
+
+
 def student_sampler(student: Student, nfe: int | None = None, dtype: str = "float32") -> Sampler:
     nfe, model = student.budget(nfe), student.model
     network = model.network(dtype=dtype)
@@ -58,7 +65,7 @@ def student_sampler(student: Student, nfe: int | None = None, dtype: str = "floa
         scale,
         model.shape,
         model.label_count,
-        model.digest,
+        f"{model.digest} {model.prediction}",
     )
 
 
@@ -78,7 +85,7 @@ def solver_sampler(
         scale,
         teacher.shape,
         teacher.label_count,
-        teacher.digest,
+        f"{teacher.digest} {teacher.prediction}",
     )
 
 

@@ -13,10 +13,10 @@ from tqdm import tqdm
 from .checkpoint import write_text
 from .config import HsiviError, SampleConfig
 from .device import pick_device
-from .draw import Sampler, check_labels, draw, solver_sampler, student_sampler
+from .draw import Sampler, chain_digest, check_labels, draw, solver_sampler, student_sampler
 from .images import save_grid, save_npz, save_png, seeds_done
 from .student import is_student, load_student
-from .teacher import load_teacher
+from .teacher import load_teacher, read_json
 
 # what a folder of samples says of itself, so that it is completed and never mixed
 MARK = "hsivi-samples.json"
@@ -114,6 +114,7 @@ def claim(folder: Path, sampler: Sampler, config: SampleConfig) -> None:
     """Mark a folder as holding samples of this sampler. Refuses one that holds anything else."""
     mark = {
         "network": sampler.digest,
+        "chain": chain_digest(sampler),
         "nfe": sampler.nfe,
         "solver": config.solver,
         "labels": config.labels,
@@ -125,7 +126,7 @@ def claim(folder: Path, sampler: Sampler, config: SampleConfig) -> None:
                 f"{folder} exists and holds something else than samples of hsivi: choose another "
                 "--out"
             )
-        found = json.loads((folder / MARK).read_text())
+        found = read_json(folder / MARK)
         if found != mark:
             differs = [key for key in mark if mark[key] != found.get(key)]
             raise HsiviError(
