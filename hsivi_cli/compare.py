@@ -7,6 +7,7 @@ drawn is cached by content: weights, chain, seeds, detector; a second run draws 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -35,7 +36,7 @@ from .draw import Sampler, chain_digest, draw, solver_sampler, student_sampler
 from .frechet import frechet_distance, precision_recall
 from .images import save_grid
 from .student import Student, is_student, load_student
-from .teacher import SOLVERS, Teacher, load_teacher, solver_names
+from .teacher import SOLVERS, Teacher, load_teacher, read_json, solver_names
 
 RECALL_COUNT = (
     2000  # features of each side for precision and recall: their cost grows with its square
@@ -45,6 +46,10 @@ GRID_COUNT = 36
 
 def run(config: CompareConfig) -> None:
     """Measure what is asked for; print the table and who wins; write the files asked for."""
+    for name, least in (("count", 2), ("tune_count", 2), ("repeats", 1), ("batch_size", 1)):
+        if getattr(config, name) < least:
+            flag = "--" + name.replace("_", "-")
+            raise HsiviError(f"{flag} {getattr(config, name)} must be at least {least}")
     device = pick_device(config.device)
     students, teacher = open_sources(config, device)
     budgets = parse_budgets(config, students)
@@ -206,10 +211,16 @@ def tuned(name: str, nfe: int, teacher: Teacher, ruler: Ruler) -> Sampler:
         return solver_sampler(teacher, name, nfe, dtype=config.dtype)
     candidates, seen = [], set()
     for spaced in solver_names((name,)):
-        sampler = solver_sampler(teacher, spaced, nfe, dtype=config.dtype)
+        try:
+            sampler = solver_sampler(teacher, spaced, nfe, dtype=config.dtype)
+        except HsiviError as error:  # a spacing that does not fit this many calls
+            reason = error
+            continue
         if chain_digest(sampler) not in seen:
             seen.add(chain_digest(sampler))
             candidates.append(sampler)
+    if not candidates:
+        raise reason
     tuning = min(config.tune_count, config.count)
     return min(candidates, key=lambda sampler: ruler.distance(sampler, config.seed, tuning)[0])
 
@@ -219,7 +230,7 @@ def recorded_rows(teacher: Teacher | None, have: set[tuple[str, int]]) -> list[d
     teacher.
     """
     file = weights_folder() / "recorded.json"
-    known = json.loads(file.read_text())
+    known = read_json(file)
     if teacher is None or known["teacher"] != teacher.digest:
         raise HsiviError(
             "--recorded holds rows of the embedded teacher, which is not the one compared here: "
@@ -302,7 +313,8 @@ class Ruler:
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
         file, note = self.cache / f"{name}.npz", self.cache / f"{name}.json"
         if file.exists() and note.exists():
-            return load_statistics(file), json.loads(note.read_text())["seconds"]
+            with contextlib.suppress(HsiviError, KeyError):  # damaged: draw again
+                return load_statistics(file), read_json(note)["seconds"]
         clock = Clock()
         seeds = range(seed, seed + count)
         with tqdm(
@@ -319,7 +331,7 @@ class Ruler:
         statistics = Statistics(moments, self.detector.stamp, features[:RECALL_COUNT])
         save_statistics(file, statistics)
         write_text(note, json.dumps(key | {"name": sampler.name, "seconds": clock.seconds}) + "\n")
-        return statistics, clock.seconds
+        return load_statistics(file), clock.seconds  # features rounded, as a later run reads them
 
     def first_images(self, sampler: Sampler) -> Tensor:
         seeds = range(self.config.seed, self.config.seed + GRID_COUNT)
