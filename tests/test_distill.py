@@ -116,6 +116,17 @@ def test_every_pair_of_chain_and_layer_is_used_once_before_any_is_used_twice(cha
         assert used == every
 
 
+def test_the_updates_of_a_round_go_through_the_pool_one_after_another():
+    config = replace(CONFIG, fake_updates=4)
+    players, every = make(config), 2 * pool_size(config, 2)
+    assert every == 48  # three batches of 16 use each pair once
+    used = Counter()
+    for i in range(3):
+        batch = draw_batch(players, config, 0, "fake score", i, [1, 2], Share())
+        used.update(zip(batch.chain.tolist(), batch.layer.tolist(), strict=True))
+    assert len(used) == every and set(used.values()) == {1}
+
+
 def test_a_batch_has_its_layers_in_even_shares():
     players = make(replace(CONFIG, nfe=3, batch_size=48), [0, 200, 400, 650])
     for i in range(3):
@@ -437,10 +448,12 @@ def test_the_fake_scores_loss_is_the_mean_over_elements_and_the_estimate_is_the_
 
 
 def test_labels_follow_their_chains_to_all_three_networks():
+    config = replace(CONFIG, fake_updates=4)  # so that a batch begins within the pool
     players = make(labels=10)
-    pool = roll_out(players, CONFIG, 0, [1, 2], Share())
-    batch = draw_batch(players, CONFIG, 0, "student", 0, [1, 2], Share())
-    assert len(pool.labels) == pool_size(CONFIG, 2) and len(set(pool.labels.tolist())) > 3
+    pool = roll_out(players, config, 0, [1, 2], Share())
+    batch = draw_batch(players, config, 0, "student", 1, [1, 2], Share())
+    assert batch.chain[0] != 0 and batch.chain[:8].unique().numel() > 1
+    assert len(pool.labels) == pool_size(config, 2) and len(set(pool.labels.tolist())) > 3
     heard = {}
     for name in ("student_eps", "fake_eps", "teacher_eps"):
         inner = getattr(players, name)
@@ -450,7 +463,7 @@ def test_labels_follow_their_chains_to_all_three_networks():
             return inner(x, time, labels, alpha_bar)
 
         setattr(players, name, listen)
-    student_update(players, CONFIG, pool, batch, 0, Share())
+    student_update(players, config, pool, batch, 0, Share())
     assert len(heard) == 3
     assert all(torch.equal(labels, pool.labels[batch.chain]) for labels in heard.values())
 
