@@ -92,13 +92,14 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: 
             temporary / "tensors.safetensors",
         )
         (temporary / "state.json").write_text(json.dumps(state, indent=1))
-    for old in checkpoints(folder)[:-KEEP]:
+    for old in [*checkpoints(folder)[:-KEEP], *folder.glob(".step-*.tmp")]:  # .tmp: of a killed run
         shutil.rmtree(old)
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    return sorted(folder.glob("step-*")) if folder.is_dir() else []
+    found = folder.glob("step-*") if folder.is_dir() else ()
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict] | None:
