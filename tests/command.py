@@ -1,0 +1,66 @@
+"""The command line within a test's own process: starting Python anew takes seconds."""
+
+import json
+import math
+
+import torch
+from click.testing import CliRunner
+from safetensors.torch import save_file
+
+from hsivi_cli.cli import main
+from hsivi_cli.detector import Classifier
+
+# a network that trains at some 20 steps a second, in the options of conftest's tiny_unet
+TINY = {
+    "block_out_channels": (8,),
+    "down_block_types": ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",),
+    "add_attention": False,
+}
+QUICK = (
+    *("--device", "cpu", "--nfe", 2, "--batch-size", 4, "--fake-updates", 1, "--fake-warmup", 1),
+    *("--student-rate", 1e-3, "--rate-warmup", 1, "--steps", 2),
+)
+
+
+def hsivi(*arguments, exit_code=0):
+    """Run `hsivi ARGUMENTS`; the result has .stdout and .stderr. A bug is raised as it is."""
+    result = CliRunner().invoke(main, [str(a) for a in arguments], catch_exceptions=False)
+    assert result.exit_code == exit_code, result.output
+    return result
+
+
+def refusal(*arguments):
+    """The one line on stderr with which `hsivi ARGUMENTS` refuses."""
+    lines = hsivi(*arguments, exit_code=1).stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), lines
+    return lines[0]
+
+
+def train(teacher, out, *options, **more):
+    """`hsivi train TEACHER --out OUT`, small unless the options say otherwise."""
+    return hsivi("train", teacher, "--out", out, *QUICK, *options, **more)
+
+
+def rows(path):
+    """The lines of a .jsonl file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def tree(folder):
+    """Every file below a folder with its bytes."""
+    return {f.relative_to(folder): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+def finite(row):
+    return all(math.isfinite(value) for value in row.values())
+
+
+def save_detector(folder, size=8, seed=3):
+    """A random small detector of size x size grey images, 6 features."""
+    config = {"image_size": size, "in_channels": 1, "widths": [4], "feature_dim": 6, "classes": 2}
+    torch.manual_seed(seed)
+    network = Classifier(**config)
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config | {"name": "tiny"}))
+    save_file(network.state_dict(), folder / "model.safetensors")

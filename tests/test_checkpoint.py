@@ -1,0 +1,189 @@
+"""Files that are whole or absent, and checkpoints that survive what can happen to them."""
+
+import errno
+import os
+import shutil
+
+import pytest
+import torch
+from command import QUICK, TINY, refusal, train, tree
+from torch import nn
+
+from hsivi_cli import checkpoint
+from hsivi_cli.checkpoint import (
+    checkpoints,
+    load_checkpoint,
+    load_optimizer,
+    optimizer_tensors,
+    read_tensors,
+    replacing,
+    save_checkpoint,
+    write_tensors,
+    write_text,
+)
+from hsivi_cli.config import HsiviError
+
+TENSORS = {
+    "a": torch.arange(6.0).reshape(2, 3),
+    "b": torch.tensor(3, dtype=torch.int64),
+    "c": torch.tensor([1.5], dtype=torch.float64),
+}
+
+
+def equal(a, b):
+    same = a.keys() == b.keys()
+    return same and all(torch.equal(a[n], b[n]) and a[n].dtype == b[n].dtype for n in a)
+
+
+def test_tensors_come_back_as_they_went(tmp_path):
+    given = TENSORS | {"turned": TENSORS["a"].T, "parameter": nn.Parameter(torch.ones(2))}
+    write_tensors(tmp_path / "below" / "x.safetensors", given)
+    assert equal(read_tensors(tmp_path / "below" / "x.safetensors"), given)
+
+
+def test_a_file_is_replaced_only_by_a_whole_one(tmp_path):
+    file = tmp_path / "note.txt"
+    write_text(file, "old")
+    with pytest.raises(ZeroDivisionError), replacing(file) as temporary:
+        temporary.write_text("half of the ne")
+        raise ZeroDivisionError
+    assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]
+    write_text(file, "new")
+    assert file.read_text() == "new" and list(tmp_path.iterdir()) == [file]
+
+
+def test_a_folder_is_replaced_whole_and_its_temporary_goes_when_it_fails(tmp_path):
+    folder = tmp_path / "made"
+    for content in ("one", "two"):
+        with replacing(folder) as temporary:
+            temporary.mkdir()
+            (temporary / content).write_text(content)
+    assert [f.name for f in folder.iterdir()] == ["two"]
+    with pytest.raises(ZeroDivisionError), replacing(folder) as temporary:
+        temporary.mkdir()
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == [folder] and [f.name for f in folder.iterdir()] == ["two"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+def test_a_disk_that_takes_no_more_is_one_line(tmp_path, monkeypatch, code):
+    def fail(*args, **kwargs):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(checkpoint.os, "replace", fail)
+    with pytest.raises(HsiviError, match=rf"x\.txt: {os.strerror(code)}; free some space"):
+        write_text(tmp_path / "x.txt", "text")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_newest_two_checkpoints_are_kept_and_the_newest_is_read(tmp_path):
+    assert load_checkpoint(tmp_path / "none") is None
+    for number in (5, 50, 500):
+        save_checkpoint(tmp_path, number, TENSORS | {"n": torch.tensor(number)}, {"round": number})
+    assert [p.name for p in checkpoints(tmp_path)] == ["step-000050", "step-000500"]
+    tensors, state = load_checkpoint(tmp_path)
+    assert state == {"round": 500} and tensors.pop("n") == 500 and equal(tensors, TENSORS)
+
+
+def test_checkpoints_are_in_order_beyond_a_million(tmp_path):
+    for number in (999_999, 1_000_000, 1_000_001):
+        save_checkpoint(tmp_path, number, TENSORS, {"round": number})
+    assert load_checkpoint(tmp_path)[1]["round"] == 1_000_001
+
+
+def test_what_a_killed_run_left_half_written_goes_with_the_next_checkpoint(tmp_path):
+    (tmp_path / ".step-000004.123.tmp").mkdir()
+    save_checkpoint(tmp_path, 5, TENSORS, {"round": 5})
+    assert [p.name for p in tmp_path.iterdir()] == ["step-000005"]
+
+
+def test_a_checkpoint_of_the_same_number_is_replaced(tmp_path):
+    save_checkpoint(tmp_path, 5, TENSORS, {"round": 5, "seconds": 1})
+    save_checkpoint(tmp_path, 5, TENSORS, {"round": 5, "seconds": 2})
+    assert load_checkpoint(tmp_path)[1]["seconds"] == 2 and len(checkpoints(tmp_path)) == 1
+
+
+def test_a_checkpoint_that_fails_leaves_the_earlier_ones(tmp_path, monkeypatch):
+    for number in (1, 2):
+        save_checkpoint(tmp_path, number, TENSORS, {"round": number})
+    before = tree(tmp_path)
+
+    def fail(tensors, file, **kwargs):
+        file.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", fail)
+    with pytest.raises(HsiviError, match="No space left"):
+        save_checkpoint(tmp_path, 3, TENSORS, {"round": 3})
+    assert tree(tmp_path) == before
+
+
+def damage_tensors(folder):
+    file = folder / "tensors.safetensors"
+    file.write_bytes(file.read_bytes()[:-20])
+
+
+def damage_state(folder):
+    (folder / "state.json").write_text('{"round": ')
+
+
+def lose_tensors(folder):
+    (folder / "tensors.safetensors").unlink()
+
+
+@pytest.mark.parametrize("damage", [damage_tensors, damage_state, lose_tensors])
+def test_a_damaged_checkpoint_is_named_and_the_advice_goes_on_from_the_older(
+    save_teacher, tmp_path, damage
+):
+    teacher, out = save_teacher(**TINY), tmp_path / "run"
+    train(teacher, out, "--steps", 3, "--checkpoint-every", 1)
+    weights = out / "unet" / "diffusion_pytorch_model.safetensors"
+    expected = weights.read_bytes()
+    older, newest = checkpoints(out / "checkpoint")
+    damage(newest)
+    told = refusal("train", teacher, "--out", out, *QUICK, "--steps", 3)
+    assert str(newest) in told and f"delete {newest} to go on from {older.name}" in told
+    shutil.rmtree(newest)
+    train(teacher, out, "--steps", 3)
+    assert weights.read_bytes() == expected
+
+
+def test_the_only_checkpoint_damaged_advises_another_folder(tmp_path):
+    save_checkpoint(tmp_path, 1, TENSORS, {"round": 1})
+    damage_tensors(tmp_path / "step-000001")
+    with pytest.raises(HsiviError, match=r"step-000001 is damaged .* another --out"):
+        load_checkpoint(tmp_path)
+
+
+def test_tensors_that_are_no_tensors_are_one_line(tmp_path):
+    (tmp_path / "x.safetensors").write_bytes(b"not a tensor")
+    with pytest.raises(HsiviError, match=r"x\.safetensors cannot be read"):
+        read_tensors(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["adam", "amsgrad"])
+def test_an_optimizer_goes_on_as_if_it_had_not_been_written(tmp_path, kind):
+    def fresh():
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
+        network[0].bias.requires_grad_(False)  # a parameter without a state
+        return network, torch.optim.Adam(network.parameters(), lr=0.1, amsgrad=kind == "amsgrad")
+
+    def step(network, optimizer, seed):
+        torch.manual_seed(seed)
+        optimizer.zero_grad()
+        network(torch.randn(5, 3)).square().sum().backward()
+        optimizer.step()
+
+    network, optimizer = fresh()
+    for seed in range(3):
+        step(network, optimizer, seed)
+    weights = {n: t.clone() for n, t in network.state_dict().items()}
+    write_tensors(tmp_path / "o.safetensors", optimizer_tensors(optimizer, "o"))
+    step(network, optimizer, 3)
+
+    other, restored = fresh()
+    other.load_state_dict(weights)
+    load_optimizer(restored, "o", read_tensors(tmp_path / "o.safetensors"))
+    step(other, restored, 3)
+    assert equal(network.state_dict(), other.state_dict())

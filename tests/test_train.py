@@ -1,0 +1,507 @@
+"""Runs of `hsivi train`: what they leave on disk, how they stop and go on, each option once."""
+
+import ast
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import diffusers
+import pytest
+import torch
+from command import QUICK, TINY, finite, hsivi, refusal, rows, save_detector, train, tree
+from safetensors.torch import load_file
+
+from hsivi_cli import checkpoint, distill
+from hsivi_cli import train as train_module
+from hsivi_cli.config import TrainConfig
+from hsivi_cli.detector import load_detector, load_statistics, moments_of
+from hsivi_cli.draw import Sampler, draw, solver_sampler, student_sampler
+from hsivi_cli.frechet import frechet_distance
+from hsivi_cli.student import load_student
+from hsivi_cli.teacher import load_teacher
+from hsivi_cli.train import EVAL_SEED, make_chain
+
+
+@pytest.fixture(scope="module")
+def teacher(tiny_unet, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher")
+    unet = tiny_unet(**TINY)
+    diffusers.DDPMPipeline(unet=unet, scheduler=diffusers.DDPMScheduler()).save_pretrained(folder)
+    return folder
+
+
+def student_files(out):
+    """What a run ends with and must repeat: the network, the chain with its scale, the metrics."""
+    names = ("unet/diffusion_pytorch_model.safetensors", "chain.safetensors", "metrics.jsonl")
+    return {name: (out / name).read_bytes() for name in names}
+
+
+def images_of(sampler, count=6):
+    return torch.cat(list(draw(sampler, range(count), count, "cpu")))
+
+
+def kept_checkpoints(out):
+    return sorted(path.name for path in (out / "checkpoint").iterdir())
+
+
+# ---- going on ------------------------------------------------------------------------------------
+
+MIXED = (
+    *("--objective", "score-matching", "--noise-share", 0.5, "--log-scale", "pixel"),
+    *("--order", "sequential", "--optimizer", "amsgrad", "--accumulate", 2),
+)
+
+
+@pytest.mark.parametrize("options", [(), MIXED], ids=["default", "mixed"])
+def test_a_run_broken_off_after_every_round_ends_bit_for_bit_like_an_unbroken_one(
+    teacher, tmp_path, options
+):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train(teacher, whole, "--steps", 4, *options)
+    again = 0
+    while not (broken / "metrics.jsonl").exists() or len(rows(broken / "metrics.jsonl")) < 4:
+        train(teacher, broken, "--steps", 4, *options, "--minutes", 1e-9)
+        again += 1
+    assert again == 5  # a round of warm-up and four steps
+    assert student_files(broken) == student_files(whole)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_says_how_to_go_on_and_loses_nothing(
+    teacher, tmp_path, monkeypatch, number, status
+):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train(teacher, whole, "--steps", 4)
+    play_round = distill.play_round
+
+    def interrupted(players, config, round_, share):
+        if round_ == 2:
+            os.kill(os.getpid(), number)
+        return play_round(players, config, round_, share)
+
+    monkeypatch.setattr(distill, "play_round", interrupted)
+    monkeypatch.setattr(sys, "argv", ["hsivi", "train", "my teacher", "--out", "runs/x"])
+    handler = signal.getsignal(number)
+    result = train(teacher, broken, "--steps", 4, exit_code=status)
+    assert "step 2 of 4" in result.stderr
+    assert "hsivi train 'my teacher' --out runs/x" in result.stderr.splitlines()[-1]
+    assert signal.getsignal(number) == handler
+    assert len(rows(broken / "metrics.jsonl")) == 2
+    monkeypatch.undo()
+    train(teacher, broken, "--steps", 4)
+    assert student_files(broken) == student_files(whole)
+
+
+def test_an_interrupted_process_exits_130_and_leaves_a_checkpoint(teacher, tmp_path):
+    out, log = tmp_path / "run", tmp_path / "stderr"
+    command = [sys.executable, "-m", "hsivi_cli", "train", teacher, "--out", out, *map(str, QUICK)]
+    with open(log, "w") as stderr:
+        process = subprocess.Popen([*command, "--steps", "100000"], stderr=stderr)
+        try:
+            end = time.monotonic() + 100
+            while not (out / "metrics.jsonl").exists() and time.monotonic() < end:
+                time.sleep(0.1)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=100) == 130, log.read_text()
+        finally:
+            process.kill()
+    assert "type the same line again" in log.read_text()
+    assert len(kept_checkpoints(out)) == 1 and load_student(out).info["step"] >= 1
+
+
+def test_what_a_killed_run_wrote_after_its_checkpoint_is_dropped_and_done_again(teacher, tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train(teacher, whole, "--steps", 4)
+    train(teacher, broken, "--steps", 4, "--minutes", 1e-9)
+    train(teacher, broken, "--steps", 4, "--minutes", 1e-9)
+    with open(broken / "metrics.jsonl", "a") as log:
+        log.write('{"step": 2, "loss": 0.5}\n{"step": 3, "lo')  # as a power cut leaves it
+    train(teacher, broken, "--steps", 4)
+    assert student_files(broken) == student_files(whole)
+
+
+def test_a_finished_run_typed_again_changes_no_student(teacher, tmp_path):
+    train(teacher, tmp_path / "run")
+    before = student_files(tmp_path / "run")
+    train(teacher, tmp_path / "run")
+    assert student_files(tmp_path / "run") == before
+
+
+def test_more_steps_go_on_where_the_run_ended(teacher, tmp_path):
+    whole, longer = tmp_path / "whole", tmp_path / "longer"
+    train(teacher, whole, "--steps", 4, "--decay", "none")
+    train(teacher, longer, "--steps", 2, "--decay", "none")
+    train(teacher, longer, "--steps", 4, "--decay", "none")
+    assert student_files(longer) == student_files(whole)
+
+
+@pytest.mark.parametrize(
+    ("option", "old", "new"),
+    [("--seed", 0, 1), ("--batch-size", 4, 8), ("--steps", 2, 1), ("--noise-share", 1, 0.5)],
+)
+def test_another_setting_is_refused_by_name_on_resume(teacher, tmp_path, option, old, new):
+    out = tmp_path / "run"
+    train(teacher, out)
+    before = tree(out)
+    told = refusal("train", teacher, "--out", out, *QUICK, option, new)
+    assert f"{option} {old}, not {new}" in told
+    assert tree(out) == before
+
+
+def test_logging_evaluation_and_time_may_differ_on_resume(teacher, tmp_path):
+    train(teacher, tmp_path / "run", "--minutes", 1e-9)
+    train(teacher, tmp_path / "run", "--minutes", 60, "--checkpoint-every", 1, "--eval-every", 7)
+    assert load_student(tmp_path / "run").info["step"] == 2
+
+
+def test_another_teacher_is_refused_on_resume(teacher, save_teacher, tmp_path):
+    train(teacher, tmp_path / "run", "--steps", 0)
+    other = save_teacher(seed=5, **TINY)
+    assert "another teacher" in refusal("train", other, "--out", tmp_path / "run", *QUICK)
+
+
+def test_a_folder_of_something_else_is_refused_and_left_alone(teacher, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
+    before = tree(tmp_path / "thesis")
+    told = refusal("train", teacher, "--out", tmp_path / "thesis", *QUICK)
+    assert "no run of hsivi" in told and tree(tmp_path / "thesis") == before
+
+
+def test_a_damaged_description_of_a_run_is_one_line(teacher, tmp_path):
+    out = tmp_path / "run"
+    train(teacher, out, "--steps", 0)
+    (out / "hsivi.json").write_text('{"format": 1}')
+    assert "hsivi.json" in refusal("train", teacher, "--out", out, *QUICK)
+    (out / "hsivi.json").write_text("{")
+    assert "hsivi.json" in refusal("train", teacher, "--out", out, *QUICK)
+
+
+# ---- what can go wrong on the way ----------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_stops_with_advice_and_keeps_the_last_checkpoint(
+    teacher, tmp_path, monkeypatch
+):
+    out, loss = tmp_path / "run", distill.fake_score_loss
+    play_round = distill.play_round
+
+    def broken_from_step_3(players, config, round_, share):
+        if round_ == 3:
+            monkeypatch.setattr(
+                distill, "fake_score_loss", lambda *args: loss(*args) * float("nan")
+            )
+        return play_round(players, config, round_, share)
+
+    monkeypatch.setattr(distill, "play_round", broken_from_step_3)
+    told = refusal("train", teacher, "--out", out, *QUICK, "--steps", 6, "--checkpoint-every", 2)
+    assert "not finite at step 3" in told and "--student-rate" in told
+    assert kept_checkpoints(out) == ["step-000003"] and "step-000003" in told
+    tensors, state = checkpoint.load_checkpoint(out / "checkpoint")
+    assert state["round"] == 3 and all(t.isfinite().all() for t in tensors.values())
+    monkeypatch.undo()
+    train(teacher, out, "--steps", 6)  # a passing fault: the same line goes on
+    train(teacher, tmp_path / "whole", "--steps", 6)
+    assert student_files(out) == student_files(tmp_path / "whole")
+
+
+def test_absurd_rates_end_in_advice_not_in_a_broken_student(teacher, tmp_path):
+    told = refusal("train", teacher, "--out", tmp_path / "x", *QUICK, "--fake-rate", 1e30)
+    assert "not finite" in told and "no checkpoint" in told and "--fake-rate" in told
+
+
+def test_out_of_memory_names_the_option_that_halves_it(teacher, tmp_path, monkeypatch):
+    def full(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(distill, "play_round", full)
+    told = refusal("train", teacher, "--out", tmp_path / "x", *QUICK, "--accumulate", 2)
+    assert "out of memory" in told and "--accumulate 4" in told
+
+
+@pytest.mark.parametrize("place", ["save_file", "replace"])
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
+    teacher, tmp_path, monkeypatch, place
+):
+    out = tmp_path / "run"
+    train(teacher, out, "--minutes", 1e-9)
+    before = tree(out / "checkpoint")
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if place == "save_file":
+        monkeypatch.setattr(checkpoint, "save_file", full)
+    else:
+        replace = os.replace
+        monkeypatch.setattr(
+            checkpoint.os,
+            "replace",
+            lambda a, b: full() if "checkpoint" in str(b) else replace(a, b),
+        )
+    told = refusal("train", teacher, "--out", out, *QUICK)
+    assert "No space left" in told and "free some space" in told
+    assert tree(out / "checkpoint") == before
+    assert not [path for path in out.rglob("*") if path.name.startswith(".")]
+    monkeypatch.undo()
+    train(teacher, out)
+    train(teacher, tmp_path / "whole")
+    assert student_files(out) == student_files(tmp_path / "whole")
+
+
+# ---- what lies in the folder ---------------------------------------------------------------------
+
+
+def test_a_run_holds_two_checkpoints_and_no_pickle(teacher, tmp_path):
+    out = tmp_path / "run"
+    train(teacher, out, "--steps", 5, "--checkpoint-every", 1)
+    assert kept_checkpoints(out) == ["step-000005", "step-000006"]
+    assert {name.suffix for name in tree(out)} == {".safetensors", ".json", ".jsonl", ".md"}
+    for name, content in tree(out).items():  # and each is what its name says
+        assert load_file(out / name) if name.suffix == ".safetensors" else content.decode()
+
+
+def test_without_a_reference_the_last_average_is_what_is_exported(teacher, tmp_path):
+    out = tmp_path / "run"
+    train(teacher, out, "--steps", 3)
+    tensors, _ = checkpoint.load_checkpoint(out / "checkpoint")
+    exported = load_file(out / "unet" / "diffusion_pytorch_model.safetensors")
+    assert exported.keys() == {n[4:] for n in tensors if n.startswith("ema.")}
+    assert all(torch.equal(exported[name], tensors[f"ema.{name}"]) for name in exported)
+    assert any(not torch.equal(exported[name], tensors[f"student.{name}"]) for name in exported)
+
+
+def test_metrics_repeat_and_times_lie_elsewhere(teacher, tmp_path):
+    train(teacher, tmp_path / "run")
+    told = rows(tmp_path / "run" / "metrics.jsonl")
+    assert [row["step"] for row in told] == [1, 2]
+    keys = {"step", "loss", "divergence", "fake_loss", "norm", "fake_norm"}
+    assert all(row.keys() == keys and finite(row) for row in told)
+    times = rows(tmp_path / "run" / "timing.jsonl")
+    assert [row.keys() for row in times] == [{"step", "seconds", "images_per_second"}] * 2
+
+
+def test_the_model_card_holds_the_settings_and_code_that_runs(teacher, tmp_path):
+    out = tmp_path / "run"
+    train(teacher, out, "--steps", 0, "--noise-share", "0.25,0.75")
+    card = (out / "README.md").read_text()
+    assert "| noise_share | 0.25,0.75 |" in card and str(teacher) in card
+    code = card.split("```python\n")[1].split("\n```\n")[0]
+    ast.parse(code)
+    assert str(out) in code and "num_inference_steps=2" in code
+
+
+def test_training_is_quiet_where_stderr_is_no_terminal(teacher, tmp_path):
+    result = train(teacher, tmp_path / "run")
+    assert (
+        result.stdout == "" and len(result.stderr.splitlines()) == 1 and "\r" not in result.stderr
+    )
+
+
+# ---- the untrained student, the best student -----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options", [("--noise-share", "0.3"), ("--start", "deis", "--noise-share", "0")]
+)
+def test_no_steps_write_the_untrained_chain_over_the_teacher(teacher, tmp_path, options):
+    train(teacher, tmp_path / "run", "--steps", 0, *options)
+    student = load_student(tmp_path / "run")
+    loaded = load_teacher(str(teacher))
+    given = {
+        name[2:].replace("-", "_"): value for name, value in zip(*[iter(options)] * 2, strict=True)
+    }
+    chain = make_chain(TrainConfig(nfe=2, **given), loaded)
+    untrained = Sampler(
+        "", "student", loaded.network(), chain, torch.zeros(1, 1, 1, 1), (1, 8, 8), None, ""
+    )
+    assert torch.equal(images_of(student_sampler(student)), images_of(untrained))
+    if "deis" in options:
+        assert torch.equal(images_of(untrained), images_of(solver_sampler(loaded, "deis", 2)))
+
+
+def test_the_best_evaluation_is_exported_and_remembered_across_resume(teacher, tmp_path):
+    # the reference is what the untrained student draws: training can only lead away from it
+    save_detector(tmp_path / "detector")
+    train(teacher, tmp_path / "start", "--steps", 0)
+    near = tmp_path / "near.npz"
+    hsivi("sample", tmp_path / "start", "--seeds", f"{EVAL_SEED}-{EVAL_SEED + 39}", "--out", near)
+    out = tmp_path / "run"
+    judged = ("--reference", near, "--detector", tmp_path / "detector", "--eval-every", 1)
+    judged += ("--eval-count", 40, "--student-rate", 1e-2, "--steps", 4, "--checkpoint-every", 1)
+    train(teacher, out, *judged, "--minutes", 1e-9)
+    while (found := load_student(out).info)["step"] < 4:
+        train(teacher, out, *judged, "--minutes", 1e-9)
+    told = rows(out / "evaluations.jsonl")
+    assert [row["step"] for row in told] == [1, 2, 3, 4]
+    assert sorted(p.name for p in (out / "eval").iterdir()) == [
+        f"step-{n:06d}.png" for n in (1, 2, 3, 4)
+    ]
+    best = min(told, key=lambda row: row["distance"])
+    assert found["best"] == best and best["step"] < 4
+
+    detector = load_detector(str(tmp_path / "detector"))
+    seeds = range(EVAL_SEED, EVAL_SEED + 40)
+    drawn, _ = moments_of(draw(student_sampler(load_student(out)), seeds, 40, "cpu"), detector)
+    hsivi("fid", near, "--detector", tmp_path / "detector", "--save-stats", tmp_path / "s.npz")
+    reference = load_statistics(tmp_path / "s.npz").moments
+    assert frechet_distance(drawn, reference) == pytest.approx(best["distance"], rel=1e-9)
+    assert f"{best['distance']:.2f}" in (out / "README.md").read_text()
+
+    # by another count a distance means something else: the old best is no measure of the new
+    train(teacher, out, *judged, "--eval-count", 20, "--steps", 5)
+    assert load_student(out).info["best"]["step"] == 5
+
+
+# ---- every option, end to end --------------------------------------------------------------------
+
+OPTIONS = [
+    "--noise-share 0.5",
+    "--noise-share 0.2,1",
+    "--noise-share eta:0.2 --grid quad",
+    "--start deis --noise-share 0",
+    "--start dpm++2 --noise-share 0.5",
+    "--start dpm++3-lu --noise-share 0 --nfe 3",
+    "--levels own --noise-share 0.5 --grid uniform --objective score-matching",
+    "--levels above --objective score-matching --a 1.0 --weight sid",
+    "--objective score-matching --weight ratio --fake-weight sigma2",
+    "--order sequential --nfe 3",
+    "--grid 0,300,650 --optimizer adamw --decay none --ema 0.5",
+    "--grid log-snr --grid-top 700",
+    "--preset hsivi --nfe 3 --steps 2 --batch-size 4 --fake-updates 2",
+    "--preset sid --steps 2 --batch-size 4 --nfe 1",
+    "--dtype bfloat16",
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_every_chain_and_objective_trains_and_draws(teacher, tmp_path, options):
+    out = tmp_path / "run"
+    train(teacher, out, *options.split())
+    told = rows(out / "metrics.jsonl")
+    assert len(told) == 2 and all(map(finite, told))
+    student = load_student(out)
+    start = load_teacher(str(teacher)).unet.state_dict()
+    assert any(not torch.equal(start[n], t) for n, t in student.model.unet.state_dict().items())
+    assert all(t.dtype == torch.float32 for t in student.model.unet.state_dict().values())
+    images = images_of(student_sampler(student))
+    assert images.shape == (6, 8, 8, 1) and len(images.unique()) > 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"), [("scalar", (1, 1, 1, 1)), ("layer", (2, 1, 1, 1)), ("pixel", (1, 1, 8, 8))]
+)
+def test_the_noise_scale_trains_with_its_shape(teacher, tmp_path, kind, shape):
+    out = tmp_path / "run"
+    options = ("--objective", "score-matching", "--noise-share", "0.5", "--log-scale", kind)
+    train(teacher, out, *options, "--steps", 3)
+    scale = load_student(out).log_scales[2]
+    assert scale.shape == shape and (scale != 0).any(dim=(1, 2, 3)).all()
+
+
+@pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
+def test_teachers_of_other_predictions_train(save_teacher, tmp_path, prediction):
+    scheduler = diffusers.DDPMScheduler(prediction_type=prediction)
+    train(save_teacher(scheduler=scheduler, **TINY), tmp_path / "run")
+    student = load_student(tmp_path / "run")
+    assert student.model.prediction == prediction
+    assert all(map(finite, rows(tmp_path / "run" / "metrics.jsonl")))
+
+
+def test_a_class_conditional_colour_teacher_trains(save_teacher, tmp_path):
+    other = save_teacher(num_class_embeds=3, in_channels=3, out_channels=3, **TINY)
+    train(other, tmp_path / "run")
+    sampler = student_sampler(load_student(tmp_path / "run"))
+    assert sampler.label_count == 3 and images_of(sampler).shape == (6, 8, 8, 3)
+
+
+def test_a_batch_in_parts_trains_like_a_whole_one(teacher, tmp_path):
+    train(teacher, tmp_path / "whole")
+    train(teacher, tmp_path / "parts", "--accumulate", 3)
+    pairs = zip(
+        rows(tmp_path / "whole/metrics.jsonl"), rows(tmp_path / "parts/metrics.jsonl"), strict=True
+    )
+    for whole, parts in pairs:  # sums in another order, and Adam's first steps magnify rounding
+        assert parts == pytest.approx(whole, rel=1e-3)
+
+
+def test_bfloat16_is_used_where_it_is_asked_for(teacher, tmp_path):
+    train(teacher, tmp_path / "exact")
+    train(teacher, tmp_path / "low", "--dtype", "bfloat16")
+    exact, low = (rows(tmp_path / n / "metrics.jsonl")[0] for n in ("exact", "low"))
+    assert low != exact and low["fake_loss"] == pytest.approx(exact["fake_loss"], rel=0.05)
+
+
+def test_a_run_begins_with_another_runs_student(teacher, save_teacher, tmp_path):
+    scaled = ("--objective", "score-matching", "--noise-share", "0.5", "--log-scale", "pixel")
+    train(teacher, tmp_path / "many", "--nfe", 3, *scaled)
+    train(teacher, tmp_path / "few", "--nfe", 2, "--init", tmp_path / "many", "--steps", 0, *scaled)
+    many, few = load_student(tmp_path / "many"), load_student(tmp_path / "few")
+    assert few.model.digest == many.model.digest != load_teacher(str(teacher)).digest
+    assert torch.equal(few.log_scales[2], many.log_scales[3]) and few.log_scales[2].any()
+    ours, theirs = (
+        checkpoint.load_checkpoint(tmp_path / n / "checkpoint")[0] for n in ("few", "many")
+    )
+    names = [name for name in ours if name.startswith("fake_score.")]
+    assert names and all(torch.equal(ours[name], theirs[name]) for name in names)
+    other = save_teacher(seed=5, **TINY)
+    told = refusal("train", other, "--out", tmp_path / "x", *QUICK, "--init", tmp_path / "many")
+    assert "another teacher" in told
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("--noise-share two", "--noise-share"),
+        ("--noise-share 0.5,0.5,0.5", "3 numbers"),
+        ("--noise-share 1.5", "[0, 1]"),
+        ("--start heun --noise-share 0", "heun"),
+        ("--start deis", "--noise-share 1"),
+        ("--log-scale pixel", "frozen"),
+        ("--levels own --noise-share 0", "--levels own"),
+        ("--grid 0,300", "2"),
+        ("--nfe 0", "--nfe 0"),
+        ("--minutes 0", "--minutes"),
+        ("--init nowhere", "nowhere"),
+        ("--reference nowhere.npz", "nowhere.npz"),
+        ("--device nodevice", "--device nodevice"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused_before_anything_is_written(
+    teacher, tmp_path, options, told
+):
+    assert told in refusal("train", teacher, "--out", tmp_path / "x", *QUICK, *options.split())
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_tracker_that_is_not_installed_is_named(teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_module, "is_installed", lambda name: False)
+    told = refusal("train", teacher, "--out", tmp_path / "x", *QUICK, "--log-with", "wandb")
+    assert "wandb" in told and "pip install" in told
+
+
+# ---- several processes ---------------------------------------------------------------------------
+
+
+@pytest.mark.slow  # two processes that each load torch
+def test_two_processes_train_like_one(teacher, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    train(teacher, one, "--steps", 3)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command += ["-m", "hsivi_cli", "train", teacher, "--out", two, *QUICK, "--steps", "3"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    told, expected = (rows(out / "metrics.jsonl") for out in (two, one))
+    assert len(told) == 3
+    for ours, theirs in zip(told, expected, strict=True):  # as for a batch in parts
+        assert ours == pytest.approx(theirs, rel=1e-3)
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    ours, theirs = load_file(two / weights), load_file(one / weights)
+    for name in ours:  # rate 1e-3: an update of uncertain sign moves a weight by that much
+        assert (ours[name] - theirs[name]).abs().max() < 3e-3
+    assert json.loads((two / "hsivi.json").read_text())["step"] == 3
