@@ -325,17 +325,20 @@ def is_finite(value: float) -> bool:
 
 
 class Interrupt:
-    """Notes SIGINT and SIGTERM for the loop to see between rounds; a second one acts at once."""
+    """Notes SIGINT and SIGTERM for the loop to see between rounds; a second one acts at once.
+
+    A launcher hands on the signal that the terminal has sent already: within a second it is one.
+    """
 
     def __enter__(self):
-        self.number = 0
+        self.number, self.when = 0, 0.0
         self.old = {n: signal.signal(n, self.note) for n in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def note(self, number, frame) -> None:
-        if self.number:
+        if self.number and time.monotonic() - self.when > 1:
             raise KeyboardInterrupt
-        self.number = number
+        self.number, self.when = number, self.when or time.monotonic()
 
     def __exit__(self, *exc) -> None:
         for number, handler in self.old.items():

@@ -491,11 +491,12 @@ def test_a_tracker_that_is_not_installed_is_named(teacher, tmp_path, monkeypatch
 def test_two_processes_train_like_one(teacher, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     train(teacher, one, "--steps", 3)
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command += ["-m", "hsivi_cli", "train", teacher, "--out", two, *QUICK, "--steps", "3"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
+    command += ["--redirects", 3, "--log-dir", tmp_path / "logs"]
+    command += ["-m", "hsivi_cli", "train", teacher, "--out", two, *QUICK, "--steps", 3]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "logs").rglob("stderr.log"))) == 2
     told, expected = (rows(out / "metrics.jsonl") for out in (two, one))
     assert len(told) == 3
     for ours, theirs in zip(told, expected, strict=True):  # as for a batch in parts
