@@ -194,8 +194,14 @@ class HSIVIPipeline(DiffusionPipeline):
             return torch.randn(batch_size, *shape, generator=generator, device=where).to(device)
 
         labels = None if class_labels is None else torch.as_tensor(class_labels, device=device)
+        if labels is not None and labels.shape != (batch_size,):
+            raise ValueError(f"class_labels {list(labels.shape)} for a batch of {batch_size}")
         table = self.scheduler.alphas_cumprod.double()
-        network = eps_network(self.unet, table, self.scheduler.config.prediction_type)
+
+        def unet(x, *rest, **more):  # the pipeline may have been loaded in half precision
+            return self.unet(x.to(self.unet.dtype), *rest, **more)
+
+        network = eps_network(unet, table, self.scheduler.config.prediction_type)
         x, noises = noise(), [noise() for _ in range(nfe - 1)]
         x = chains.sample(
             network, self.chains[nfe], x, noises, self.log_scales[nfe].to(device), labels
