@@ -1,0 +1,160 @@
+"""Seeds to images: as many network calls as promised, and noise that only the seed decides."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from command import TINY, train
+
+from hsivi_cli.chain import with_noise_share
+from hsivi_cli.config import HsiviError
+from hsivi_cli.draw import draw, images_of, seed_noise, solver_sampler, student_sampler
+from hsivi_cli.student import load_student
+from hsivi_cli.teacher import SOLVERS, load_teacher
+
+
+@pytest.fixture
+def teacher(save_teacher):
+    """Predicting x0, a random network draws grey levels, not saturated pixels."""
+    from diffusers import DDPMScheduler
+
+    folder = save_teacher(scheduler=DDPMScheduler(prediction_type="sample"), **TINY)
+    return load_teacher(str(folder))
+
+
+def counted(sampler):
+    """The sampler, and the batch sizes of the calls that its network will have seen."""
+    seen = []
+
+    def network(x, *rest):
+        seen.append(len(x))
+        return sampler.network(x, *rest)
+
+    return replace(sampler, network=network), seen
+
+
+def noisy(teacher, nfe=3):
+    """A sampler that adds noise at every layer but the last."""
+    sampler = solver_sampler(teacher, "ddim", nfe)
+    return replace(sampler, chain=with_noise_share(sampler.chain, 0.5))
+
+
+def all_of(sampler, seeds, batch_size, **more):
+    return torch.cat(list(draw(sampler, seeds, batch_size, "cpu", **more)))
+
+
+@pytest.mark.parametrize("family", SOLVERS)
+@pytest.mark.parametrize("nfe", [1, 2, 5])
+def test_a_solver_makes_exactly_nfe_calls_an_image(teacher, family, nfe):
+    sampler, seen = counted(solver_sampler(teacher, family, nfe))
+    assert all_of(sampler, range(5), 5).shape == (5, 8, 8, 1)
+    assert seen == [5] * nfe and sampler.nfe == nfe
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["", "--noise-share 0.3", "--noise-share 0", "--start deis --noise-share 0 --nfe 4", "--nfe 1"],
+)
+def test_a_student_makes_exactly_nfe_calls_an_image(save_teacher, tmp_path, options):
+    train(save_teacher(**TINY), tmp_path / "run", "--steps", 0, *options.split())
+    sampler, seen = counted(student_sampler(load_student(tmp_path / "run")))
+    list(draw(sampler, range(6), 3, "cpu"))
+    assert seen == [3] * 2 * sampler.nfe
+    assert sampler.nfe == {"--nfe 1": 1}.get(options, 4 if "4" in options else 2)
+
+
+def test_every_image_is_computed_at_the_same_batch_shape(teacher):
+    sampler, seen = counted(noisy(teacher))
+    images = all_of(sampler, range(10), 4)
+    assert len(images) == 10 and set(seen) == {4}
+    assert torch.equal(all_of(noisy(teacher), [8, 9], 4), images[8:])  # bit for bit, place or not
+    assert torch.equal(all_of(noisy(teacher), [9, 2, 8], 4), images[[9, 2, 8]])
+
+
+def test_seeds_decide_images_not_their_order_nor_how_many(teacher):
+    sampler = noisy(teacher)
+    images = all_of(sampler, range(6), 6)
+    assert torch.equal(all_of(sampler, [4, 1, 0, 5, 2, 3], 6), images[[4, 1, 0, 5, 2, 3]])
+    assert len({image.numpy().tobytes() for image in images}) == 6
+
+
+def test_another_batch_size_changes_at_most_a_grey_level_in_a_thousandth_of_pixels(teacher):
+    sampler = noisy(teacher)
+    one = all_of(sampler, range(48), 48).int()
+    for size in (1, 7, 32):
+        difference = (all_of(sampler, range(48), size).int() - one).abs()
+        assert difference.max() <= 1 and (difference > 0).float().mean() < 1e-3
+
+
+def test_samplers_of_all_lengths_share_x_k_seed_by_seed(teacher):
+    starts = []
+    for nfe in (1, 2, 5):
+        sampler = solver_sampler(teacher, "dpm++2", nfe)
+        seen = []
+
+        def first(x, *rest, seen=seen, sampler=sampler):
+            seen.append(x)
+            return sampler.network(x, *rest)
+
+        all_of(replace(sampler, network=first), [3, 4], 2)
+        starts.append(seen[0])
+    assert torch.equal(starts[0], starts[1]) and torch.equal(starts[0], starts[2])
+    assert torch.equal(seed_noise(3, 1, (1, 8, 8), None)[0], starts[0][0])
+
+
+def test_noises_of_a_seed_are_independent_standard_normal():
+    drawn = [seed_noise(seed, 3, (1, 8, 8), 10) for seed in range(400)]
+    noise = torch.stack([torch.stack([x, *noises]) for x, _, noises in drawn])  # [400, 3, ...]
+    assert noise.mean().abs() < 0.02 and (noise.std() - 1).abs() < 0.02  # 5 standard errors
+    flat = noise.transpose(0, 1).flatten(1)
+    assert (torch.corrcoef(flat) - torch.eye(3)).abs().max() < 0.04
+    assert {label for _, label, _ in drawn} == set(range(10))
+
+
+def test_labels_are_each_seeds_own_unless_given(save_teacher):
+    teacher = load_teacher(str(save_teacher(num_class_embeds=3, **TINY)))
+    sampler, told = solver_sampler(teacher, "ddim", 2), []
+
+    def network(x, time, labels, alpha_bar):
+        told.append(labels.tolist())
+        return sampler.network(x, time, labels, alpha_bar)
+
+    spied = replace(sampler, network=network)
+    own = [seed_noise(seed, 2, (1, 8, 8), 3)[1] for seed in range(5)]
+    all_of(spied, range(5), 3)
+    assert told == [own[:3], own[:3], [own[3], own[4], own[4]], [own[3], own[4], own[4]]]
+    told.clear()
+    all_of(spied, range(2), 2, labels=[2, 1])
+    assert told == [[2, 1]] * 2
+
+
+def test_labels_that_do_not_exist_are_refused(save_teacher, teacher):
+    with pytest.raises(HsiviError, match="has no labels"):
+        all_of(solver_sampler(teacher, "ddim", 1), [0], 1, labels=[0])
+    classes = load_teacher(str(save_teacher(folder="classes", num_class_embeds=3, **TINY)))
+    for label in (-1, 3):
+        with pytest.raises(HsiviError, match=r"0\.\.2"):
+            all_of(solver_sampler(classes, "ddim", 1), [0], 1, labels=[label])
+
+
+def test_nothing_global_decides_or_is_changed(teacher):
+    sampler = noisy(teacher)
+    torch.manual_seed(1)
+    first = all_of(sampler, range(3), 3)
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    assert torch.equal(all_of(sampler, range(3), 3), first)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_runs_images_are_its_students(save_teacher, tmp_path):
+    train(save_teacher(**TINY), tmp_path / "run", "--steps", 0)
+    ours = torch.cat(list(images_of(tmp_path / "run", None, range(5), 256, "cpu")))
+    sampler, seen = counted(student_sampler(load_student(tmp_path / "run")))
+    assert torch.equal(all_of(sampler, range(5), 5), ours) and seen == [5, 5]
+
+
+def test_a_network_that_yields_nan_is_named_not_drawn(teacher):
+    broken = replace(noisy(teacher), network=lambda x, *rest: x * float("nan"))
+    with pytest.raises(HsiviError, match="NaN"):
+        all_of(broken, range(2), 2)

@@ -1,0 +1,165 @@
+"""Students as diffusers pipelines: loaded, called, written again, with the images they had."""
+
+import json
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from command import TINY, train, tree
+from diffusers import UNet2DModel
+
+from hsivi_cli.config import HsiviError
+from hsivi_cli.draw import draw, student_sampler
+from hsivi_cli.student import HSIVIPipeline, is_student, load_student
+
+SCALED = ("--objective", "score-matching", "--noise-share", 0.5, "--log-scale", "pixel")
+
+
+@pytest.fixture(scope="module")
+def run(tiny_unet, tmp_path_factory):
+    """A trained run of 2 calls with a noise scale that is not 0."""
+    folder = tmp_path_factory.mktemp("student")
+    # predicting x0, a random network draws grey levels, not saturated pixels
+    scheduler = diffusers.DDPMScheduler(prediction_type="sample")
+    pipe = diffusers.DDPMPipeline(unet=tiny_unet(**TINY), scheduler=scheduler)
+    pipe.save_pretrained(folder / "teacher")
+    train(folder / "teacher", folder / "run", *SCALED)
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def conditional(tiny_unet, tmp_path_factory):
+    """An untrained run of 3 classes and 3 channels, 2 calls."""
+    folder = tmp_path_factory.mktemp("conditional")
+    unet = tiny_unet(num_class_embeds=3, in_channels=3, out_channels=3, **TINY)
+    scheduler = diffusers.DDPMScheduler(prediction_type="sample")
+    diffusers.DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(folder / "teacher")
+    train(folder / "teacher", folder / "run", "--steps", 0)
+    return folder / "run"
+
+
+def generators(*seeds):
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def pixels(pipe, **call):
+    return pipe(output_type="pt", **call).images
+
+
+def test_the_pipeline_draws_in_every_output_type(run):
+    pipe = HSIVIPipeline.from_pretrained(run)
+    call = {"batch_size": 3, "num_inference_steps": 2}
+    pt, array, pil = (
+        pipe(**call, generator=generators(5)[0], output_type=kind).images
+        for kind in ("pt", "np", "pil")
+    )
+    assert pt.shape == (3, 1, 8, 8) and 0 <= pt.min() < pt.max() <= 1
+    assert array.shape == (3, 8, 8, 1) and np.array_equal(array[..., 0], pt[:, 0].numpy())
+    assert [image.size for image in pil] == [(8, 8)] * 3
+    assert np.array_equal(np.asarray(pil[1]), (array[1, ..., 0] * 255).round().astype(np.uint8))
+    (listed,) = pipe(**call, generator=generators(5)[0], output_type="pt", return_dict=False)
+    assert torch.equal(listed, pt)
+
+
+def test_one_generator_an_image_draws_what_hsivi_draws_of_those_seeds(run):
+    drawn = next(draw(student_sampler(load_student(run)), [7, 3, 11], 3, "cpu"))
+    pipe = HSIVIPipeline.from_pretrained(run)
+    ours = pixels(pipe, batch_size=3, num_inference_steps=2, generator=generators(7, 3, 11))
+    assert torch.equal((ours * 255).round().to(torch.uint8).permute(0, 2, 3, 1), drawn)
+
+
+def test_a_generator_decides_the_images(run):
+    pipe = HSIVIPipeline.from_pretrained(run)
+    first, again, other = (
+        pixels(pipe, batch_size=2, generator=generators(s)[0]) for s in (1, 1, 2)
+    )
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_as_many_generators_as_images_are_wanted(run):
+    pipe = HSIVIPipeline.from_pretrained(run)
+    with pytest.raises(ValueError, match="2 generators for a batch of 3"):
+        pipe(batch_size=3, generator=generators(1, 2))
+
+
+def test_a_number_of_calls_that_was_not_trained_says_which_was(run):
+    pipe = HSIVIPipeline.from_pretrained(run)
+    with pytest.raises(ValueError, match=r"\[2\] calls, not 5"):
+        pipe(num_inference_steps=5)
+    with pytest.raises(HsiviError, match="trained for 2 calls, not 5: use --nfe 2"):
+        load_student(run).budget(5)
+
+
+def test_written_and_read_again_it_draws_the_same_images(run, tmp_path):
+    pipe = HSIVIPipeline.from_pretrained(run)
+    pipe.save_pretrained(tmp_path / "copy")
+    again = HSIVIPipeline.from_pretrained(tmp_path / "copy")
+    images = [pixels(p, batch_size=4, generator=generators(1)[0]) for p in (pipe, again)]
+    assert torch.equal(*images)
+    assert again.log_scales[2].any()
+    again.log_scales[2] = torch.zeros(1, 1, 1, 1)
+    assert not torch.equal(pixels(again, batch_size=4, generator=generators(1)[0]), images[0])
+
+
+def test_plain_diffusers_loads_the_network(run):
+    unet = UNet2DModel.from_pretrained(run, subfolder="unet")
+    ours = load_student(run).model.unet.state_dict()
+    assert all(torch.equal(tensor, ours[name]) for name, tensor in unet.state_dict().items())
+    scheduler = diffusers.DDPMScheduler.from_pretrained(run, subfolder="scheduler")
+    assert scheduler.config.prediction_type == "sample"
+
+
+def test_labels_choose_the_class(conditional):
+    pipe = HSIVIPipeline.from_pretrained(conditional)
+    call = {"batch_size": 2, "num_inference_steps": 2}
+    ones, listed, twos = (
+        pixels(pipe, **call, generator=generators(1)[0], class_labels=labels)
+        for labels in ([1, 1], torch.tensor([1, 1]), [1, 2])
+    )
+    assert ones.shape == (2, 3, 8, 8) and torch.equal(ones, listed)
+    assert torch.equal(ones[0], twos[0]) and not torch.equal(ones[1], twos[1])
+
+
+@pytest.mark.parametrize("labels", [None, [1]])
+def test_labels_that_do_not_fit_are_refused(conditional, labels):
+    pipe = HSIVIPipeline.from_pretrained(conditional)
+    with pytest.raises(ValueError, match="class_labels"):
+        pipe(batch_size=2, class_labels=labels)
+
+
+def test_a_pipeline_in_half_precision_draws_nearly_the_same(run):
+    pipe = HSIVIPipeline.from_pretrained(run)
+    half = HSIVIPipeline.from_pretrained(run).to(torch.bfloat16)
+    exact, low = (pixels(p, batch_size=2, generator=generators(1)[0]) for p in (pipe, half))
+    assert (exact - low.float()).abs().max() < 0.05  # bfloat16 has 8 bits
+
+
+def test_a_folder_without_a_student_says_what_it_is(run, tmp_path):
+    assert is_student(run) and not is_student(run.parent / "teacher")
+    with pytest.raises(HsiviError, match=r"no student: hsivi\.json is missing"):
+        load_student(run.parent / "teacher")
+
+
+def test_a_run_that_exported_nothing_yet_says_so(tmp_path):
+    (tmp_path / "hsivi.json").write_text('{"format": 1}')
+    with pytest.raises(HsiviError, match="no student yet"):
+        load_student(tmp_path)
+
+
+def test_another_format_and_a_chain_with_a_missing_part_are_refused(run, tmp_path):
+    pipe = HSIVIPipeline.from_pretrained(run)
+    pipe.log_scales = {}
+    pipe.save_pretrained(tmp_path)
+    (tmp_path / "hsivi.json").write_text(json.dumps({"format": 1}))
+    with pytest.raises(HsiviError, match=r"2\.log_scale"):
+        load_student(tmp_path)
+    (tmp_path / "hsivi.json").write_text(json.dumps({"format": 9}))
+    with pytest.raises(HsiviError, match="format 9, this version reads 1"):
+        load_student(tmp_path)
+
+
+def test_drawing_writes_nothing_into_a_run(run):
+    before = tree(run)
+    HSIVIPipeline.from_pretrained(run)(batch_size=1)
+    assert tree(run) == before
