@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from .config import HsiviError
+from .config import HsiviError, embedded
 from .detector import kind_of, load_statistics
 from .student import is_student, load_student
 from .teacher import load_teacher
@@ -32,7 +32,7 @@ def describe(path: str | None) -> dict:
         raise HsiviError(
             f"{path} holds images; hsivi info describes runs, teachers and statistics files"
         )
-    statistics = load_statistics(path)
+    statistics = load_statistics(embedded(path))
     return {
         "kind": "statistics",
         "detector": statistics.stamp or "unknown",
