@@ -1,0 +1,92 @@
+"""`hsivi info`: what it says of runs, teachers and statistics files."""
+
+import json
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from command import TINY, hsivi, refusal, save_detector, train
+
+from hsivi_cli.config import weights_folder
+from hsivi_cli.images import save_npz
+from hsivi_cli.student import load_student
+from hsivi_cli.teacher import load_teacher
+
+
+@pytest.fixture
+def teacher(save_teacher):
+    return save_teacher(**TINY)
+
+
+def told_of(path):
+    """The facts as JSON, after a check that the plain lines say the same."""
+    facts = json.loads(hsivi("info", path, "--json").stdout)
+    lines = hsivi("info", path).stdout.splitlines()
+    assert [line.split("  ")[0] for line in lines] == list(facts)
+    assert all(line.endswith(str(fact)) for line, fact in zip(lines, facts.values(), strict=True))
+    return facts
+
+
+def test_a_run_tells_its_teacher_calls_steps_and_layers(teacher, tmp_path):
+    train(teacher, tmp_path / "run", "--noise-share", "0.25,1", "--grid", "0,300,650")
+    facts = told_of(tmp_path / "run")
+    assert facts["kind"] == "student" and facts["calls"] == "2" and facts["steps"] == "2 of 2"
+    assert facts["teacher"] == f"{teacher} ({load_teacher(str(teacher)).digest})"
+    assert facts["weights"] == load_student(tmp_path / "run").model.digest
+    assert facts["times at 2 calls"] == "0, 300, 650"
+    assert facts["noise shares at 2 calls"] == "0.25, 1"
+    assert facts["best distance"] == "not measured"
+
+
+def test_a_run_tells_its_best_distance(teacher, tmp_path):
+    save_detector(tmp_path / "detector")
+    save_npz(torch.randint(256, (30, 8, 8, 1), dtype=torch.uint8), tmp_path / "real.npz")
+    judged = ("--reference", tmp_path / "real.npz", "--detector", tmp_path / "detector")
+    train(teacher, tmp_path / "run", *judged, "--eval-count", 20)
+    best = load_student(tmp_path / "run").info["best"]
+    told = told_of(tmp_path / "run")["best distance"]
+    assert told.startswith(f"{best['distance']:.2f} at step 2 (20 images, tiny 8x8")
+
+
+def test_a_teacher_tells_its_network_and_schedule(save_teacher):
+    scheduler = diffusers.DDPMScheduler(prediction_type="v_prediction", num_train_timesteps=500)
+    folder = save_teacher(scheduler=scheduler, num_class_embeds=3, **TINY)
+    facts, loaded = told_of(folder), load_teacher(str(folder))
+    assert facts["kind"] == "teacher" and facts["weights"] == loaded.digest
+    assert facts["parameters"] == sum(p.numel() for p in loaded.unet.parameters())
+    assert (facts["image"], facts["classes"], facts["times"]) == ("1x8x8", 3, 500)
+    assert facts["prediction"] == "v_prediction"
+
+
+def test_a_statistics_file_tells_its_detector_and_count():
+    facts = told_of(weights_folder() / "reference.npz")
+    assert facts["kind"] == "statistics" and facts["count"] == 60000
+    assert facts["detector"].startswith("fashion-mnist 28x28")
+
+
+def test_a_plain_statistics_file_says_what_is_not_known(tmp_path):
+    np.savez(tmp_path / "plain.npz", mu=np.zeros(3), sigma=np.eye(3))
+    facts = told_of(tmp_path / "plain.npz")
+    assert facts["detector"] == facts["count"] == "unknown" and facts["features"] == 3
+
+
+def test_what_comes_with_the_package_is_told_by_name():
+    facts = told_of("embedded:reference.npz")
+    assert facts == told_of(weights_folder() / "reference.npz")
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("nothing", "nothing"), ("images.npz", "holds images"), ("missing.npz", "missing.npz")],
+)
+def test_anything_else_is_refused_in_a_line(tmp_path, name, told):
+    save_npz(torch.zeros(2, 8, 8, 1, dtype=torch.uint8), tmp_path / "images.npz")
+    assert told in refusal("info", tmp_path / name)
+
+
+def test_a_run_that_has_no_student_yet_says_so(teacher, tmp_path):
+    run = tmp_path / "run"
+    train(teacher, run, "--steps", 0)
+    (run / "chain.safetensors").unlink()
+    assert "no student yet" in refusal("info", run)

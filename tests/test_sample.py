@@ -1,0 +1,195 @@
+"""`hsivi sample`: folders that are completed and never mixed, archives, grids and refusals."""
+
+import json
+import re
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from command import TINY, hsivi, refusal, train, tree
+from PIL import Image
+
+from hsivi_cli import images, sample
+from hsivi_cli.draw import draw, solver_sampler, student_sampler
+from hsivi_cli.images import read_folder, read_npz
+from hsivi_cli.student import load_student
+from hsivi_cli.teacher import load_teacher
+
+
+@pytest.fixture(scope="module")
+def home(tiny_unet, tmp_path_factory):
+    """A teacher, runs of it at 2 calls, and a class-conditional run."""
+    folder = tmp_path_factory.mktemp("sample")
+    for name, classes in (("teacher", None), ("classes", 3)):
+        # predicting x0, a random network draws grey levels, not saturated pixels
+        scheduler = diffusers.DDPMScheduler(prediction_type="sample")
+        unet = tiny_unet(num_class_embeds=classes, **TINY)
+        diffusers.DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(folder / name)
+    train(folder / "teacher", folder / "run", "--steps", 0)
+    train(folder / "teacher", folder / "other", "--steps", 0, "--noise-share", 0.3)
+    train(folder / "classes", folder / "classes-run", "--steps", 0)
+    return folder
+
+
+def drawn(sampler, seeds, batch_size, labels=None):
+    return torch.cat(list(draw(sampler, seeds, batch_size, "cpu", labels)))
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def quiet_sample(*arguments):
+    return hsivi("sample", *arguments, "--device", "cpu")
+
+
+def test_a_folder_holds_one_png_a_seed(home, tmp_path):
+    quiet_sample(home / "run", "--count", 5, "--out", tmp_path / "out")
+    expected = [f"{seed:05d}.png" for seed in range(5)]
+    assert names(tmp_path / "out") == [*expected, "hsivi-samples.json"]
+    student = student_sampler(load_student(home / "run"))
+    assert torch.equal(read_folder(tmp_path / "out"), drawn(student, range(5), 5))
+
+
+def test_seeds_choose_the_images(home, tmp_path):
+    quiet_sample(home / "run", "--seeds", "3-5", "--out", tmp_path / "some")
+    quiet_sample(home / "run", "--seeds", "4", "--batch-size", 3, "--out", tmp_path / "one")
+    assert names(tmp_path / "some")[:3] == ["00003.png", "00004.png", "00005.png"]
+    student = student_sampler(load_student(home / "run"))
+    assert torch.equal(read_folder(tmp_path / "some"), drawn(student, [3, 4, 5], 3))
+    assert names(tmp_path / "one")[:1] == ["00004.png"]
+
+
+def test_an_interrupted_folder_is_completed_not_redone(home, tmp_path, monkeypatch):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    arguments = (home / "run", "--count", 11, "--batch-size", 4)
+    quiet_sample(*arguments, "--out", whole)
+    save_png = images.save_png
+
+    def interrupted(batch, seeds, folder):
+        save_png(batch[:2], seeds[:2], folder)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sample, "save_png", interrupted)
+    result = hsivi("sample", *arguments, "--out", broken, exit_code=130)
+    assert "type the same line again" in result.stderr
+    monkeypatch.undo()
+    assert names(broken)[:2] == ["00000.png", "00001.png"]
+    (broken / "00009.png").write_bytes((whole / "00009.png").read_bytes())
+    before = {name: (broken / name).stat().st_mtime_ns for name in names(broken)}
+    told = quiet_sample(*arguments, "--out", broken).stderr
+    assert "8 images drawn, 2 calls each, 3 were there" in told
+    assert tree(broken) == tree(whole)  # bit for bit, though in other batches
+    assert {name: (broken / name).stat().st_mtime_ns for name in before} == before
+
+
+@pytest.mark.parametrize(
+    ("options", "differs"),
+    [
+        (("--dtype", "bfloat16"), "dtype"),
+        (("--solver", "ddim", "--nfe", 2), "chain, solver"),
+        (("--solver", "ddim", "--nfe", 3), "nfe"),
+    ],
+)
+def test_a_folder_of_another_kind_is_refused_and_left_alone(home, tmp_path, options, differs):
+    quiet_sample(home / "run", "--count", 2, "--out", tmp_path / "out")
+    before = tree(tmp_path / "out")
+    told = refusal("sample", home / "run", "--count", 4, "--out", tmp_path / "out", *options)
+    assert "another kind" in told and differs in told
+    assert tree(tmp_path / "out") == before
+
+
+def test_runs_of_the_same_weights_and_other_layers_are_not_mixed(home, tmp_path):
+    quiet_sample(home / "run", "--count", 2, "--out", tmp_path / "out")
+    told = refusal("sample", home / "other", "--count", 4, "--out", tmp_path / "out")
+    assert "chain differs" in told
+    grid = ("--grid", tmp_path / "g.png")
+    assert "chain differs" in refusal("sample", home / "other", "--out", tmp_path / "out", *grid)
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_what_is_no_folder_of_samples_is_refused(home, tmp_path, kind):
+    out = tmp_path / "out"
+    if kind == "folder":
+        out.mkdir()
+        (out / "cat.png").write_bytes(b"a cat")
+    else:
+        out.write_text("text")
+    told = refusal("sample", home / "run", "--out", out)
+    assert ("something else" if kind == "folder" else "is a file") in told
+    assert kind == "file" or names(out) == ["cat.png"]
+
+
+def test_an_archive_and_a_grid(home, tmp_path):
+    out, grid = tmp_path / "below" / "x.npz", tmp_path / "g.png"
+    quiet_sample(home / "run", "--count", 6, "--batch-size", 4, "--out", out, "--grid", grid)
+    student = student_sampler(load_student(home / "run"))
+    assert torch.equal(read_npz(out), drawn(student, range(6), 4))
+    with np.load(out) as file:
+        assert file.files == ["images"] and file["images"].dtype == np.uint8
+    with Image.open(grid) as sheet:
+        assert sheet.size == (3 * 8 + 2 * 2, 2 * 8 + 2)
+
+
+def test_a_folder_and_a_grid_together(home, tmp_path):
+    out, grid = tmp_path / "out", tmp_path / "g.png"
+    quiet_sample(home / "run", "--count", 3, "--out", out, "--grid", grid)
+    quiet_sample(home / "run", "--count", 3, "--out", out)
+    student = student_sampler(load_student(home / "run"))
+    assert torch.equal(read_folder(out), drawn(student, range(3), 3)) and grid.exists()
+
+
+def test_labels_of_all_images_or_of_each(home, tmp_path):
+    student = student_sampler(load_student(home / "classes-run"))
+    for text, labels in (("2", [2, 2, 2]), ("0,1,2", [0, 1, 2]), (None, None)):
+        out = tmp_path / f"{text}.npz"
+        options = () if text is None else ("--labels", text)
+        quiet_sample(home / "classes-run", "--count", 3, "--out", out, *options)
+        assert torch.equal(read_npz(out), drawn(student, range(3), 3, labels))
+    assert not torch.equal(read_npz(tmp_path / "2.npz"), read_npz(tmp_path / "0,1,2.npz"))
+
+
+@pytest.mark.parametrize("source", ["teacher", "run"])
+def test_a_solver_draws_the_networks_own_images(home, tmp_path, source):
+    options = ("--solver", "unipc", "--nfe", 4, "--count", 3)
+    quiet_sample(home / source, *options, "--out", tmp_path / "x.npz")
+    teacher = load_teacher(str(home / "teacher"))
+    expected = drawn(solver_sampler(teacher, "unipc", 4), range(3), 3)
+    assert torch.equal(read_npz(tmp_path / "x.npz"), expected)
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "told"),
+    [
+        ("run", "", "--out FOLDER"),
+        ("run", "--out {} --nfe 4", "trained for 2 calls, not 4: use --nfe 2"),
+        ("run", "--out {} --count 3 --seeds 0-2", "exclude"),
+        ("run", "--out {} --count 0", "--count 0"),
+        ("run", "--out {} --seeds 5-3", "--seeds 5-3"),
+        ("run", "--out {} --seeds a-b", "--seeds a-b"),
+        ("run", "--out {} --batch-size 0", "--batch-size 0"),
+        ("run", "--out {} --labels 1", "has no labels"),
+        ("run", "--out {} --device nodevice", "nodevice"),
+        ("classes-run", "--out {} --labels 3", "0..2"),
+        ("classes-run", "--out {} --labels 0,1 --count 3", "--labels 0,1"),
+        ("classes-run", "--out {} --labels cat", "--labels cat"),
+        ("teacher", "--out {}", "--solver unipc --nfe 20"),
+        ("teacher", "--out {} --solver ddim", "--solver needs --nfe"),
+        ("teacher", "--out {} --solver heun --nfe 3", "no solver 'heun'"),
+        ("teacher", "--out {} --solver ddim-lu --nfe 3", "spacings"),
+        ("teacher", "--out {} --solver ddim --nfe 0", "0 calls"),
+        ("nothing", "--out {}", "nothing"),
+    ],
+)
+def test_a_refusal_says_what_to_do_and_writes_nothing(home, tmp_path, source, options, told):
+    out = tmp_path / "out"
+    line = refusal("sample", home / source, *options.format(out).split())
+    assert told in line and not out.exists()
+
+
+def test_the_mark_in_a_folder_names_what_drew_it(home, tmp_path):
+    quiet_sample(home / "run", "--count", 1, "--out", tmp_path / "out")
+    mark = json.loads((tmp_path / "out" / "hsivi-samples.json").read_text())
+    assert mark.keys() == {"network", "chain", "nfe", "solver", "labels", "dtype"}
+    assert mark["nfe"] == 2 and re.match("[0-9a-f]{16} ", mark["network"])
