@@ -52,7 +52,12 @@ def run(config: CompareConfig) -> None:
             raise HsiviError(f"{flag} {getattr(config, name)} must be at least {least}")
     device = pick_device(config.device)
     students, teacher = open_sources(config, device)
-    budgets = parse_budgets(config, students)
+    budgets, solvers = parse_budgets(config, students), parse_solvers(config)
+    many = [n for n in parse_numbers(config.teacher_calls, "--teacher-calls", least=0) if n]
+    teachers = [
+        solver_sampler(teacher, config.teacher_solver, calls, "teacher", config.dtype)
+        for calls in (many if teacher else ())
+    ]
     reference_path = (
         str(embedded(config.reference)) if config.reference else embedded_reference(teacher)
     )
@@ -64,14 +69,8 @@ def run(config: CompareConfig) -> None:
     samplers = []
     for nfe in budgets:
         samplers += [student_sampler(s, nfe, config.dtype) for s in students if nfe in s.chains]
-        samplers += [
-            tuned(family, nfe, teacher, ruler) for family in parse_solvers(config) if teacher
-        ]
-    for calls in parse_numbers(config.teacher_calls, "--teacher-calls", least=0):
-        if calls and teacher:
-            samplers.append(
-                solver_sampler(teacher, config.teacher_solver, calls, "teacher", config.dtype)
-            )
+        samplers += [tuned(family, nfe, teacher, ruler) for family in solvers if teacher]
+    samplers += teachers
     rows = [ruler.measure(sampler) for sampler in samplers]
     if config.recorded:
         rows += recorded_rows(teacher, {(row["name"], row["nfe"]) for row in rows})
@@ -271,11 +270,11 @@ class Ruler:
             )
             distances.append(distance)
             seconds.append(spent)
-            if self.reference.features is not None:
-                real = self.reference.features[:RECALL_COUNT].to(self.device)
-                shares.append(
-                    precision_recall(real, statistics.features[:RECALL_COUNT].to(self.device))
-                )
+            real, fake = self.reference.features, statistics.features
+            size = 0 if real is None else min(len(real), len(fake), RECALL_COUNT)
+            if size > 3:  # as many of both, or one manifold would be the finer
+                pair = (features[:size].to(self.device) for features in (real, fake))
+                shares.append(precision_recall(*pair))
         precision, recall = (
             (sum(part) / len(shares) for part in zip(*shares, strict=True))
             if shares
