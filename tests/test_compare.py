@@ -1,0 +1,317 @@
+"""`hsivi compare`: rows, verdicts and files, and that nothing is drawn twice."""
+
+import json
+import re
+import shutil
+
+import diffusers
+import pytest
+import torch
+from command import TINY, hsivi, refusal, save_detector, train
+
+from hsivi_cli import compare, report
+from hsivi_cli.config import weights_folder
+from hsivi_cli.detector import load_detector, moments_of
+from hsivi_cli.draw import draw, solver_sampler, student_sampler
+from hsivi_cli.frechet import frechet_distance
+from hsivi_cli.images import save_npz
+from hsivi_cli.student import load_student
+from hsivi_cli.teacher import SOLVERS, load_teacher, solver_names
+
+
+@pytest.fixture(scope="module")
+def home(tiny_unet, tmp_path_factory):
+    """Two teachers, runs of 2 and 3 calls, a detector and images to measure from."""
+    folder = tmp_path_factory.mktemp("compare")
+    for seed, name in enumerate(("teacher", "stranger")):
+        # predicting x0, a random network draws grey levels, not saturated pixels
+        scheduler = diffusers.DDPMScheduler(prediction_type="sample")
+        unet = tiny_unet(seed=seed, **TINY)
+        diffusers.DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(folder / name)
+    train(folder / "teacher", folder / "two", "--steps", 1)
+    train(folder / "teacher", folder / "three", "--steps", 0, "--nfe", 3)
+    train(folder / "stranger", folder / "far", "--steps", 0)
+    save_detector(folder / "detector")
+    rng = torch.Generator().manual_seed(0)
+    real = torch.randint(256, (60, 8, 8, 1), dtype=torch.uint8, generator=rng)
+    save_npz(real, folder / "real.npz")
+    return folder
+
+
+@pytest.fixture
+def measure(home, tmp_path):
+    """A function (*arguments) -> rows and result of a small comparison with a cache of its own."""
+
+    def run(*arguments):
+        result = hsivi("compare", *small(home, tmp_path), *arguments)
+        return json.loads((tmp_path / "rows.json").read_text())["rows"], result
+
+    return run
+
+
+def small(home, tmp_path):
+    return (
+        *("--device", "cpu", "--reference", home / "real.npz", "--detector", home / "detector"),
+        *("--count", 40, "--tune-count", 20, "--batch-size", 16, "--cache", tmp_path / "cache"),
+        *("--json", tmp_path / "rows.json"),
+    )
+
+
+@pytest.fixture
+def drawings(monkeypatch):
+    """(name, calls, seeds) of everything that a comparison draws, as it goes on."""
+    seen, real = [], compare.draw
+
+    def spied(sampler, seeds, *rest):
+        seen.append((sampler.name, sampler.nfe, seeds))
+        return real(sampler, seeds, *rest)
+
+    monkeypatch.setattr(compare, "draw", spied)
+    return seen
+
+
+def distance_of(sampler, home, seeds):
+    detector = load_detector(str(home / "detector"))
+    drawn, _ = moments_of(draw(sampler, seeds, 16, "cpu"), detector)
+    with_real = moments_of([torch.from_numpy(real_images(home))], detector)[0]
+    return frechet_distance(drawn, with_real)
+
+
+def real_images(home):
+    import numpy as np
+
+    with np.load(home / "real.npz") as file:
+        return file["images"]
+
+
+def test_a_row_holds_what_the_formats_promise_and_the_distance_is_right(home, measure):
+    rows, _ = measure(home / "two", "--solvers", "ddim-quad", "--teacher-calls", 6)
+    student, solver, teacher = rows
+    for row in rows:
+        keys = {"name", "kind", "nfe", "distance", "count", "seconds", "how"}
+        assert keys <= row.keys() and row["count"] == 40 and row["seconds"] > 0
+        assert row["how"] == "measured" and row["distances"] == [row["distance"]]
+        assert 0 <= row["precision"] <= 1 and 0 <= row["recall"] <= 1
+    assert (student["name"], student["kind"], student["nfe"]) == (str(home / "two"), "student", 2)
+    assert (solver["name"], solver["kind"], solver["nfe"]) == ("ddim-quad", "solver", 2)
+    assert (teacher["name"], teacher["kind"], teacher["nfe"]) == ("dpm++2-linspace", "teacher", 6)
+    loaded = load_teacher(str(home / "teacher"))
+    for row, sampler in (
+        (student, student_sampler(load_student(home / "two"))),
+        (solver, solver_sampler(loaded, "ddim-quad", 2)),
+        (teacher, solver_sampler(loaded, "dpm++2-linspace", 6)),
+    ):
+        assert row["distance"] == pytest.approx(distance_of(sampler, home, range(40)), rel=1e-9)
+
+
+def test_a_second_run_draws_nothing_and_says_the_same(home, measure, drawings):
+    arguments = (home / "two", "--solvers", "ddim,deis", "--teacher-calls", 4)
+    first, told = measure(*arguments)
+    assert drawings
+    drawings.clear()
+    second, again = measure(*arguments)
+    assert not drawings and second == first and again.stdout == told.stdout
+    third, _ = measure(*arguments, "--teacher-calls", 5)  # only what is new
+    assert [(name, nfe) for name, nfe, _ in drawings] == [("dpm++2-linspace", 5)]
+    assert third[:-1] == first[:-1]
+
+
+def test_a_damaged_cache_is_drawn_again(home, measure, tmp_path, drawings):
+    first, _ = measure(home / "two", "--solvers", "none")
+    for file in (tmp_path / "cache").iterdir():
+        file.write_bytes(b"damaged")
+    drawings.clear()
+    second, _ = measure(home / "two", "--solvers", "none")
+    assert len(drawings) == 1 and second[0]["distance"] == first[0]["distance"]
+
+
+def test_all_rows_use_the_same_seeds_and_repeats_use_others(home, measure, drawings):
+    arguments = ("--solvers", "ddim-linspace", "--repeats", 2, "--seed", 100)
+    rows, result = measure(home / "two", home / "three", *arguments)
+    assert {seeds for _, _, seeds in drawings} == {range(100, 140), range(140, 180)}
+    assert len(drawings) == 2 * len(rows) == 2 * 4
+    for row in rows:
+        assert row["distance"] == pytest.approx(sum(row["distances"]) / 2)
+        low, high = sorted(row["distances"])
+        assert f"{low:.2f}-{high:.2f}" in result.stdout and low < high
+
+
+def test_each_run_is_compared_at_the_calls_it_was_trained_for(home, measure):
+    rows, _ = measure(home / "two", home / "three", "--solvers", "none")
+    assert [(row["name"], row["nfe"]) for row in rows] == [
+        (str(home / "two"), 2),
+        (str(home / "three"), 3),
+    ]
+    rows, _ = measure(home / "three", "--nfe", "2,3", "--solvers", "ddim-linspace")
+    assert [(row["kind"], row["nfe"]) for row in rows] == [
+        ("solver", 2),
+        ("student", 3),
+        ("solver", 3),
+    ]
+
+
+@pytest.mark.parametrize("family", ["ddim", "unipc"])
+def test_a_family_is_compared_at_its_best_spacing(home, measure, family):
+    rows, _ = measure(home / "teacher", "--nfe", "3", "--solvers", family)
+    loaded, tuning = load_teacher(str(home / "teacher")), {}
+    for name in solver_names((family,)):
+        tuning[name] = distance_of(solver_sampler(loaded, name, 3), home, range(20))
+    assert [row["name"] for row in rows] == [min(tuning, key=tuning.get)]
+
+
+def test_spacings_that_do_not_fit_the_calls_are_passed_over(home, measure):
+    rows, _ = measure(home / "teacher", "--nfe", "6")  # karras visits a time twice
+    assert {row["name"].split("-")[0] for row in rows} == set(SOLVERS)
+
+
+def test_an_untrained_student_of_a_solver_is_as_far_as_that_solver(home, measure, tmp_path):
+    deis = ("--start", "deis", "--noise-share", 0, "--steps", 0)
+    train(home / "teacher", tmp_path / "deis", *deis)
+    (student, solver), _ = measure(tmp_path / "deis", "--solvers", "deis-linspace")
+    assert student["distance"] == pytest.approx(solver["distance"], rel=1e-9)
+
+
+def test_students_of_different_teachers_are_warned_of_and_need_no_solver(home, measure):
+    rows, result = measure(home / "two", home / "far")
+    assert "warning: students of different teachers" in result.stderr
+    assert str(home / "stranger") in result.stderr
+    assert [row["kind"] for row in rows] == ["student"] * 2
+
+
+def test_a_teacher_that_is_gone_is_warned_of(home, measure, tmp_path):
+    shutil.copytree(home / "two", tmp_path / "run")
+    info = json.loads((tmp_path / "run" / "hsivi.json").read_text())
+    info["teacher"]["name"] = str(tmp_path / "gone")
+    (tmp_path / "run" / "hsivi.json").write_text(json.dumps(info))
+    rows, result = measure(tmp_path / "run")
+    assert "warning: the teacher of" in result.stderr and [r["kind"] for r in rows] == ["student"]
+    rows, _ = measure(tmp_path / "run", home / "teacher", "--solvers", "ddim-linspace")
+    assert [row["kind"] for row in rows] == ["student", "solver"]
+
+
+def test_files_are_written_and_the_page_stands_alone(home, measure, tmp_path):
+    plot, page, grids = tmp_path / "plot.png", tmp_path / "page.html", tmp_path / "grids"
+    arguments = ("--plot", plot, "--html", page, "--grids", grids, "--teacher-calls", 4)
+    rows, result = measure(home / "two", "--solvers", "ddim", *arguments)
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    text = page.read_text()
+    assert "://" not in text
+    assert len(re.findall("<img", text)) == 1 + len(rows)
+    assert len(re.findall('src="data:image/png;base64,', text)) == 1 + len(rows)
+    for row in rows:
+        assert row["name"] in text and f"{row['distance']:.2f}" in text
+        assert row["name"] in result.stdout and f"{row['distance']:.2f}" in result.stdout
+    assert len(list(grids.glob("*.png"))) == len(rows)
+    about = json.loads((tmp_path / "rows.json").read_text())["about"]
+    assert about["detector"].startswith("tiny 8x8") and "60 images" in about["reference"]
+
+
+def test_the_cache_lies_where_the_environment_says(home, measure, tmp_path, monkeypatch):
+    monkeypatch.setenv("HSIVI_CACHE", str(tmp_path / "environment"))
+    arguments = [a for a in small(home, tmp_path) if a not in ("--cache", tmp_path / "cache")]
+    hsivi("compare", home / "two", "--solvers", "none", *arguments)
+    assert len(list((tmp_path / "environment").glob("*.npz"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "told"),
+    [
+        ("two", "--nfe 5", "trained for 2 calls, not 5"),
+        ("two", "--nfe two", "--nfe two"),
+        ("two", "--nfe 0", "--nfe 0"),
+        ("teacher", "", "--nfe is needed"),
+        ("two", "--solvers heun", "no solver 'heun'"),
+        ("teacher", "--solvers none --nfe 2", "nothing to compare"),
+        ("two", "--count 1", "--count 1"),
+        ("two", "--repeats 0", "--repeats 0"),
+        ("two", "--teacher-calls -3", "--teacher-calls"),
+        ("two", "--teacher-calls 4 --teacher-solver heun", "no solver 'heun'"),
+        ("two", "--reference nowhere.npz", "nowhere.npz"),
+        ("nowhere", "", "nowhere"),
+    ],
+)
+def test_refusals_name_what_is_wrong(home, tmp_path, source, options, told):
+    line = refusal("compare", home / source, *small(home, tmp_path), *options.split())
+    assert told in line and not (tmp_path / "rows.json").exists()
+
+
+def test_a_reference_of_another_detector_is_refused(home, tmp_path):
+    embedded = ("--reference", weights_folder() / "reference.npz")
+    told = refusal("compare", home / "two", *small(home, tmp_path), *embedded)
+    assert "fashion-mnist" in told and "tiny" in told
+
+
+def test_two_teachers_at_once_are_refused(home, tmp_path):
+    arguments = (*small(home, tmp_path), "--nfe", 2)
+    told = refusal("compare", home / "teacher", home / "stranger", *arguments)
+    assert "one teacher at a time" in told
+
+
+def test_very_few_images_have_a_distance_and_no_recall(home, measure):
+    (row,), _ = measure(home / "two", "--solvers", "none", "--count", 3)
+    assert row["count"] == 3 and row["precision"] is row["recall"] is None
+
+
+# ---- sentences from made-up rows -----------------------------------------------------------------
+
+
+def row(kind, name, nfe, distance, **more):
+    known = {"count": 5000, "seconds": 10.0, "how": "measured", "distances": [distance]}
+    return {"kind": kind, "name": name, "nfe": nfe, "distance": distance} | known | more
+
+
+ROWS = [
+    row("solver", "ddim-quad", 4, 90.0),
+    row("solver", "deis-linspace", 4, 60.0),
+    row("student", "runs/x", 4, 15.0),
+    row("teacher", "dpm++2-linspace", 200, 10.0),
+]
+
+
+def test_the_excess_left_is_measured_from_the_teacher_to_the_best_solver():
+    (told,) = report.verdicts(ROWS)
+    assert told == (
+        "4 calls: runs/x (student) wins, 15.00 against 60.00 of deis-linspace; "
+        "excess left 0.100 over the teacher's 10.00 at 200 calls."
+    )
+
+
+def test_a_student_better_than_its_teacher_has_a_negative_excess():
+    (told,) = report.verdicts([*ROWS[:2], row("student", "runs/x", 4, 5.0), ROWS[3]])
+    assert "excess left -0.100" in told
+
+
+def test_a_loss_of_the_student_is_said():
+    (told,) = report.verdicts([*ROWS[:2], row("student", "runs/x", 4, 75.0)])
+    assert told == "4 calls: deis-linspace (solver) wins, 60.00 against 75.00 of runs/x."
+
+
+def test_no_excess_is_told_where_a_solver_reaches_the_teacher():
+    (told,) = report.verdicts([row("solver", "deis", 4, 9.0), *ROWS[2:]])
+    assert "deis (solver) wins" in told and "excess" not in told
+
+
+def test_calls_that_only_one_side_has_are_said_so():
+    told = report.verdicts([*ROWS, row("student", "runs/y", 2, 30.0)])
+    assert told[0] == "2 calls: runs/y 30.00, with nothing to compare it with."
+    assert told[1].startswith("4 calls: runs/x (student) wins")
+
+
+def test_the_table_marks_recorded_rows_and_the_floor():
+    floor = row("floor", "train against test", None, 1.5, how="recorded", seconds=None)
+    lines = report.table([*ROWS, floor]).splitlines()
+    assert lines[1].startswith("train against test") and lines[1].endswith("recorded")
+    assert [line.split()[0] for line in lines[2:]] == [
+        "dpm++2-linspace",
+        "runs/x",
+        "deis-linspace",
+        "ddim-quad",
+    ]
+    assert "500" in lines[3].split()  # 5,000 images in 10 seconds
+    assert report.plot_png([*ROWS, floor]).startswith(b"\x89PNG")
+    assert "train against test" in report.page([*ROWS, floor], {}, {})
+
+
+def test_names_are_escaped_in_the_page():
+    page = report.page([row("student", "<script>", 4, 1.0)], {}, {"command": "a & b"})
+    assert "<script>" not in page and "&lt;script&gt;" in page and "a &amp; b" in page
