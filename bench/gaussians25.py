@@ -1,0 +1,314 @@
+"""The 25-Gaussian ground: a whole distillation in minutes, where the truth is known.
+
+    python bench/gaussians25.py --nfe 5 --seeds 0,1,2
+    python bench/gaussians25.py --nfe 5 objective=score-matching a=1 noise_share=0.6
+
+A 5 x 5 grid of Gaussians (spacing 0.7, sd 0.08) on the linear schedule of 1000 times. Its exact
+score is the teacher. A small MLP is fitted to it, and student and fake score start from the fit;
+from there on the code is the one that trains on images (`distill.play_round`), and any field of
+TrainConfig can be set as key=value. --solvers measures training-free solvers instead, over the
+exact score.
+
+For each seed: sliced W1 (64 directions), Jensen-Shannon divergence in nats (60 x 60 bins over
+[-2, 2]^2) and the share of samples within 3 sd of a mode, of 20,000 samples against 20,000 exact
+ones. Seconds are CPU seconds of one thread, the fit included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from itertools import pairwise
+from types import SimpleNamespace
+
+import torch
+from diffusers import DDPMScheduler
+from torch import Tensor, nn
+
+from hsivi_cli import chain as chains
+from hsivi_cli import distill, schedule
+from hsivi_cli.chain import Chain
+from hsivi_cli.config import TrainConfig
+from hsivi_cli.objective import dot
+from hsivi_cli.targets import GaussianMixture, grid_mixture
+from hsivi_cli.teacher import solver, solver_names
+from hsivi_cli.train import make_chain as of_teacher
+
+COUNT = 20_000
+SD, SPACING = 0.08, 0.7
+TARGET: GaussianMixture = grid_mixture(5, SPACING, SD)
+SCHEDULER = DDPMScheduler(1000)
+TABLE = SCHEDULER.alphas_cumprod.double()
+
+
+# ---- metrics ----------------------------------------------------------------------------------
+
+
+def sliced_w1(a: Tensor, b: Tensor, directions: int = 64) -> float:
+    """Mean over directions at equal angles of the 1-Wasserstein distance of the projections.
+
+    a, b  [N, 2], equally many
+    """
+    angle = torch.arange(directions) * math.pi / directions
+    unit = torch.stack([angle.cos(), angle.sin()])
+    return (sorted_along(a, unit) - sorted_along(b, unit)).abs().mean().item()
+
+
+def sorted_along(x: Tensor, unit: Tensor) -> Tensor:
+    return (x @ unit).sort(dim=0).values
+
+
+def jensen_shannon(a: Tensor, b: Tensor, bins: int = 60, reach: float = 2.0) -> float:
+    """Jensen-Shannon divergence in nats of the histograms over [-reach, reach]^2, and one cell more
+    for all that lies outside. a, b [N, 2]."""
+    p, q = histogram(a, bins, reach), histogram(b, bins, reach)
+    middle = (p + q) / 2
+    half = [torch.special.xlogy(r, r / middle.clamp(min=1e-300)).sum() for r in (p, q)]
+    return (sum(half) / 2).item()
+
+
+def histogram(x: Tensor, bins: int, reach: float) -> Tensor:
+    cell = ((x.double() + reach) / (2 * reach) * bins).floor().long()
+    inside = ((cell >= 0) & (cell < bins)).all(1)
+    index = torch.where(inside, cell[:, 0] * bins + cell[:, 1], bins * bins)
+    return torch.bincount(index, minlength=bins * bins + 1).double() / len(x)
+
+
+def near_share(x: Tensor) -> float:
+    """The share of samples within 3 sd of a mode: 1 - exp(-4.5) = .989 for exact ones."""
+    distance = torch.cdist(x.double(), TARGET.mean).min(1).values
+    return (distance <= 3 * SD).double().mean().item()
+
+
+def measure(x: Tensor) -> dict[str, float]:
+    """The three metrics of samples [COUNT, 2]."""
+    truth = TARGET.sample(len(x), distill.rng(0, "truth"))
+    return {"w1": sliced_w1(x, truth), "js": jensen_shannon(x, truth), "near": near_share(x)}
+
+
+# ---- networks ---------------------------------------------------------------------------------
+
+
+def exact_eps(x, time, labels=None, alpha_bar=None) -> Tensor:
+    """The teacher: the mixture's own noise prediction."""
+    return TARGET.eps(x, alpha_bar)
+
+
+class EpsMLP(nn.Module):
+    """A small eps network of (x, level): blocks whose units the level scales and shifts.
+
+    Sines of x, down to a period of .5, spare the first block the fine structure.
+    """
+
+    def __init__(self, width: int, depth: int):
+        super().__init__()
+        self.x_frequency = math.pi * 2.0 ** torch.arange(-1, 3)
+        self.level_frequency = 2.0 ** torch.arange(-2, 2)
+        widths = [2 + 4 * len(self.x_frequency)] + [width] * depth
+        self.blocks = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        self.level = nn.Sequential(
+            nn.Linear(1 + 2 * len(self.level_frequency), 32),
+            nn.SiLU(),
+            nn.Linear(32, 2 * width * depth),
+        )
+        self.last = nn.Linear(width, 2)
+
+    def forward(self, x, time, labels=None, alpha_bar=None) -> Tensor:
+        ratio = schedule.noise_to_signal(alpha_bar.double()).log().to(x)[:, None]
+        phase = ratio * self.level_frequency
+        level = self.level(torch.cat([ratio / 3, phase.sin(), phase.cos()], 1))
+        phase = (x[:, :, None] * self.x_frequency).flatten(1)
+        h = torch.cat([x, phase.sin(), phase.cos()], 1)
+        scales, shifts = level.chunk(2, 1)
+        count = len(self.blocks)
+        for block, scale, shift in zip(
+            self.blocks, scales.chunk(count, 1), shifts.chunk(count, 1), strict=True
+        ):
+            h = nn.functional.silu(block(h) * (1 + scale) + shift)
+        return self.last(h)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is the ground's own, beside TrainConfig."""
+
+    width: int = 128
+    depth: int = 3
+    fit_steps: int = 1500
+    fit_rate: float = 5e-3
+    fit_batch: int = 512
+
+
+def fit(bench: Bench, seed: int) -> EpsMLP:
+    """An MLP fitted to the exact noise prediction on exact draws, low levels drawn more often."""
+    torch.manual_seed(seed)
+    network = EpsMLP(bench.width, bench.depth)
+    optimizer = torch.optim.Adam(network.parameters(), lr=bench.fit_rate)
+    draw = distill.rng(seed, "fit")
+    for step in range(bench.fit_steps):
+        optimizer.param_groups[0]["lr"] = (
+            bench.fit_rate * (1 + math.cos(math.pi * step / bench.fit_steps)) / 2
+        )
+        x0 = TARGET.sample(bench.fit_batch, draw)
+        level = (len(TABLE) * torch.rand(len(x0), generator=draw).square()).long()
+        alpha_bar = TABLE[level]
+        x = schedule.add_noise(x0, torch.randn(x0.shape, generator=draw), alpha_bar)
+        gap = network(x, None, None, alpha_bar) - TARGET.eps(x, alpha_bar)
+        loss = dot(gap, gap).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return network
+
+
+# ---- training ---------------------------------------------------------------------------------
+
+# what measured best here (docs/gaussians25.md); an MLP takes larger rates and batches than a UNet
+RECIPE = {
+    "steps": 1200,
+    "batch_size": 512,
+    "student_rate": 1e-3,
+    "student_beta1": 0.9,
+    "fake_rate": 3e-3,
+}
+OF_NFE = {
+    1: {"grid": "0,500", "objective": "score-matching", "a": 1.0, "weight": "ratio"},
+    5: {"grid": "0,20,90,240,460,760", "noise_share": "0.7"},
+}
+
+
+def recipe(nfe: int) -> dict:
+    """The bench's own settings for a number of calls; TrainConfig has the rest."""
+    return RECIPE | OF_NFE.get(nfe, {})
+
+
+def make_chain(config: TrainConfig) -> Chain:
+    """The chain that `hsivi train` would make on this schedule."""
+    return of_teacher(config, SimpleNamespace(table=TABLE, scheduler=SCHEDULER))
+
+
+def make_players(config: TrainConfig, start: EpsMLP) -> distill.Players:
+    student, fake, ema = (copy.deepcopy(start) for _ in range(3))
+    scales = {"frozen": 1, "scalar": 1, "layer": config.nfe, "pixel": 1}[config.log_scale]
+    log_scale = nn.Parameter(torch.zeros(scales, 2 if config.log_scale == "pixel" else 1))
+    log_scale.requires_grad_(config.log_scale != "frozen")
+    trained = [*student.parameters(), *([log_scale] if log_scale.requires_grad else [])]
+    return distill.Players(
+        student=student,
+        student_eps=student,
+        fake_score=fake,
+        fake_eps=fake,
+        teacher_eps=exact_eps,
+        ema=ema.requires_grad_(False),
+        log_scale=log_scale,
+        ema_scale=log_scale.detach().clone(),
+        chain=make_chain(config),
+        table=TABLE,
+        shape=(2,),
+        label_count=None,
+        student_optimizer=distill.make_optimizer(
+            config.optimizer, trained, config.student_rate, config.student_beta1
+        ),
+        fake_optimizer=distill.make_optimizer(
+            config.optimizer, fake.parameters(), config.fake_rate, config.fake_beta1
+        ),
+    )
+
+
+@torch.no_grad()
+def draw(network, chain: Chain, log_scale: Tensor, count: int = COUNT, seed: int = 0) -> Tensor:
+    """Samples [count, 2] of a chain over a network."""
+    generator = distill.rng(seed, "samples")
+    noise = [torch.randn(count, 2, generator=generator) for _ in range(chain.nfe)]
+    return chains.sample(network, chain, noise[0], noise[1:], log_scale)
+
+
+def train(config: TrainConfig, bench: Bench, eval_every: int | None) -> dict:
+    """One training: the metrics of the averaged student, and CPU seconds (fit and all)."""
+    began = time.process_time()
+    start = fit(bench, config.seed)
+    fitted = time.process_time()
+    players = make_players(config, start)
+    last = distill.warmup_rounds(config) + config.steps
+    spent = fitted - began
+    say(f"fit: {spent:.0f} s, untrained: {show(measure_ema(players))}")
+    tick = time.process_time()
+    for round_ in range(last):
+        measured = distill.play_round(players, config, round_)
+        step = round_ - distill.warmup_rounds(config) + 1
+        if eval_every and step > 0 and step % eval_every == 0 and step < config.steps:
+            spent += time.process_time() - tick
+            numbers = " ".join(f"{k} {v:.4f}" for k, v in measured.items())
+            say(f"step {step}, {spent:.0f} s: {show(measure_ema(players))}   {numbers}")
+            tick = time.process_time()
+    spent += time.process_time() - tick
+    return measure_ema(players) | {"seconds": spent}
+
+
+def measure_ema(players: distill.Players) -> dict[str, float]:
+    return measure(draw(players.ema, players.chain, players.ema_scale))
+
+
+def show(row: dict[str, float]) -> str:
+    seconds = f", {row['seconds']:.0f} s" if "seconds" in row else ""
+    return f"W1 {row['w1']:.3f}  JS {row['js']:.3f}  near {row['near']:.3f}{seconds}"
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def settings(words: list[str], cls) -> dict:
+    """key=value words as fields of a dataclass, of their default's type."""
+    own = [f for f in fields(cls) if not f.metadata.get("run_only")]
+    kinds = {f.name: type(f.default) for f in own} | {"grid_top": int}
+    pairs = (word.partition("=")[::2] for word in words)
+    return {key: kinds[key](value) for key, value in pairs if key in kinds}
+
+
+def solver_rows(args) -> Iterator[dict]:
+    for name in solver_names():
+        chain = solver(name, args.nfe, SCHEDULER, TABLE)
+        row = measure(draw(exact_eps, chain, torch.zeros(1, 1)))
+        print(f"{name:16} {show(row)}", flush=True)
+        yield {"name": name, "nfe": args.nfe} | row
+
+
+def student_rows(args, parser: argparse.ArgumentParser) -> Iterator[dict]:
+    chosen, own = settings(args.settings, TrainConfig), settings(args.settings, Bench)
+    for word in args.settings:
+        if word.partition("=")[0] not in chosen.keys() | own.keys():
+            parser.error(f"{word}: no setting has this name")
+    config = replace(TrainConfig(nfe=args.nfe), **(recipe(args.nfe) | chosen))
+    for seed in map(int, args.seeds.split(",")):
+        row = train(replace(config, seed=seed), Bench(**own), args.eval_every)
+        print(f"{args.nfe} calls, seed {seed}: {show(row)}", flush=True)
+        yield {"name": "student", "nfe": args.nfe, "seed": seed, "settings": args.settings} | row
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    parser = argparse.ArgumentParser(description="Train few-call samplers of 25 Gaussians.")
+    parser.add_argument(
+        "settings", nargs="*", help="key=value of TrainConfig, or width, depth, fit_*"
+    )
+    parser.add_argument("--nfe", type=int, default=5)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--eval-every", type=int, help="steps between lines of progress")
+    parser.add_argument("--solvers", action="store_true", help="the training-free solvers instead")
+    parser.add_argument("--json", help="append one JSON line a row to this file")
+    args = parser.parse_args()
+    rows = list(solver_rows(args) if args.solvers else student_rows(args, parser))
+    if args.json:
+        with open(args.json, "a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+if __name__ == "__main__":
+    main()
