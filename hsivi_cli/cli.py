@@ -120,9 +120,10 @@ def resolve(context: click.Context, preset: str, config: str | None, given: dict
         if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
     }
     read = read_config(config) if config else {}
+    never_null = {item.name for item in fields(TrainConfig) if item.default is not None}
     for option in context.command.params:  # a file's values pass as if they were typed
-        value = read.get(option.name, option.get_default(context))
-        if option.name in read and (value, option.get_default(context)) != (None, None):
+        value = read.get(option.name)
+        if value is not None or option.name in read.keys() & never_null:
             read[option.name] = option.type_cast_value(context, str(value))
     return given | PRESETS[preset] | read | {name: given[name] for name in typed}
 
