@@ -1,0 +1,240 @@
+"""The command line: which setting wins, what help shows, how it ends."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import MISSING, asdict, fields
+
+import click
+import pytest
+import torch
+from click.testing import CliRunner
+from command import QUICK, TINY, hsivi, refusal, train
+
+import hsivi_cli
+from hsivi_cli import cli
+from hsivi_cli.config import (
+    PRESETS,
+    CompareConfig,
+    FidConfig,
+    HsiviError,
+    SampleConfig,
+    TrainConfig,
+)
+from hsivi_cli.student import load_student
+
+VERBS = {"train": TrainConfig, "sample": SampleConfig, "fid": FidConfig, "compare": CompareConfig}
+
+
+def dry_run(*arguments):
+    return json.loads(hsivi("train", *arguments, "--dry-run").stdout)
+
+
+def written(folder, content):
+    file = folder / "config.json"
+    file.write_text(content if isinstance(content, str) else json.dumps(content))
+    return file
+
+
+# ---- which setting wins --------------------------------------------------------------------------
+
+
+def test_a_dry_run_prints_every_setting_and_writes_nothing(tmp_path):
+    told = dry_run("some/teacher", "--out", tmp_path / "x", "--nfe", 8)
+    others = {"teacher": "some/teacher", "out": str(tmp_path / "x")}
+    others |= dict.fromkeys(("revision", "variant", "subfolder"))
+    assert told == asdict(TrainConfig(nfe=8)) | others and not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_what_a_dry_run_prints_is_read_back_as_it_was(tmp_path, preset):
+    options = ("--preset", preset, "--noise-share", "0.5", "--minutes", 2.5, "--out", "runs/x")
+    told = dry_run("google/ddpm-cifar10-32", "--revision", "abc", *options)
+    assert told["noise_share"] == "0.5" and told["teacher"] == "google/ddpm-cifar10-32"
+    assert dry_run("--config", written(tmp_path, told)) == told
+
+
+def test_a_run_from_its_own_dry_run_is_the_same_run(save_teacher, tmp_path):
+    teacher = save_teacher(**TINY)
+    told = dry_run(teacher, "--out", tmp_path / "run", *QUICK)
+    hsivi("train", "--config", written(tmp_path, told))
+    train(teacher, tmp_path / "run")  # typed out: the same, so it resumes
+    assert load_student(tmp_path / "run").info["config"]["student_rate"] == 1e-3
+
+
+def test_a_preset_wins_over_defaults_a_file_over_it_and_typing_over_all(tmp_path):
+    assert PRESETS["sid"]["batch_size"] == 256 and PRESETS["sid"]["nfe"] == 1
+    file = written(tmp_path, {"batch_size": 64, "seed": 5})
+    told = dry_run("--preset", "sid", "--config", file, "--seed", 7)
+    assert (told["batch_size"], told["seed"], told["nfe"]) == (64, 7, 1)
+    assert told["clip"] == TrainConfig().clip
+    # typed, a value wins even where it is the default
+    assert dry_run("--config", file, "--batch-size", 32)["batch_size"] == 32
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_name_settings_that_exist_and_pass(preset):
+    cli.check_train(TrainConfig(**PRESETS[preset]))
+    choices = {
+        f.name: f.metadata["choices"] for f in fields(TrainConfig) if "choices" in f.metadata
+    }
+    for name, value in PRESETS[preset].items():
+        assert name not in choices or value in choices[name]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ({"nfe": 2, "stpes": 3, "color": "red"}, "color, stpes"),
+        ("[1, 2]", "list"),
+        ("{", "cannot be read as JSON"),
+    ],
+)
+def test_a_config_file_that_is_none_is_refused_by_name(tmp_path, content, told):
+    assert told in refusal("train", "--config", written(tmp_path, content), "--dry-run")
+
+
+def test_a_config_file_that_is_missing_is_refused(tmp_path):
+    assert "nowhere.json" in refusal("train", "--config", tmp_path / "nowhere.json", "--dry-run")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{"nfe": "four"}, {"nfe": 2.5}, {"nfe": None}, {"nfe": [4]}, {"nfe": True}, {"objective": "x"}],
+)
+def test_a_config_files_values_pass_as_if_typed(tmp_path, content):
+    result = hsivi("train", "--config", written(tmp_path, content), "--dry-run", exit_code=2)
+    assert f"--{next(iter(content))}" in result.stderr
+
+
+# ---- help ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_shows_every_option_and_its_default(verb):
+    text = hsivi(verb, "--help").stdout
+    blocks = [" ".join(block.split()) for block in re.split(r"\n  (?=-)", text)]
+    for item in fields(VERBS[verb]):
+        if "help" not in item.metadata:
+            assert item.default is MISSING or item.name == "b"  # an argument
+            continue
+        flag = "--" + item.name.replace("_", "-")
+        (block,) = (block for block in blocks if block.startswith(flag + " "))
+        if item.default is not None and not isinstance(item.default, bool):
+            assert f"[default: {item.default}" in block
+
+
+def test_the_version_is_the_packages():
+    assert hsivi("--version").stdout.split()[-1] == hsivi_cli.__version__
+
+
+@pytest.mark.parametrize("arguments", [["train", "--dry-run", "--preset", "hsivi"], ["fid"]])
+def test_settings_and_usage_errors_need_no_torch(arguments):
+    code = (
+        "import sys\n"
+        "from hsivi_cli.cli import main\n"
+        "try:\n"
+        f"    main({arguments!r})\n"
+        "except SystemExit:\n"
+        "    pass\n"
+        "sys.exit('torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+# ---- how it ends ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["train", "--nfe", "four", "--out", "x"], "--nfe"),
+        (["train"], "--out"),
+        (["train", "--objective", "l2", "--out", "x"], "score-matching"),
+        (["train", "--preset", "best", "--out", "x"], "--preset"),
+        (["train", "--colour", "red", "--out", "x"], "--colour"),
+        (["sample"], "RUN|TEACHER"),
+        (["compare"], "RUN|TEACHER"),
+        (["fid"], "A"),
+        (["fly"], "fly"),
+    ],
+)
+def test_usage_errors_exit_2_and_name_the_option(arguments, told):
+    assert told in hsivi(*arguments, exit_code=2).stderr
+
+
+def run_verb(monkeypatch, act):
+    """`hsivi info` with `act` in place of its work."""
+    monkeypatch.setattr(cli, "verb", lambda name: type("verb", (), {"run": staticmethod(act)}))
+    return CliRunner().invoke(cli.main, ["info"])
+
+
+def test_a_problem_the_user_can_solve_is_one_line_and_exit_1(monkeypatch):
+    def act(*args):
+        raise HsiviError("this is wrong: do that")
+
+    result = run_verb(monkeypatch, act)
+    assert (result.exit_code, result.stderr) == (1, "error: this is wrong: do that\n")
+    assert result.stdout == ""
+
+
+def test_out_of_memory_outside_training_names_the_batch_size(monkeypatch):
+    def act(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+
+    result = run_verb(monkeypatch, act)
+    assert result.exit_code == 1 and "--batch-size" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    def act(*args):
+        raise RuntimeError("a bug")
+
+    result = run_verb(monkeypatch, act)
+    assert isinstance(result.exception, RuntimeError) and str(result.exception) == "a bug"
+
+
+def test_ctrl_c_exits_130_with_a_line(monkeypatch):
+    def act(*args):
+        raise KeyboardInterrupt
+
+    result = run_verb(monkeypatch, act)
+    assert result.exit_code == 130 and len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("nfe", 0), ("batch_size", 0), ("accumulate", 0), ("fake_updates", 0), ("steps", -1),
+        ("fake_warmup", -1), ("rate_warmup", -1), ("checkpoint_every", 0), ("eval_every", 0),
+        ("eval_count", 1), ("student_rate", 0.0), ("fake_rate", -1.0), ("clip", 0.0),
+        ("student_rate", float("nan")), ("student_beta1", 1.0), ("fake_beta1", -0.1), ("ema", 1.0),
+        ("minutes", 0.0), ("minutes", -1.0),
+    ],
+)  # fmt: skip
+def test_numbers_that_mean_nothing_are_refused_by_name(option, value):
+    with pytest.raises(HsiviError, match="--" + option.replace("_", "-")):
+        cli.check_train(TrainConfig(**{option: value}))
+
+
+def test_every_option_of_training_is_read_with_its_type():
+    given = {f.name: value_of(f) for f in fields(TrainConfig)}
+    typed = [w for name, v in given.items() for w in ("--" + name.replace("_", "-"), str(v))]
+    told = dry_run(*typed)
+    assert {name: told[name] for name in given} == given
+
+
+def value_of(item):
+    """A value of an option that is not its default."""
+    if "choices" in item.metadata:
+        return next(choice for choice in item.metadata["choices"] if choice != item.default)
+    if isinstance(item.default, (int, float)):
+        return item.default + 1
+    return {"minutes": 1.5, "grid_top": 700}.get(item.name, "other")
+
+
+def test_main_is_the_command_that_the_package_installs():
+    assert isinstance(cli.main, click.Group) and set(cli.main.commands) >= {*VERBS, "info"}
