@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
-import signal
 import sys
 import time
 from dataclasses import asdict, fields
@@ -42,6 +41,7 @@ from .distill import Players, Share
 from .draw import Sampler, draw
 from .frechet import frechet_distance
 from .images import save_grid
+from .runs import Interrupt, append, is_finite, say, whole_lines
 from .student import is_student, load_student, save_student
 from .teacher import Teacher, load_teacher, read_json, solver
 
@@ -320,31 +320,6 @@ def restore(players: Players, tensors: dict[str, Tensor], state: dict) -> dict:
     return state
 
 
-def is_finite(value: float) -> bool:
-    return value == value and abs(value) != float("inf")
-
-
-class Interrupt:
-    """Notes SIGINT and SIGTERM for the loop to see between rounds; a second one acts at once.
-
-    A launcher hands on the signal that the terminal has sent already: within a second it is one.
-    """
-
-    def __enter__(self):
-        self.number, self.when = 0, 0.0
-        self.old = {n: signal.signal(n, self.note) for n in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def note(self, number, frame) -> None:
-        if self.number and time.monotonic() - self.when > 1:
-            raise KeyboardInterrupt
-        self.number, self.when = number, self.when or time.monotonic()
-
-    def __exit__(self, *exc) -> None:
-        for number, handler in self.old.items():
-            signal.signal(number, handler)
-
-
 # ---- what is written -----------------------------------------------------------------------------
 
 
@@ -532,20 +507,6 @@ class Book:
                 f"{self.out}: a student of {self.config.nfe} calls, {step} steps, "
                 f"{self.state['seconds'] / 60:.1f} minutes{measured}"
             )
-
-
-def append(path: Path, row: dict) -> None:
-    with open(path, "a") as file:
-        file.write(json.dumps(row) + "\n")
-
-
-def whole_lines(text: str) -> list[str]:
-    """The lines of a log; one that a full disk or a power cut broke off is left out."""
-    return [line for line in text.splitlines() if line.startswith("{") and line.endswith("}")]
-
-
-def say(text: str) -> None:
-    tqdm.write(text, file=sys.stderr)
 
 
 def model_card(teacher: Teacher, config: TrainConfig, info: dict, out: Path) -> str:
