@@ -14,9 +14,20 @@ MODULES = sorted(p.stem for p in PACKAGE.glob("*.py") if p.stem != "__init__")
 FLOORS = {
     4: {"cli", "__main__"},
     3: {"train", "sample", "fid", "compare", "infer", "info"},
-    2: {"teacher", "student", "draw", "detector", "images", "checkpoint", "device", "report"},
-    1: {"chain", "distill", "targets"},
-    0: {"schedule", "objective", "frechet", "config"},
+    2: {
+        "teacher",
+        "student",
+        "draw",
+        "detector",
+        "images",
+        "checkpoint",
+        "device",
+        "report",
+        "runs",
+        "figures",
+    },
+    1: {"chain", "distill", "targets", "inference"},
+    0: {"schedule", "objective", "frechet", "points", "config"},
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
 PURE = [name for name in MODULES if FLOOR.get(name, 9) <= 1]
