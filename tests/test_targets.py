@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
-from hsivi_cli.targets import GaussianMixture, grid_mixture
+from hsivi_cli import targets
+from hsivi_cli.points import jensen_shannon, sliced_w1
+from hsivi_cli.targets import TARGETS, Density, GaussianMixture, grid_mixture
 
 
 def rng(seed=0):
@@ -102,3 +104,130 @@ def test_the_grid_has_its_modes_where_they_are_said_to_be():
 def test_a_covariance_that_is_not_positive_definite_is_refused():
     with pytest.raises(ValueError, match="positive definite"):
         GaussianMixture(torch.zeros(1, 2), torch.zeros(2, 2))
+
+
+# ---- targets of inference ------------------------------------------------------------------------
+
+PLANE = [name for name in TARGETS if name != "diffusion-path"]
+
+
+def numbers(*shape, seed=0):
+    return torch.randn(*shape, generator=rng(seed), dtype=torch.float64)
+
+
+def models():
+    """Posteriors of small random data, one a Bayesian model."""
+    inputs, labels = targets.waveform(30, rng())
+    return {
+        "logistic": targets.logistic_regression(inputs, labels),
+        "neural": targets.neural_regression(numbers(20, 3), numbers(20, seed=1), hidden=4),
+        "path": targets.diffusion_path(),
+    }
+
+
+@pytest.mark.parametrize("name", [*PLANE, "logistic", "neural", "path"])
+def test_a_score_is_the_central_difference_of_the_log_density(name):
+    target = TARGETS[name]() if name in PLANE else models()[name]
+    x = numbers(5, target.dim) * (1 if name in PLANE else 0.1)
+    step = 1e-5 * torch.eye(target.dim, dtype=torch.float64)
+    slope = torch.stack([(target.log_prob(x + e) - target.log_prob(x - e)) / 2e-5 for e in step], 1)
+    # the difference errs by 1e-10 of the third derivative, and by rounding of log p over 1e-5
+    torch.testing.assert_close(target.score(x), slope, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", [n for n in PLANE if n != "funnel"])  # its neck is too fine
+def test_a_figures_density_integrates_to_one_and_its_draws_follow_it(name):
+    target, reach, side = TARGETS[name](), 18 if name == "banana" else 7, 600
+    line = ((torch.arange(side, dtype=torch.float64) + 0.5) / side * 2 - 1) * reach
+    grid = torch.cartesian_prod(line, line)
+    mass = torch.cat([target.log_prob(part) for part in grid.split(30_000)]).exp()
+    mass = mass * (2 * reach / side) ** 2
+    assert mass.sum() == pytest.approx(1, abs=1e-3)
+    x = target.sample(40_000, rng(1)).double()
+    mean = mass @ grid
+    sd = (mass @ (grid - mean).square()).sqrt()
+    # 5 standard errors; those of a square are at most 4 times the square here
+    assert ((x.mean(0) - mean).abs() < 5 * sd / 200).all()
+    torch.testing.assert_close(x.var(0), sd.square(), rtol=0.07, atol=0)
+    from_grid = grid[torch.multinomial(mass, 40_000, replacement=True, generator=rng(2))]
+    both = target.sample(40_000, rng(3)).double()
+    # two exact sets differ by some 60^2 / 8 * 2 / 40,000 = .02
+    assert jensen_shannon(x, from_grid, reach=4.5) < 0.03 + jensen_shannon(x, both, reach=4.5)
+
+
+@pytest.mark.parametrize("name", ["checkerboard", "circles", "swiss-roll"])
+def test_a_figure_at_a_level_is_the_density_of_its_noised_draws(name):
+    target, level = TARGETS[name](), torch.tensor(0.7, dtype=torch.float64)
+    at = numbers(20, 2) * 1.5
+    draws = target.sample(200_000, rng()).double() * level.sqrt()
+    spread = (1 - level).sqrt()
+    kernel = -torch.cdist(at, draws).square() / (2 * spread**2)
+    expected = kernel.logsumexp(1) - math.log(len(draws)) - (2 * math.pi * spread**2).log()
+    # a mean of 200,000 kernels of width .55: within 2 % of the density
+    found = target.log_prob(at, level.expand(20))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.03)
+
+
+def test_the_funnels_first_coordinate_and_the_width_of_the_second():
+    x = targets.funnel().sample(40_000, rng())
+    assert x[:, 0].std().item() == pytest.approx(3, rel=0.02)
+    z = x[:, 1] / (x[:, 0] / 2).exp()
+    assert z.std().item() == pytest.approx(1, rel=0.02)
+
+
+def test_a_logistic_posterior_is_torchs_likelihood_and_prior():
+    inputs, labels = targets.waveform(30, rng())
+    x = numbers(4, 22)
+    logit = inputs.double() @ x[:, :21].T + x[:, 21]
+    likelihood = torch.distributions.Bernoulli(logits=logit).log_prob(labels[:, None].double())
+    expected = likelihood.sum(0) - 0.005 * x.square().sum(1)
+    target = targets.logistic_regression(inputs, labels)
+    torch.testing.assert_close(target.log_prob(x), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_waveforms_have_breimans_means():
+    inputs, labels = targets.waveform(60_000, rng())
+    assert labels.mean().item() == pytest.approx(1 / 3, abs=0.01)
+    wave = (6 - (torch.arange(1, 22) - 11).abs()).clamp(min=0) / 2
+    other = (6 - (torch.arange(1, 22) - 15).abs()).clamp(min=0) / 2
+    # 20,000 rows of sd at most 2.1: 5 standard errors are .075
+    torch.testing.assert_close(inputs[labels == 1].mean(0), wave + other, rtol=0, atol=0.075)
+
+
+def test_a_path_that_the_drift_itself_makes_is_likelier_than_its_neighbours():
+    target = targets.diffusion_path()
+    still = torch.zeros(1, 100, dtype=torch.float64)
+    score = target.score(still)
+    better = still + 1e-3 * score
+    assert target.log_prob(better) > target.log_prob(still)
+
+
+def test_a_log_density_of_the_wrong_shape_or_without_gradient_is_refused():
+    x = numbers(3, 2)
+    with pytest.raises(ValueError, match=r"one number a point, \[3\], not \[3, 2\]"):
+        Density(lambda x: x.square(), 2).score(x)
+    with pytest.raises(ValueError, match="not float"):
+        Density(lambda x: 1.0, 2).score(x)
+    for flat in (lambda x: x.detach().sum(1), lambda x: torch.zeros(3, requires_grad=True)):
+        with pytest.raises(ValueError, match="no gradient in x"):
+            Density(flat, 2).score(x)
+
+
+def test_a_score_can_be_differentiated_where_its_point_can():
+    x = numbers(3, 2).requires_grad_()
+    target = targets.banana()
+    (second,) = torch.autograd.grad(target.score(x).sum(), x)
+    step = torch.full((2,), 1e-5, dtype=torch.float64)
+    with torch.no_grad():
+        slope = (target.score(x + step) - target.score(x - step)) / 2e-5
+    torch.testing.assert_close(second, slope, rtol=1e-6, atol=1e-6)  # the Hessian is symmetric
+    assert not target.score(x.detach()).requires_grad
+
+
+def test_distances_of_points_are_those_of_shifted_and_of_disjoint_sets():
+    x = torch.rand(1000, 2, generator=rng())
+    shift = torch.tensor([0.3, 0.4])
+    # |shift| times the mean of |cos| over directions
+    assert sliced_w1(x, x + shift) == pytest.approx(0.5 * 2 / math.pi, rel=1e-3)
+    assert sliced_w1(x, x) == jensen_shannon(x, x) == 0
+    assert jensen_shannon(x, x - 1.5) == pytest.approx(math.log(2))
