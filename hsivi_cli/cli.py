@@ -17,7 +17,15 @@ from pathlib import Path
 import click
 
 from . import __version__
-from .config import PRESETS, CompareConfig, FidConfig, HsiviError, SampleConfig, TrainConfig
+from .config import (
+    PRESETS,
+    CompareConfig,
+    FidConfig,
+    HsiviError,
+    InferConfig,
+    SampleConfig,
+    TrainConfig,
+)
 
 
 def options_of(config: type):
@@ -178,22 +186,26 @@ def check_train(config: TrainConfig) -> TrainConfig:
         "nfe": 1, "batch_size": 1, "accumulate": 1, "fake_updates": 1, "checkpoint_every": 1,
         "eval_every": 1, "eval_count": 2, "steps": 0, "fake_warmup": 0, "rate_warmup": 0,
     }  # fmt: skip
+    check_numbers(config, least, ("student_rate", "fake_rate", "clip"))
+    return config
+
+
+def check_numbers(config, least: dict[str, int], positive: tuple[str, ...]) -> None:
     for name, low in least.items():
         if getattr(config, name) < low:
             raise HsiviError(
                 f"--{name.replace('_', '-')} {getattr(config, name)} must be at least {low}"
             )
-    for name in ("student_rate", "fake_rate", "clip"):
+    for name in positive:
         if not getattr(config, name) > 0:
             raise HsiviError(f"--{name.replace('_', '-')} {getattr(config, name)} must be above 0")
     if config.minutes is not None and not config.minutes > 0:
         raise HsiviError(f"--minutes {config.minutes:g} must be above 0")
     for name in ("student_beta1", "fake_beta1", "ema"):
-        if not 0 <= getattr(config, name) < 1:
+        if hasattr(config, name) and not 0 <= getattr(config, name) < 1:
             raise HsiviError(
                 f"--{name.replace('_', '-')} {getattr(config, name)} must lie in [0, 1)"
             )
-    return config
 
 
 @main.command()
@@ -227,6 +239,38 @@ def compare(**given) -> None:
     how much.
     """
     verb("compare").run(CompareConfig(**given))
+
+
+@main.command()
+@click.argument("target")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False),
+    required=True,
+    help="The run's folder; the same command again resumes.",
+)
+@click.option("--dim", type=int, help="coordinates of a target of your own")
+@options_of(InferConfig)
+def infer(target, out, dim, **given) -> None:
+    """Sample TARGET, a density, by --layers semi-implicit layers.
+
+    TARGET is banana, two-gaussians, x-shape, checkerboard, swiss-roll, circles, 25-gaussians,
+    funnel, diffusion-path, logistic-waveform, logistic-breast-cancer, regression-diabetes, or your
+    own log density as module:callable, a torch function of [batch, dim] -> [batch], with --dim.
+    """
+    settings = check_infer(InferConfig(**given))
+    verb("infer").run(settings, target, dim, Path(out))
+
+
+def check_infer(config: InferConfig) -> InferConfig:
+    """Refuse numbers that mean nothing."""
+    least = {
+        "layers": 1, "noise_dim": 0, "width": 1, "depth": 1, "mixing": 1, "steps": 0,
+        "batch_size": 2, "fake_updates": 1, "fake_warmup": 0, "rate_warmup": 0, "count": 1,
+        "checkpoint_every": 1,
+    }  # fmt: skip
+    check_numbers(config, least, ("start_scale", "base_scale", "student_rate", "fake_rate", "clip"))
+    return config
 
 
 @main.command()

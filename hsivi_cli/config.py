@@ -295,3 +295,68 @@ class CompareConfig:
     cache: str | None = option(
         None, "where what was drawn before is kept; default: $HSIVI_CACHE or ~/.cache/hsivi"
     )
+
+
+@dataclass(frozen=True)
+class InferConfig:
+    """`hsivi infer`: a density by K semi-implicit layers."""
+
+    # the family
+    layers: int = option(4, "conditional layers (K)")
+    noise_dim: int = option(0, "extra normal inputs of every layer")
+    width: int = option(128, "units of a hidden block, in layers and fake scores")
+    depth: int = option(2, "hidden blocks")
+    start_scale: float = option(0.5, "every layer's sd before training")
+    base_scale: float = option(1.0, "sd of the base that x_K is drawn from")
+
+    # the objective
+    objective: str = option(
+        "sm",
+        "score matching, the lower bound with --mixing samples, or kernel Stein",
+        choices=("sm", "lb", "ksivi"),
+    )
+    bridge: str = option(
+        "geometric",
+        "what the layers are matched to: powers of base and target, or the diffused target where "
+        "it is known (mixtures, checkerboard, swiss-roll, circles)",
+        choices=("geometric", "diffusion"),
+    )
+    lambdas: str = option(
+        "linear",
+        "the target's share at layers 0 to K: linear, or K+1 numbers falling from 1 to 0",
+    )
+    mixing: int = option(100, "lb's fresh mixing samples (J)")
+    a: float = option(0.5, "sm's a: 0.5 is the paper's, 1 to 1.2 pushes harder where q is narrow")
+    order: str = option(
+        "joint",
+        "train all layers together, or one after another from the base",
+        choices=("joint", "sequential"),
+    )
+
+    # the optimisation
+    steps: int = option(2000, "updates of the layers; 0 writes the untrained family")
+    batch_size: int = option(256, "samples of each layer per update")
+    fake_updates: int = option(5, "sm's fake-score updates between two steps")
+    fake_warmup: int = option(60, "sm's fake-score updates before the first step")
+    student_rate: float = option(1e-3, "the layers' learning rate")
+    fake_rate: float = option(2e-3, "the fake scores' learning rate")
+    rate_warmup: int = option(10, "steps over which the layers' rate rises")
+    decay: str = option(
+        "cosine", "how the layers' rate falls, to 0 at --steps", choices=("cosine", "none")
+    )
+    student_beta1: float = option(0.9, "Adam's beta1 for the layers")
+    clip: float = option(10.0, "largest gradient norm, of the loss averaged over elements")
+    ema: float = option(0.99, "decay of the averaged layers, ramped up as (1 + step) / (10 + step)")
+    seed: int = option(0, "decides everything random")
+
+    # the run
+    count: int = option(10_000, "samples to draw at the end", run_only=True)
+    minutes: float | None = option(
+        None, "stop after this long, saved and ready to resume", run_only=True
+    )
+    checkpoint_every: int = option(200, "steps between checkpoints", run_only=True)
+
+    @property
+    def nfe(self) -> int:
+        """Network calls of a draw."""
+        return self.layers

@@ -8,6 +8,9 @@ returns one value per sample [B], summed over the elements of x.
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor
 
 
@@ -81,3 +84,59 @@ def level_weight(
         size = (x - teacher_x0).detach().abs().flatten(1).mean(1).clamp(min=1e-5)
         return (sigma2 / alpha_bar).float() / size
     raise ValueError(f"no weight is called {kind!r}")
+
+
+# ---- against a density ---------------------------------------------------------------------------
+# At sigma = 1 an eps is minus a score, and the losses above serve densities as they stand:
+# teacher_eps = -score p, layer_eps = noise / std = -score q(x | x_k). Two more need no fake score.
+
+
+def normal_log_density(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """log N(x; mean, std^2) summed over the last dimension; all broadcast. [..., dim] -> [...]"""
+    size = ((x - mean) / std).square() + 2 * std.log() + math.log(2 * math.pi)
+    return -size.sum(-1) / 2
+
+
+def lower_bound_loss(own: Tensor, others: Tensor, target: Tensor) -> Tensor:
+    """log 1/(J+1) (q(x | z_0) + sum_j q(x | z_j)) - log p(x), the negative of SIVI's bound
+    [Yin & Zhou 2018].
+
+    Its mean is at least KL(q || p) (less the log of p's constant) and falls to it with J.
+
+    own     [B]     log q(x | z_0), z_0 the one that x was drawn from
+    others  [B, J]  log q(x | z_j), z_j fresh
+    target  [B]     log p(x)
+    """
+    both = torch.cat([own[:, None], others], 1)
+    return both.logsumexp(1) - math.log(both.shape[1]) - target
+
+
+def squared_distances(x: Tensor) -> Tensor:
+    """Of all pairs of x [B, dim], [B, B]; differentiable where pairs coincide."""
+    return (x[:, None] - x[None]).square().sum(-1)
+
+
+def median_bandwidth(x: Tensor) -> Tensor:
+    """The median distance of pairs of x [B, dim], without gradient."""
+    with torch.no_grad():
+        above = torch.ones(len(x), len(x), dtype=torch.bool, device=x.device).triu(1)
+        return squared_distances(x)[above].median().sqrt().clamp(min=1e-6)
+
+
+def kernel_stein_loss(
+    x: Tensor, teacher_eps: Tensor, layer_eps: Tensor, bandwidth: Tensor
+) -> Tensor:
+    """mean over pairs i != j of a_i . a_j k(x_i, x_j), a = score p - score q(x | z) = layer_eps -
+    teacher_eps: the U-statistic of the kernel Stein discrepancy of q's marginal [KSIVI, Cheng et
+    al. 2024].
+
+    k(x, x') = exp(-|x - x'|^2 / 2 bandwidth^2). Its mean is that of the marginal's own scores, so
+    it is 0 exactly at the truth and never below.
+
+    x, teacher_eps, layer_eps  [B, dim], independent rows
+    Returns                    [B], each row's mean over the others
+    """
+    pull = layer_eps - teacher_eps
+    kernel = (-squared_distances(x) / (2 * bandwidth.square())).exp()
+    pairs = (pull @ pull.T) * kernel
+    return (pairs.sum(1) - pairs.diagonal()) / (len(x) - 1)

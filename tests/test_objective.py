@@ -8,6 +8,7 @@ through sums of some hundred terms.
 """
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -18,7 +19,11 @@ from hsivi_cli.objective import (
     divergence_bound,
     dot,
     fake_score_loss,
+    kernel_stein_loss,
     level_weight,
+    lower_bound_loss,
+    median_bandwidth,
+    normal_log_density,
     reverse_kl_loss,
     score_matching_loss,
 )
@@ -499,3 +504,92 @@ def test_losses_are_one_value_a_sample_summed_over_its_elements():
     ]
     for part, elements in zip(parts, told, strict=True):
         torch.testing.assert_close(part, weight * elements.sum((1, 2, 3)))
+
+
+# ---- losses against a density: no fake score -----------------------------------------------------
+
+
+def test_a_normal_log_density_is_torchs():
+    x, mean, log_std = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0)).double()
+    expected = torch.distributions.Normal(mean, log_std.exp()).log_prob(x).sum(-1)
+    torch.testing.assert_close(normal_log_density(x, mean, log_std.exp()), expected, **EXACT)
+
+
+def bound(mixing, count, seed=0):
+    """Mean and standard error of the lower bound's loss: z ~ N(0, 1), x = z + .3 noise, against q's
+    own normalised marginal N(0, 1.09), where KL is 0.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    z = torch.randn(count, 1, generator=rng).double()
+    x = z + 0.3 * torch.randn(count, 1, generator=rng).double()
+    others = torch.randn(count, mixing, 1, generator=rng).double()
+    std = number([0.3])
+    loss = lower_bound_loss(
+        normal_log_density(x, z, std),
+        normal_log_density(x[:, None], others, std),
+        normal_log_density(x, 0 * x, number([1.09**0.5])),
+    )
+    return loss.mean().item(), loss.std().item() / count**0.5
+
+
+def test_the_lower_bound_is_a_bound_and_tightens_with_the_mixing_samples():
+    found = [bound(mixing, 20_000) for mixing in (0, 1, 10, 100)]
+    # without mixing samples the mean is the mutual information of x and z, 1/2 log(1.09 / .09)
+    assert found[0][0] == pytest.approx(math.log(1.09 / 0.09) / 2, abs=5 * found[0][1])
+    for (loose, error), (tight, _) in pairwise(found):
+        assert loose > tight + 5 * error
+    assert -5 * found[-1][1] < found[-1][0] < 0.05
+
+
+def test_the_lower_bound_stays_finite_where_all_densities_underflow():
+    far = number([-1e4])
+    found = lower_bound_loss(far, far[:, None].expand(1, 3), number([0.0]))
+    torch.testing.assert_close(found, far, **EXACT)
+
+
+def stein(count, seed, mean=0.0):
+    """The kernel Stein estimate of x = z + .6 noise, z ~ N(mean, .64), against N(0, 1)."""
+    rng = torch.Generator().manual_seed(seed)
+    z = mean + 0.8 * torch.randn(count, 2, generator=rng).double()
+    noise = torch.randn(count, 2, generator=rng).double()
+    x = z + 0.6 * noise
+    return kernel_stein_loss(x, x, noise / 0.6, number(1.0)).mean().item()
+
+
+def test_the_kernel_stein_estimate_is_zero_at_the_truth_and_only_there():
+    found = torch.tensor([stein(50, seed) for seed in range(400)])
+    assert abs(found.mean()) < 4 * found.std() / 20  # standard errors of 400 estimates
+    # q = N(m, I): both pulls are -m, so it is |m|^2 E[k], E[k] = 1 / (1 + 2) in two dimensions
+    away = torch.tensor([stein(50, seed, mean=0.5) for seed in range(400)])
+    assert away.mean().item() == pytest.approx(0.5 / 3, abs=4 * away.std().item() / 20)
+
+
+def test_the_kernel_stein_loss_leaves_pairs_with_themselves_out():
+    x, pull = number([[0.0], [1.0], [3.0]]), number([[1.0], [2.0], [-1.0]])
+    k = [math.exp(-d / 8) for d in (1, 9, 4)]
+    expected = number([2 * k[0] - k[1], 2 * k[0] - 2 * k[2], -k[1] - 2 * k[2]]) / 2
+    found = kernel_stein_loss(x, 0 * pull, pull, number(2.0))
+    torch.testing.assert_close(found, expected, **EXACT)
+
+
+def test_the_bandwidth_is_the_median_distance_of_pairs():
+    assert median_bandwidth(number([[0.0], [1.0], [3.0]])).item() == pytest.approx(2)
+
+
+@pytest.mark.parametrize("kind", ["lower bound", "kernel Stein"])
+def test_gradients_into_mean_and_scale_are_central_differences(kind):
+    rng = torch.Generator().manual_seed(0)
+    z, others, noise = torch.randn(3, 6, 2, generator=rng).double()
+
+    def loss(theta):
+        shift, std = theta[:2], theta[2:].exp()
+        x = z + shift + std * noise
+        if kind == "kernel Stein":
+            return kernel_stein_loss(x, x.sin(), noise / std, number(1.3)).mean()
+        mixed = normal_log_density(x[:, None], others[None] + shift, std)
+        return lower_bound_loss(normal_log_density(x, z + shift, std), mixed, x.cos().sum(1)).mean()
+
+    theta = torch.tensor([0.3, -0.2, -0.4, 0.1], dtype=torch.float64, requires_grad=True)
+    steps = 1e-6 * torch.eye(4, dtype=torch.float64)
+    slope = torch.stack([(loss(theta + e) - loss(theta - e)) / 2e-6 for e in steps])
+    torch.testing.assert_close(grad(loss(theta), theta), slope, rtol=1e-7, atol=1e-8)

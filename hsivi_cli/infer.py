@@ -1,0 +1,375 @@
+"""`hsivi infer`: sample a density by K semi-implicit layers.
+
+In Python, with any torch function of [B, dim] -> [B]:
+
+    from hsivi_cli.infer import fit
+    family = fit(log_prob, dim=3, layers=4, objective="lb", steps=1000)
+    x = family.sample(10_000)
+
+and `load(folder)` gives the family of a run. A run's folder holds model.safetensors (the averaged
+layers), infer.json (what they are), samples.npz, summary.json, plots and, where ArviZ is installed,
+posterior.nc; beside them metrics.jsonl and checkpoint/ as in training. The same command again goes
+on where the last checkpoint was.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from . import __version__
+from .checkpoint import (
+    checkpoints,
+    load_checkpoint,
+    load_optimizer,
+    optimizer_tensors,
+    read_tensors,
+    replacing,
+    save_checkpoint,
+    write_tensors,
+    write_text,
+    writing,
+)
+from .config import HsiviError, InferConfig, command_line
+from .distill import rng, warmup_rounds
+from .figures import band_png, layers_png, pairs_png
+from .inference import Bridge, Family, Players, lower_bound, make_players, parse_lambdas, play_round
+from .runs import Interrupt, append, is_finite, say, whole_lines
+from .targets import TARGETS, Density, logistic_regression, neural_regression, waveform
+
+LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)  # of the summary's quantiles
+
+# ---- targets -------------------------------------------------------------------------------------
+
+
+def waveform_posterior() -> Density:
+    """400 waveforms, the number that the field trains on, always the same ones."""
+    return logistic_regression(*waveform(400, rng(0, "waveform")))
+
+
+def breast_cancer_posterior() -> Density:
+    data = scikit_learn().load_breast_cancer()
+    return logistic_regression(standard(data.data), torch.as_tensor(data.target))
+
+
+def diabetes_posterior() -> Density:
+    data = scikit_learn().load_diabetes()
+    return neural_regression(standard(data.data), standard(data.target))
+
+
+POSTERIORS = {
+    "logistic-waveform": waveform_posterior,
+    "logistic-breast-cancer": breast_cancer_posterior,
+    "regression-diabetes": diabetes_posterior,
+}
+
+
+def scikit_learn():
+    """scikit-learn's data sets, those that lie within the package."""
+    try:
+        return importlib.import_module("sklearn.datasets")
+    except ImportError as error:
+        raise HsiviError(
+            f"this target's data come with scikit-learn ({error}): pip install 'hsivi[infer]' first"
+        ) from error
+
+
+def standard(values) -> Tensor:
+    """Columns of mean 0 and sd 1, float32."""
+    values = torch.as_tensor(np.asarray(values), dtype=torch.float64)
+    return ((values - values.mean(0)) / values.std(0)).float()
+
+
+def load_target(name: str, dim: int | None):
+    """A target by its name, or a user's log density module:callable of `dim` coordinates."""
+    known = TARGETS | POSTERIORS
+    if name in known:
+        target = known[name]()
+        if dim not in (None, target.dim):
+            raise HsiviError(f"--dim {dim}: {name} has {target.dim} coordinates; leave --dim out")
+        return target
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise HsiviError(
+            f"{name} is no target: {', '.join(known)}, or your own as module:callable with --dim"
+        )
+    if dim is None or dim < 1:
+        raise HsiviError(f"{name} needs --dim, the number of its coordinates (at least 1)")
+    return Density(imported(module, attribute), dim)
+
+
+def imported(module: str, attribute: str) -> Callable:
+    """module.attribute, modules of the working directory among them."""
+    sys.path.insert(0, "")
+    try:
+        found = importlib.import_module(module)
+    except Exception as error:  # whatever a user's module raises is theirs to read
+        text = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise HsiviError(f"importing {module} failed: {text}") from error
+    finally:
+        sys.path.remove("")
+    function = getattr(found, attribute, None)
+    if not callable(function):
+        raise HsiviError(f"{module} has no callable {attribute!r}")
+    return function
+
+
+def probe(bridge: Bridge, base_scale: float, seed: int) -> None:
+    """Refuse a target whose density or gradient cannot be used, before anything is written."""
+    target = bridge.target
+    if bridge.kind == "diffusion" and not getattr(target, "levels", False):
+        raise HsiviError(
+            "--bridge diffusion needs a target whose diffused density is known: two-gaussians, "
+            "x-shape, 25-gaussians, checkerboard, swiss-roll, circles"
+        )
+    x = base_scale * torch.randn(64, target.dim, generator=rng(seed, "probe"))
+    try:
+        bridge.score(x, 0)
+    except (ValueError, TypeError, RuntimeError, IndexError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise HsiviError(f"the target fails on points {list(x.shape)}: {reason}") from error
+
+
+# ---- the verb ------------------------------------------------------------------------------------
+
+
+def fit(log_prob: Callable, dim: int, progress: bool = True, **options) -> Family:
+    """The trained layers for a log density; the options are InferConfig's.
+
+    log_prob  a torch function of x [B, dim] -> [B], up to a constant; or an object with log_prob,
+              score and dim, as in targets.py
+    Returns   the averaged family: .sample(count, seed) draws [count, dim]
+    """
+    config = InferConfig(**options)
+    target = log_prob if hasattr(log_prob, "score") else Density(log_prob, dim)
+    players = make_players(config, target)
+    probe(players.bridge, config.base_scale, config.seed)
+    first = first_round(config)
+    for round_ in tqdm(range(first, last_round(config)), disable=not progress, unit="step"):
+        if not all(map(is_finite, play_round(players, config, round_).values())):
+            raise not_finite(players, config, round_ - warmup_rounds(config), "")
+    return players.ema
+
+
+def first_round(config: InferConfig) -> int:
+    """Rounds are numbered with the fake scores' warm-up, which only sm has."""
+    return 0 if config.objective == "sm" else warmup_rounds(config)
+
+
+def last_round(config: InferConfig) -> int:
+    return warmup_rounds(config) + config.steps if config.steps else first_round(config)
+
+
+def load(folder: str | Path) -> Family:
+    """The layers of a run's folder."""
+    info = read_info(Path(folder))
+    family = Family(info["dim"], InferConfig(**info["config"]))
+    family.load_state_dict(read_tensors(Path(folder) / "model.safetensors"))
+    return family.requires_grad_(False)
+
+
+def read_info(out: Path) -> dict:
+    try:
+        info = json.loads((out / "infer.json").read_text())
+        names = {item.name for item in fields(InferConfig)}
+        if {"target", "dim", "config", "step", "seconds"} <= info.keys() and (
+            info["config"].keys() <= names
+        ):
+            return info
+        reason = "it describes no run of this version"
+    except (OSError, ValueError, AttributeError) as error:
+        reason = error
+    raise HsiviError(f"{out / 'infer.json'} cannot be used ({reason}): choose another folder")
+
+
+def run(config: InferConfig, name: str, dim: int | None, out: Path) -> None:
+    """Train, or go on training, the layers in the folder `out`; draw, sum up and plot."""
+    begin = time.monotonic()
+    parse_lambdas(config.lambdas, config.layers)
+    target = load_target(name, dim)
+    earlier = check_out(out, config, name, target.dim)
+    players = make_players(config, target)
+    probe(players.bridge, config.base_scale, config.seed)
+    state = {"round": first_round(config), "seconds": 0.0}
+    resumed = load_checkpoint(out / "checkpoint") if earlier else None
+    if resumed:
+        state = restore(players, *resumed)
+    before, warmup, last = state["seconds"], warmup_rounds(config), last_round(config)
+
+    def save(step: int) -> None:
+        state["seconds"] = before + time.monotonic() - begin
+        save_checkpoint(out / "checkpoint", state["round"], snapshot(players), state)
+        export(out, players.ema, config, name, step, state["seconds"])
+
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    export(out, players.ema, config, name, max(0, state["round"] - warmup), before)
+    trim(out / "metrics.jsonl", state["round"] - warmup)
+    steps = tqdm(total=config.steps, initial=max(0, state["round"] - warmup), unit="step")
+    with Interrupt() as interrupt, steps as bar:
+        for round_ in range(state["round"], last):
+            step = round_ - warmup + 1  # updates made when this round is over
+            measured = play_round(players, config, round_)
+            if not all(map(is_finite, measured.values())):
+                raise not_finite(players, config, step, out)
+            state["round"] = round_ + 1
+            if step > 0:
+                with writing(out):
+                    append(out / "metrics.jsonl", {"step": step} | measured)
+                bar.set_description(
+                    f"divergence {measured.get('divergence_1', 0):.3g}", refresh=False
+                )
+                bar.update()
+            over_time = config.minutes and time.monotonic() - begin > 60 * config.minutes
+            stop = bool(interrupt.number or over_time)
+            if stop or round_ + 1 == last or (step > 0 and step % config.checkpoint_every == 0):
+                save(max(0, step))
+            if stop and round_ + 1 < last:
+                say(
+                    f"stopped and saved at step {max(0, step)} of {config.steps}; to go on, type "
+                    f"the same line again:\n  {command_line()}"
+                )
+                if interrupt.number:
+                    sys.exit(128 + interrupt.number)
+                return
+    report(out, players, config)
+    say(f"{out}: {config.layers} layers, {config.steps} steps, {state['seconds'] / 60:.1f} minutes")
+
+
+def not_finite(players: Players, config: InferConfig, step: int, out: Path | str) -> HsiviError:
+    """What to say of a loss that is not finite: the target's own fault first."""
+    for k, x in enumerate(players.ema.marginals(1000)[:-1]):
+        players.bridge.score(x, k)
+    found = checkpoints(Path(out) / "checkpoint") if out else []
+    kept = f"{found[-1]} is the last good state" if found else "there was no checkpoint yet"
+    return HsiviError(
+        f"the loss is not finite at step {max(0, step)}; {kept}. Begin anew with a lower "
+        "--student-rate or --fake-rate, more --layers, or a larger --start-scale"
+    )
+
+
+def check_out(out: Path, config: InferConfig, name: str, dim: int) -> bool:
+    """Whether the folder holds an earlier part of this very run. Refuses another's."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    if not (out / "infer.json").is_file():
+        raise HsiviError(f"{out} exists and is no run of hsivi infer: choose another --out")
+    info = read_info(out)
+    if (info["target"], info["dim"]) != (name, dim):
+        raise HsiviError(
+            f"{out} samples another target ({info['target']}, {info['dim']} coordinates): choose "
+            "another --out"
+        )
+    for item in fields(InferConfig):
+        new, old = getattr(config, item.name), info["config"].get(item.name)
+        if not item.metadata.get("run_only") and new != old:
+            flag = "--" + item.name.replace("_", "-")
+            raise HsiviError(
+                f"{out} was begun with {flag} {old}, not {new}: use that to resume, or another "
+                "--out"
+            )
+    return True
+
+
+# ---- checkpoints ---------------------------------------------------------------------------------
+
+MODULES = ("family", "ema", "fake_scores")
+
+
+def snapshot(players: Players) -> dict[str, Tensor]:
+    """Everything that changes in training, as named tensors."""
+    tensors = {
+        f"{m}.{name}": t for m in MODULES for name, t in getattr(players, m).state_dict().items()
+    }
+    tensors |= optimizer_tensors(players.optimizer, "optimizer")
+    return tensors | optimizer_tensors(players.fake_optimizer, "fake_optimizer")
+
+
+def restore(players: Players, tensors: dict[str, Tensor], state: dict) -> dict:
+    """The inverse of `snapshot`. Returns the state that lay beside the tensors."""
+    for m in MODULES:
+        mine = {n[len(m) + 1 :]: t for n, t in tensors.items() if n.startswith(m + ".")}
+        getattr(players, m).load_state_dict(mine)
+    load_optimizer(players.optimizer, "optimizer", tensors)
+    load_optimizer(players.fake_optimizer, "fake_optimizer", tensors)
+    return state
+
+
+def trim(path: Path, done: int) -> None:
+    """Drop a log's lines that the checkpoint does not know."""
+    if path.exists():
+        lines = whole_lines(path.read_text())
+        kept = [line for line in lines if json.loads(line)["step"] <= done]
+        write_text(path, "".join(f"{line}\n" for line in kept))
+
+
+# ---- what is written -----------------------------------------------------------------------------
+
+
+def export(out: Path, family: Family, config: InferConfig, name: str, step, seconds) -> None:
+    """model.safetensors and infer.json."""
+    write_tensors(out / "model.safetensors", family.state_dict())
+    info = {
+        "format": 1,
+        "hsivi": __version__,
+        "target": name,
+        "dim": family.dim,
+        "config": asdict(config),
+        "step": step,
+        "seconds": round(seconds, 1),
+    }
+    write_text(out / "infer.json", json.dumps(info, indent=1) + "\n")
+
+
+def report(out: Path, players: Players, config: InferConfig) -> None:
+    """samples.npz, summary.json, the plots and, where ArviZ is installed, posterior.nc."""
+    marginals = players.ema.marginals(config.count, config.seed)
+    samples = marginals[0]
+    with replacing(out / "samples.npz") as temporary:
+        np.savez_compressed(temporary, x=samples.numpy())
+    write_text(out / "summary.json", json.dumps(summary(players, samples, config), indent=1) + "\n")
+    if samples.shape[1] == 2:
+        write_bytes(out / "layers.png", layers_png(marginals, players.bridge.log_prob))
+    else:
+        write_bytes(out / "pairs.png", pairs_png(samples))
+        write_bytes(out / "marginals.png", band_png(samples))
+    if importlib.util.find_spec("arviz"):
+        import arviz
+
+        posterior = {"posterior": {"x": samples.numpy()[None]}}  # chain x draw x coordinate
+        data = arviz.from_dict(posterior)
+        with replacing(out / "posterior.nc") as temporary:
+            data.to_netcdf(temporary)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def summary(players: Players, samples: Tensor, config: InferConfig) -> dict:
+    """Mean, sd and quantiles of each coordinate, and how far the samples are from the target."""
+    draws = samples.double()
+    sd = draws.std(0) if len(draws) > 1 else torch.zeros(draws.shape[1])
+    quantiles = draws.quantile(torch.tensor(LEVELS, dtype=torch.float64), dim=0)
+    found = lower_bound(players.ema, players.bridge.target, 2000, 500, config.seed)
+    return {
+        "count": len(draws),
+        "mean": draws.mean(0).tolist(),
+        "sd": sd.tolist(),
+        "quantiles": {
+            f"{level:g}": row.tolist() for level, row in zip(LEVELS, quantiles, strict=True)
+        },
+        "divergence": found,
+    }

@@ -1,0 +1,376 @@
+"""Hierarchical semi-implicit inference of a density: its layers, bridge and rounds of training.
+
+    x_K ~ N(0, base_scale^2 I),    x_{k-1} = x_k + net_k(x_k, u_k) + std_k noise,    k = K..1
+
+The walk is chain.py's and the losses are objective.py's, where sigma = 1 makes an eps minus a
+score; u_k are extra normal inputs (none unless asked for), handed to the walk as its labels. Each
+marginal is matched to a bridge p_{k-1} between the base and the target p_0.
+
+A *round* is a roll-out, the fake scores' updates (score matching alone has them) and a student
+update, as in distill.py; everything random is a function of (seed, round, purpose).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from .chain import Chain, walk
+from .config import HsiviError, InferConfig
+from .distill import Share, active_layers, make_optimizer, rng, student_rate, update, warmup_rounds
+from .objective import (
+    divergence_bound,
+    fake_score_loss,
+    kernel_stein_loss,
+    lower_bound_loss,
+    median_bandwidth,
+    normal_log_density,
+    score_matching_loss,
+)
+
+# ---- the family ----------------------------------------------------------------------------------
+
+
+def mlp(inputs: int, outputs: int, width: int, depth: int) -> nn.Sequential:
+    """`depth` hidden blocks of SiLU units; the last block begins at zero."""
+    widths = [inputs] + [width] * depth
+    blocks = [b for a, b in pairwise(widths) for b in (nn.Linear(a, b), nn.SiLU())]
+    last = nn.Linear(width, outputs)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(*blocks, last)
+
+
+class Layer(nn.Module):
+    """q(x_{k-1} | x_k, u_k): a normal, its mean x_k + net(x_k, u_k), its sd per coordinate free."""
+
+    def __init__(self, dim: int, config: InferConfig):
+        super().__init__()
+        self.net = mlp(dim + config.noise_dim, dim, config.width, config.depth)
+        self.log_scale = nn.Parameter(torch.full((dim,), math.log(config.start_scale)))
+
+    def shift(self, x: Tensor, u: Tensor) -> Tensor:
+        return self.net(torch.cat([x, u], 1))
+
+
+class Family(nn.Module):
+    """The K layers, k = 1 the one that ends at the samples."""
+
+    def __init__(self, dim: int, config: InferConfig):
+        super().__init__()
+        self.dim, self.noise_dim, self.base_scale = dim, config.noise_dim, config.base_scale
+        self.layers = nn.ModuleList(Layer(dim, config) for _ in range(config.layers))
+
+    def __getitem__(self, k: int) -> Layer:
+        return self.layers[k - 1]
+
+    @property
+    def log_scale(self) -> Tensor:
+        """[K, dim]"""
+        return torch.stack([layer.log_scale for layer in self.layers])
+
+    def start(self, count: int, draw: torch.Generator) -> tuple[Tensor, list[Tensor], Tensor]:
+        """x_K [count, dim], the noises of all layers from K down, and u [count, K, noise_dim]."""
+        count_layers = len(self.layers)
+        x = self.base_scale * torch.randn(count, self.dim, generator=draw)
+        noise = [torch.randn(count, self.dim, generator=draw) for _ in range(count_layers)]
+        return x, noise, torch.randn(count, count_layers, self.noise_dim, generator=draw)
+
+    def visits(self, x: Tensor, noise: Sequence[Tensor], u: Tensor):
+        """chain.walk over these layers."""
+
+        def network(x, time, labels, alpha_bar):
+            k = int(time[0])
+            return self[k].shift(x, labels[:, k - 1])
+
+        return walk(network, free_chain(len(self.layers)), x, noise, self.log_scale, u)
+
+    @torch.no_grad()
+    def marginals(self, count: int, seed: int = 0) -> Tensor:
+        """Joint draws of all states, [K+1, count, dim]: entry k is x_k, entry 0 the samples."""
+        x, noise, u = self.start(count, rng(seed, "samples"))
+        visits = list(self.visits(x, noise, u))
+        last = visits[-1].mean + self[1].log_scale.exp() * noise[-1]
+        return torch.stack([last, *(visit.x for visit in reversed(visits))])
+
+    def sample(self, count: int, seed: int = 0) -> Tensor:
+        """Independent samples [count, dim]; the same for the same seed."""
+        return self.marginals(count, seed)[0]
+
+
+def free_chain(count: int) -> Chain:
+    """The chain without a schedule: x_{k-1} = x_k + eps_k + exp(log_scale_k) noise."""
+    ones = torch.ones(count + 1, dtype=torch.float64)
+    time = torch.arange(count + 1, dtype=torch.float64)
+    return Chain(time, alpha_bar=ones, cx=ones, ce=torch.eye(count + 1).double(), s0=ones)
+
+
+# ---- the bridge ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Bridge:
+    """The densities p_0 (the target) to p_K that the marginals are matched to.
+
+    geometric  p_base^(1 - lambda_k) p^lambda_k
+    diffusion  the target at the VP level alpha_bar = lambda_k, where it knows its levels
+
+    target   has dim, log_prob and score
+    lambdas  [K+1]  from 1 down to 0
+    """
+
+    target: object
+    lambdas: tuple[float, ...]
+    kind: str
+    base_scale: float
+
+    def log_prob(self, x: Tensor, k: int) -> Tensor:
+        """log p_k up to a constant [B]."""
+        share = self.lambdas[k]
+        if share == 1:
+            return self.target.log_prob(x)
+        if self.kind == "diffusion":
+            return self.target.log_prob(x, x.new_full((len(x),), share))
+        base = normal_log_density(x, torch.zeros_like(x), torch.full_like(x, self.base_scale))
+        return (1 - share) * base + (share * self.target.log_prob(x) if share else 0)
+
+    def score(self, x: Tensor, k: int) -> Tensor:
+        """grad_x log p_k [B, dim]. Refuses a target whose gradient is not finite."""
+        share = self.lambdas[k]
+        if self.kind == "diffusion" and share < 1:
+            return check_finite(self.target.score(x, x.new_full((len(x),), share)), x)
+        score = share * check_finite(self.target.score(x), x) if share else 0
+        return score if share == 1 else score - (1 - share) / self.base_scale**2 * x
+
+
+FAR = 1e6
+
+
+def check_finite(score: Tensor, x: Tensor) -> Tensor:
+    """The score; says where it is not finite. Points that a training threw far away are left to the
+    loss: they are not the target's fault.
+    """
+    bad = ~torch.isfinite(score) & (x.abs() < FAR).all(1, keepdim=True)
+    if not bad.any():
+        return score
+    row, coordinate = bad.nonzero()[0].tolist()
+    point = ", ".join(f"{value:.4g}" for value in x[row, :8].tolist())
+    point += ", ..." if x.shape[1] > 8 else ""
+    raise HsiviError(
+        f"the target's gradient is {score[row, coordinate].item():g} in coordinate {coordinate} at "
+        f"x = ({point}): its log density must be smooth everywhere the samples may go"
+    )
+
+
+def parse_lambdas(text: str, count: int) -> tuple[float, ...]:
+    """--lambdas: "linear", or K+1 numbers of layers 0 to K, from 1 down to 0."""
+    if count < 1:
+        raise HsiviError(f"--layers {count} must be at least 1")
+    if text == "linear":
+        return tuple(1 - k / count for k in range(count + 1))
+    try:
+        numbers = tuple(float(word) for word in text.split(","))
+    except ValueError:
+        raise HsiviError(
+            f"--lambdas {text!r} is neither linear nor numbers such as 1,0.5,0"
+        ) from None
+    falling = all(a > b for a, b in pairwise(numbers))
+    if len(numbers) != count + 1 or not falling or (numbers[0], numbers[-1]) != (1, 0):
+        raise HsiviError(
+            f"--lambdas {text} must be {count + 1} numbers for {count} layers, falling from 1 (the "
+            "target) to 0 (the base)"
+        )
+    return numbers
+
+
+SCALE_FACTOR = 10  # of the rate, for log_scale: it has units to go where weights have hundredths
+
+
+# ---- training ------------------------------------------------------------------------------------
+
+
+@dataclass
+class Players:
+    """What trains and what updates it; `fake_scores` [K] hold the gap to the bridge's score."""
+
+    family: Family
+    ema: Family
+    fake_scores: nn.ModuleList
+    bridge: Bridge
+    optimizer: torch.optim.Optimizer
+    fake_optimizer: torch.optim.Optimizer
+
+
+def make_players(config: InferConfig, target) -> Players:
+    """Networks whose weights are a function of the seed alone, and their optimizers."""
+    dim, lambdas = target.dim, parse_lambdas(config.lambdas, config.layers)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(rng(config.seed, "weights").initial_seed())
+        family = Family(dim, config)
+        fake_scores = nn.ModuleList(
+            mlp(dim, dim, config.width, config.depth) for _ in range(config.layers)
+        )
+    return Players(
+        family,
+        copy.deepcopy(family).requires_grad_(False),
+        fake_scores,
+        Bridge(target, lambdas, config.bridge, config.base_scale),
+        make_optimizer(
+            "adam",
+            [
+                {"params": [p for layer in family.layers for p in layer.net.parameters()]},
+                {"params": [layer.log_scale for layer in family.layers], "factor": SCALE_FACTOR},
+            ],
+            config.student_rate,
+            config.student_beta1,
+        ),
+        make_optimizer("adam", fake_scores.parameters(), config.fake_rate, 0.9),
+    )
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A roll-out: x_k, u_k and the mean of x_{k-1}, by k. Each [N, ...]."""
+
+    x: dict[int, Tensor]
+    u: dict[int, Tensor]
+    mean: dict[int, Tensor]
+
+
+@torch.no_grad()
+def roll_out(players: Players, config: InferConfig, round_: int, lowest: int) -> Pool:
+    """Chains down to the lowest layer that trains; no mean is used more than about twice."""
+    count = config.batch_size
+    if config.objective == "sm":
+        count *= math.ceil((1 + config.fake_updates) / 2)
+    if config.objective == "lb":
+        count += config.mixing  # the rows after the batch's own are the z_j
+    x, noise, u = players.family.start(count, rng(config.seed, round_, "roll-out"))
+    pool = Pool({}, {}, {})
+    for visit in players.family.visits(x, noise, u):
+        pool.x[visit.k], pool.mean[visit.k] = visit.x, visit.mean
+        pool.u[visit.k] = u[:, visit.k - 1]
+        if visit.k == lowest:
+            break
+    return pool
+
+
+def fake_loss(players: Players, config, pool: Pool, k: int, rows: Tensor, noise: Tensor) -> Tensor:
+    """Denoising score matching of layer k's marginal, weighted by its variance (a constant)."""
+    with torch.no_grad():
+        std = players.family[k].log_scale.exp()
+        x = pool.mean[k][rows] + std * noise
+        teacher_eps = -players.bridge.score(x, k - 1)
+    f_eps = teacher_eps + players.fake_scores[k - 1](x)
+    weight = std.square().mean().clamp(max=1)
+    return fake_score_loss(f_eps, noise / std, weight).mean() / x.shape[1]
+
+
+def student_loss(
+    players: Players, config: InferConfig, pool: Pool, k: int, noise: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Layer k's loss and its estimate of the divergence: Fisher's, KL's less a constant, or the
+    squared kernel Stein discrepancy.
+    """
+    layer, bridge = players.family[k], players.bridge
+    x_k, u = pool.x[k], pool.u[k]
+    size, std = config.batch_size, layer.log_scale.exp()
+    mean = x_k[:size] + layer.shift(x_k[:size], u[:size])
+    x = mean + std * noise
+    if config.objective == "lb":
+        others = x_k[size:] + layer.shift(x_k[size:], u[size:])
+        log_others = normal_log_density(x[:, None], others[None], std)
+        bound = lower_bound_loss(
+            normal_log_density(x, mean, std), log_others, bridge.log_prob(x, k - 1)
+        )
+        return bound.mean() / x.shape[1], bound.mean()
+    layer_eps, teacher_eps = noise / std, -bridge.score(x, k - 1)
+    if config.objective == "ksivi":
+        losses = kernel_stein_loss(x, teacher_eps, layer_eps, median_bandwidth(x))
+        return losses.mean() / x.shape[1], losses.mean()
+    f_eps = teacher_eps + players.fake_scores[k - 1](x)
+    losses = score_matching_loss(f_eps, teacher_eps, layer_eps, 1.0, config.a)
+    bound = divergence_bound(f_eps.detach(), teacher_eps.detach(), layer_eps.detach())
+    return losses.mean() / x.shape[1], bound.mean()
+
+
+def play_round(players: Players, config: InferConfig, round_: int) -> dict[str, float]:
+    """One round, in place. Returns its measurements by name."""
+    step = round_ - warmup_rounds(config)
+    layers = active_layers(config, max(0, step))
+    pool = roll_out(players, config, round_, min(layers))
+    measured, size, dim = {}, config.batch_size, players.family.dim
+    if config.objective == "sm":
+        players.fake_scores.requires_grad_(True)
+        losses, norms = [], []
+        for i in range(config.fake_updates):
+            draw = rng(config.seed, round_, "fake score", i)
+            rows = torch.arange(i * size, (i + 1) * size) % len(pool.x[layers[-1]])
+            loss = sum(
+                fake_loss(players, config, pool, k, rows, torch.randn(size, dim, generator=draw))
+                for k in layers
+            )
+            loss.backward()
+            losses.append(loss.item())
+            norms.append(update(players.fake_optimizer, config.clip, Share()))
+        players.fake_scores.requires_grad_(False)
+        measured = {"fake_loss": sum(losses) / len(losses), "fake_norm": max(norms)}
+    if step < 0:
+        return measured
+    for group in players.optimizer.param_groups:
+        group["lr"] = student_rate(config, step) * group.get("factor", 1)
+    draw = rng(config.seed, round_, "student")
+    found = {
+        k: student_loss(players, config, pool, k, torch.randn(size, dim, generator=draw))
+        for k in layers
+    }
+    loss = sum(loss for loss, _ in found.values())
+    loss.backward()
+    norm = update(players.optimizer, config.clip, Share())
+    ema_update(players, config, step)
+    measured |= {"loss": loss.item(), "norm": norm}
+    return measured | {f"divergence_{k}": value.item() for k, (_, value) in found.items()}
+
+
+@torch.no_grad()
+def ema_update(players: Players, config: InferConfig, step: int) -> None:
+    """Move the averaged family towards the one that trains, the less the later."""
+    decay = min(config.ema, (1 + step) / (10 + step))
+    for average, parameter in zip(
+        players.ema.parameters(), players.family.parameters(), strict=True
+    ):
+        average.lerp_(parameter, 1 - decay)
+
+
+@torch.no_grad()
+def lower_bound(family: Family, target, count: int, mixing: int, seed: int = 0) -> dict:
+    """What the samples weigh against the target, with q's density from J fresh z.
+
+    lower_bound     of log of the target's constant: mean of log p(x) - log q(x), standard error
+                    beside. Where p is normalised, minus this is at least KL(q || p)
+    importance_ess  effective sample size of the weights p / q, out of `count`
+    """
+    x, noise, u = family.start(count + mixing, rng(seed, "bound"))
+    last = list(family.visits(x, noise, u))[-1]
+    std = family[1].log_scale.exp()
+    x = last.mean + std * noise[-1]
+    own = normal_log_density(x[:count], last.mean[:count], std)
+    weight = []
+    for part, part_own in zip(x[:count].split(500), own.split(500), strict=True):
+        others = normal_log_density(part[:, None], last.mean[None, count:], std)
+        weight.append(-lower_bound_loss(part_own, others, target.log_prob(part)))
+    weight = torch.cat(weight).double()
+    ess = (2 * weight.logsumexp(0) - (2 * weight).logsumexp(0)).exp()
+    return {
+        "lower_bound": weight.mean().item(),
+        "standard_error": (weight.std() / math.sqrt(count)).item(),
+        "importance_ess": ess.item(),
+        "draws": count,
+        "mixing": mixing,
+    }

@@ -1,0 +1,255 @@
+"""Inference of densities: what is recovered, what lies in a run's folder, how it stops and goes
+on.
+"""
+
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from command import finite, hsivi, refusal, rows
+
+from hsivi_cli import infer as infer_module
+from hsivi_cli import targets
+from hsivi_cli.chain import walk
+from hsivi_cli.config import HsiviError, InferConfig
+from hsivi_cli.infer import fit, load
+from hsivi_cli.inference import Bridge, Family, free_chain, lower_bound, make_players, play_round
+
+SMALL = {"layers": 2, "width": 16, "depth": 1, "batch_size": 16, "steps": 4, "fake_warmup": 2}
+FLAGS = (
+    *("--layers", 2, "--width", 16, "--depth", 1, "--batch-size", 16, "--steps", 4),
+    *("--fake-warmup", 2, "--fake-updates", 1, "--mixing", 8, "--count", 500),
+)
+
+
+def infer(target, out, *options, **more):
+    """`hsivi infer TARGET --out OUT`, small unless the options say otherwise."""
+    return hsivi("infer", target, "--out", out, *FLAGS, *options, **more)
+
+
+def refused(target, out, *options):
+    return refusal("infer", target, "--out", out, *FLAGS, *options)
+
+
+# ---- the mathematics -----------------------------------------------------------------------------
+
+
+def test_the_walk_without_a_schedule_is_x_plus_network_plus_noise():
+    family = Family(3, InferConfig(layers=2, noise_dim=2, width=8, depth=1))
+    for parameter in family.parameters():
+        torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(1))
+    rng = torch.Generator().manual_seed(2)
+    x, noise, u = family.start(5, rng)
+    expected = x
+    for k, e in zip((2, 1), noise, strict=True):
+        inputs = torch.cat([expected, u[:, k - 1]], 1)
+        expected = expected + family[k].net(inputs) + family[k].log_scale.exp() * e
+    last = list(family.visits(x, noise, u))[-1]
+    torch.testing.assert_close(last.mean + family[1].log_scale.exp() * noise[-1], expected)
+    states = list(walk(lambda x, *rest: 0 * x, free_chain(2), x, noise, family.log_scale))
+    torch.testing.assert_close(states[-1].mean, x + family[2].log_scale.exp() * noise[0])
+
+
+@pytest.mark.parametrize("kind", ["geometric", "diffusion"])
+def test_a_bridges_score_is_the_gradient_of_its_density(kind):
+    bridge = Bridge(targets.x_shape(), (1.0, 0.6, 0.0), kind, 1.5 if kind == "geometric" else 1.0)
+    x = torch.randn(4, 2, generator=torch.Generator().manual_seed(0)).double().requires_grad_()
+    for k in range(3):
+        (slope,) = torch.autograd.grad(bridge.log_prob(x, k).sum(), x)
+        torch.testing.assert_close(bridge.score(x, k), slope)
+    base = torch.distributions.Normal(0.0, bridge.base_scale).log_prob(x).sum(1)
+    gap = bridge.log_prob(x, 2) - base
+    torch.testing.assert_close(gap, gap[:1].expand(4))  # p_K is the base
+
+
+MEAN, COV = torch.tensor([0.8, -0.5]), torch.tensor([[1.0, 0.6], [0.6, 0.8]])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"objective": "sm", "layers": 1},
+        {"objective": "sm", "layers": 2},
+        {"objective": "lb", "layers": 1},
+        {"objective": "lb", "layers": 2, "order": "sequential", "noise_dim": 1},
+        {"objective": "ksivi", "layers": 1},
+    ],
+    ids=lambda o: "-".join(map(str, o.values())),
+)
+def test_a_gaussians_mean_and_covariance_are_recovered(options):
+    target = targets.GaussianMixture(MEAN[None], COV)
+    family = fit(
+        target, 2, False, width=32, depth=1, batch_size=128, steps=400, student_rate=3e-3,
+        fake_rate=3e-3, fake_updates=5, mixing=50, **options,
+    )  # fmt: skip
+    x = family.sample(20_000)
+    # 400 updates of 128 samples leave some .05 in the weights; sampling adds 3/sqrt(20,000) = .02
+    torch.testing.assert_close(x.mean(0), MEAN, rtol=0, atol=0.12)
+    torch.testing.assert_close(x.T.cov(), COV, rtol=0, atol=0.17)
+
+
+def test_the_lower_bound_of_a_normalised_density_is_below_zero_and_tight_when_fitted():
+    target = targets.GaussianMixture(torch.zeros(1, 2), 1.25)  # base 1 and scale .5, untrained
+    family = Family(2, InferConfig(layers=1, start_scale=0.5, width=4))
+    found = lower_bound(family, target, 2000, 2000)
+    assert -0.02 < found["lower_bound"] < 3 * found["standard_error"]
+    assert found["importance_ess"] > 1900
+    loose = lower_bound(family, target, 2000, 5)["lower_bound"]
+    assert loose < found["lower_bound"] - 0.1
+
+
+def test_all_layers_train_together_or_one_after_another_from_the_base():
+    config = InferConfig(**SMALL | {"steps": 2, "order": "sequential", "objective": "lb"})
+    players = make_players(config, targets.x_shape())
+    before = {name: t.clone() for name, t in players.family.state_dict().items()}
+    first = infer_module.first_round(config)
+    measured = play_round(players, config, first)
+    changed = {n for n, t in players.family.state_dict().items() if not t.equal(before[n])}
+    assert "divergence_2" in measured and "divergence_1" not in measured
+    assert changed and all(name.startswith("layers.1.") for name in changed)
+
+
+def test_a_function_is_fitted_in_three_lines():
+    family = fit(lambda x: -x.square().sum(1), 3, False, **SMALL, objective="lb")
+    assert family.sample(7).shape == (7, 3)
+    assert family.sample(7, seed=1).equal(family.sample(7, seed=1))
+
+
+# ---- runs ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", ["sm", "lb", "ksivi"])
+def test_a_run_leaves_its_layers_samples_summary_and_plots(tmp_path, objective):
+    infer("two-gaussians", tmp_path / "y", "--objective", objective)
+    names = {path.name for path in (tmp_path / "y").iterdir()} - {"posterior.nc"}
+    assert names == {
+        *("model.safetensors", "infer.json", "samples.npz", "summary.json", "layers.png"),
+        *("metrics.jsonl", "checkpoint"),
+    }
+    x = np.load(tmp_path / "y" / "samples.npz")["x"]
+    assert x.shape == (500, 2)
+    summary = json.loads((tmp_path / "y" / "summary.json").read_text())
+    np.testing.assert_allclose(summary["mean"], x.mean(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(summary["quantiles"]["0.5"], np.median(x, 0), rtol=1e-5)
+    assert finite(summary["divergence"])
+    metrics = rows(tmp_path / "y" / "metrics.jsonl")
+    assert [row["step"] for row in metrics] == [1, 2, 3, 4] and all(map(finite, metrics))
+    np.testing.assert_array_equal(load(tmp_path / "y").sample(500).numpy(), x)
+
+
+def test_more_coordinates_have_marginals_and_pairs(tmp_path):
+    infer("logistic-waveform", tmp_path / "y", "--objective", "lb")
+    assert {"pairs.png", "marginals.png"} <= {p.name for p in (tmp_path / "y").iterdir()}
+
+
+@pytest.mark.parametrize("objective", ["sm", "lb"])
+def test_a_run_that_was_interrupted_ends_as_one_that_was_not(tmp_path, monkeypatch, objective):
+    options = ("--objective", objective, "--bridge", "diffusion")
+    infer("circles", tmp_path / "whole", *options)
+    played = []
+
+    def play_and_interrupt(players, config, round_):
+        played.append(round_)
+        if len(played) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return play_round(players, config, round_)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(infer_module, "play_round", play_and_interrupt)
+        said = infer("circles", tmp_path / "parts", *options, exit_code=130)
+    assert "type the same line again" in said.stderr
+    infer("circles", tmp_path / "parts", *options)
+    for name in ("model.safetensors", "metrics.jsonl", "samples.npz", "summary.json"):
+        same = [(tmp_path / part / name).read_bytes() for part in ("whole", "parts")]
+        assert same[0] == same[1], name
+
+
+def test_the_same_command_on_a_finished_run_changes_nothing(tmp_path):
+    infer("banana", tmp_path / "y", "--objective", "lb")
+    before = (tmp_path / "y" / "model.safetensors").read_bytes()
+    infer("banana", tmp_path / "y", "--objective", "lb")
+    assert (tmp_path / "y" / "model.safetensors").read_bytes() == before
+
+
+def test_a_folder_of_another_run_is_refused(tmp_path):
+    infer("banana", tmp_path / "y", "--objective", "lb")
+    assert "begun with --objective lb, not sm" in refused("banana", tmp_path / "y")
+    assert "another target (banana" in refused("x-shape", tmp_path / "y")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").write_text("")
+    assert "no run of hsivi infer" in refused("banana", tmp_path / "other")
+
+
+# ---- bad input -----------------------------------------------------------------------------------
+
+MODULE = """
+import torch
+def good(x): return -x.square().sum(1)
+def steep(x): return -x[:, 0].square() + x[:, 1].where(x[:, 1] > 0, x[:, 1] * torch.nan)
+def wide(x): return -x.square()
+def held(x): return -x.detach().square().sum(1)
+number = 3
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """The name of a module of log densities, in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_density.py").write_text(MODULE)
+    (tmp_path / "my_broken.py").write_text("import no_such_package")
+    return "my_density"
+
+
+def test_a_function_of_the_users_is_a_target(module, tmp_path):
+    infer(f"{module}:good", tmp_path / "y", "--dim", 3, "--objective", "lb")
+    assert np.load(tmp_path / "y" / "samples.npz")["x"].shape == (500, 3)
+
+
+def test_a_target_that_cannot_be_used_is_refused_before_anything_is_written(module, tmp_path):
+    out = tmp_path / "y"
+    line = refused(f"{module}:steep", out, "--dim", 2)
+    assert "gradient is nan in coordinate 1 at x = (" in line
+    line = refused(f"{module}:wide", out, "--dim", 2)
+    assert "one number a point, [64], not [64, 2]" in line
+    assert "no gradient in x" in refused(f"{module}:held", out, "--dim", 2)
+    assert "needs --dim" in refused(f"{module}:good", out)
+    assert "no callable 'number'" in refused(f"{module}:number", out, "--dim", 2)
+    line = refused("my_broken:f", out, "--dim", 2)
+    assert "ModuleNotFoundError: No module named 'no_such_package'" in line
+    assert "is no target: banana" in refused("bananas", out)
+    assert "has 2 coordinates" in refused("banana", out, "--dim", 3)
+    assert "--bridge diffusion needs" in refused("banana", out, "--bridge", "diffusion")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("text", ["1,0.5", "1,0.2,0.5", "0.9,0.5,0", "1,0.5,0.1", "1,x,0"])
+def test_lambdas_out_of_order_are_refused(tmp_path, text):
+    assert f"--lambdas {text}" in refused("banana", tmp_path / "y", "--lambdas", text).replace(
+        "'", ""
+    )
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--layers", 0), ("--batch-size", 1), ("--start-scale", 0), ("--ema", 1)]
+)
+def test_numbers_that_mean_nothing_are_refused(tmp_path, flag, value):
+    assert refused("banana", tmp_path / "y", flag, value).startswith(f"error: {flag} {value}")
+    with pytest.raises(HsiviError, match="--layers 0 must be at least 1"):
+        fit(lambda x: -x.square().sum(1), 2, layers=0)
+
+
+def test_a_loss_that_is_not_finite_stops_with_advice(tmp_path):
+    said = infer(
+        "banana", tmp_path / "y", "--objective", "lb", "--student-rate", 1e30, exit_code=1
+    ).stderr.splitlines()[-1]
+    assert said.startswith("error: the loss is not finite at step") and "lower" in said
+
+
+def test_without_scikit_learn_its_data_sets_say_how_to_have_them(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "sklearn.datasets", None)
+    line = refused("regression-diabetes", tmp_path / "y")
+    assert "pip install 'hsivi[infer]'" in line
