@@ -19,6 +19,7 @@ import importlib.util
 import json
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -345,11 +346,19 @@ def report(out: Path, players: Players, config: InferConfig) -> None:
         write_bytes(out / "pairs.png", pairs_png(samples))
         write_bytes(out / "marginals.png", band_png(samples))
     if importlib.util.find_spec("arviz"):
+        write_arviz(out / "posterior.nc", samples)
+
+
+def write_arviz(path: Path, samples: Tensor) -> None:
+    """ArviZ's own netCDF file: one chain of independent draws of x."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # ArviZ 0.23 announces 1.0 when it is imported
         import arviz
 
-        posterior = {"posterior": {"x": samples.numpy()[None]}}  # chain x draw x coordinate
-        data = arviz.from_dict(posterior)
-        with replacing(out / "posterior.nc") as temporary:
+        draws = {"x": samples.numpy()[None]}  # chain x draw x coordinate
+        old = arviz.__version__.startswith("0.")
+        data = arviz.from_dict(posterior=draws) if old else arviz.from_dict({"posterior": draws})
+        with replacing(path) as temporary:
             data.to_netcdf(temporary)
 
 
