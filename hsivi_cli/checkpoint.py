@@ -68,6 +68,14 @@ def write_tensors(
             temporary,
             metadata=metadata,
         )
+        let_read(temporary)
+
+
+def let_read(file: Path) -> None:
+    """Give a file the mode that others are made with: safetensors' are their owner's alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    file.chmod(0o666 & ~mask)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -87,10 +95,7 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: 
     """
     with replacing(folder / f"step-{step:06d}") as temporary:
         temporary.mkdir()
-        save_file(
-            {name: t.detach().cpu().contiguous() for name, t in tensors.items()},
-            temporary / "tensors.safetensors",
-        )
+        write_tensors(temporary / "tensors.safetensors", tensors)
         (temporary / "state.json").write_text(json.dumps(state, indent=1))
     for old in [*checkpoints(folder)[:-KEEP], *folder.glob(".step-*.tmp")]:  # .tmp: of a killed run
         shutil.rmtree(old)

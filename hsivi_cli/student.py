@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import chain as chains
 from .chain import Chain
-from .checkpoint import read_tensors, write_tensors, write_text, writing
+from .checkpoint import let_read, read_tensors, write_tensors, write_text, writing
 from .config import HsiviError, embedded
 from .teacher import Teacher, eps_network, load_teacher, read_json
 
@@ -116,6 +116,7 @@ def save_student(
         for file in sorted(p for p in Path(temporary).rglob("*") if p.is_file()):
             target = folder / file.relative_to(temporary)
             target.parent.mkdir(exist_ok=True)
+            let_read(file)
             file.replace(target)
     write_text(folder / "README.md", card)
     write_text(folder / "hsivi.json", json.dumps({"format": FORMAT} | info, indent=1) + "\n")

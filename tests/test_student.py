@@ -1,6 +1,7 @@
 """Students as diffusers pipelines: loaded, called, written again, with the images they had."""
 
 import json
+import os
 
 import diffusers
 import numpy as np
@@ -163,3 +164,10 @@ def test_drawing_writes_nothing_into_a_run(run):
     before = tree(run)
     HSIVIPipeline.from_pretrained(run)(batch_size=1)
     assert tree(run) == before
+
+
+def test_an_exported_student_can_be_read_by_whom_the_umask_lets(run):
+    modes = {file.stat().st_mode & 0o777 for file in run.rglob("*") if file.is_file()}
+    mask = os.umask(0)
+    os.umask(mask)
+    assert modes == {0o666 & ~mask}
