@@ -149,8 +149,9 @@ class HSIVIPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, path, **kwargs) -> HSIVIPipeline:
-        pipeline = super().from_pretrained(path, **kwargs)
-        pipeline.chains, pipeline.log_scales = load_chains(Path(path))
+        folder = embedded(path)
+        pipeline = super().from_pretrained(folder, **kwargs)
+        pipeline.chains, pipeline.log_scales = load_chains(folder)
         return pipeline
 
     @torch.no_grad()

@@ -13,6 +13,7 @@ from diffusers import UNet2DModel
 from hsivi_cli.config import HsiviError
 from hsivi_cli.draw import draw, student_sampler
 from hsivi_cli.student import HSIVIPipeline, is_student, load_student
+from hsivi_cli.teacher import load_teacher
 
 SCALED = ("--objective", "score-matching", "--noise-share", 0.5, "--log-scale", "pixel")
 
@@ -171,3 +172,13 @@ def test_an_exported_student_can_be_read_by_whom_the_umask_lets(run):
     mask = os.umask(0)
     os.umask(mask)
     assert modes == {0o666 & ~mask}
+
+
+def test_the_embedded_students_are_of_the_embedded_teacher_and_draw_as_pipelines():
+    digest = load_teacher().digest
+    for nfe in (2, 4, 8):
+        assert load_student(f"embedded:students/{nfe}").info["teacher"]["digest"] == digest
+    pipe = HSIVIPipeline.from_pretrained("embedded:students/2")
+    images = pixels(pipe, batch_size=4, num_inference_steps=2, generator=generators(0)[0])
+    assert images.shape == (4, 1, 28, 28)
+    assert 0.15 < images.mean() < 0.45  # the data's mean is 0.286; noise would be 0.5
