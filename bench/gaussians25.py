@@ -178,7 +178,7 @@ RECIPE = {
     "fake_rate": 3e-3,
 }
 OF_NFE = {
-    1: {"grid": "0,500", "objective": "score-matching", "a": 1.0, "weight": "ratio"},
+    1: {"grid": "0,500", "objective": "score-matching", "weight": "ratio"},
     5: {"grid": "0,20,90,240,460,760", "noise_share": "0.7"},
 }
 

@@ -82,6 +82,20 @@ def test_the_untrained_quad_chain_reaches_its_recorded_numbers():
     assert row["near"] == pytest.approx(0.828, abs=0.01)
 
 
+def test_the_fit_comes_near_to_the_exact_noise_prediction():
+    # training would repair a bad start, so only this sees one; 300 narrow steps explain most of it
+    network = bench.fit(bench.Bench(width=48, depth=2, fit_steps=300), 0)
+    x0 = bench.TARGET.sample(4000, distill.rng(1, "fit test"))
+    for time in (50, 200, 700):
+        alpha_bar = bench.TABLE[torch.full((len(x0),), time)]
+        noise = torch.randn(x0.shape, generator=distill.rng(2, "fit test"))
+        x = bench.schedule.add_noise(x0, noise, alpha_bar)
+        exact = bench.TARGET.eps(x, alpha_bar)
+        with torch.no_grad():
+            gap = network(x, None, None, alpha_bar) - exact
+        assert gap.square().mean() < 0.3 * exact.square().mean()
+
+
 def test_a_short_training_moves_the_student_towards_the_truth_and_repeats():
     # seconds: a narrow network, few steps; the recipe's own settings otherwise
     small = bench.Bench(width=48, depth=2, fit_steps=300)
