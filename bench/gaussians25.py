@@ -36,6 +36,7 @@ from hsivi_cli import distill, schedule
 from hsivi_cli.chain import Chain
 from hsivi_cli.config import TrainConfig
 from hsivi_cli.objective import dot
+from hsivi_cli.points import jensen_shannon, sliced_w1
 from hsivi_cli.targets import GaussianMixture, grid_mixture
 from hsivi_cli.teacher import solver, solver_names
 from hsivi_cli.train import make_chain as of_teacher
@@ -48,36 +49,6 @@ TABLE = SCHEDULER.alphas_cumprod.double()
 
 
 # ---- metrics ----------------------------------------------------------------------------------
-
-
-def sliced_w1(a: Tensor, b: Tensor, directions: int = 64) -> float:
-    """Mean over directions at equal angles of the 1-Wasserstein distance of the projections.
-
-    a, b  [N, 2], equally many
-    """
-    angle = torch.arange(directions) * math.pi / directions
-    unit = torch.stack([angle.cos(), angle.sin()])
-    return (sorted_along(a, unit) - sorted_along(b, unit)).abs().mean().item()
-
-
-def sorted_along(x: Tensor, unit: Tensor) -> Tensor:
-    return (x @ unit).sort(dim=0).values
-
-
-def jensen_shannon(a: Tensor, b: Tensor, bins: int = 60, reach: float = 2.0) -> float:
-    """Jensen-Shannon divergence in nats of the histograms over [-reach, reach]^2, and one cell more
-    for all that lies outside. a, b [N, 2]."""
-    p, q = histogram(a, bins, reach), histogram(b, bins, reach)
-    middle = (p + q) / 2
-    half = [torch.special.xlogy(r, r / middle.clamp(min=1e-300)).sum() for r in (p, q)]
-    return (sum(half) / 2).item()
-
-
-def histogram(x: Tensor, bins: int, reach: float) -> Tensor:
-    cell = ((x.double() + reach) / (2 * reach) * bins).floor().long()
-    inside = ((cell >= 0) & (cell < bins)).all(1)
-    index = torch.where(inside, cell[:, 0] * bins + cell[:, 1], bins * bins)
-    return torch.bincount(index, minlength=bins * bins + 1).double() / len(x)
 
 
 def near_share(x: Tensor) -> float:

@@ -1,6 +1,6 @@
 """Where the time of training and sampling goes, on the embedded teacher with the demo's settings.
 
-    python bench/profile.py [--nfe 4] [--rounds 10] [--device cpu]
+    python bench/costs.py [--nfe 4] [--rounds 10] [--device cpu]
 
 Prints seconds per student update, the share of it inside the networks (forward; the rest is
 backward, optimizer, noise), images per second when sampling and the share inside the network there,
