@@ -91,12 +91,15 @@ def verdicts(rows: list[dict]) -> list[str]:
             f"{nfe} calls: {won['name']} ({WORDS[won['kind']]}) wins, {won['distance']:.2f} "
             f"against {lost['distance']:.2f} of {lost['name']}"
         )
-        if teacher and solver["distance"] > teacher["distance"]:
-            left = (student["distance"] - teacher["distance"]) / (
-                solver["distance"] - teacher["distance"]
-            )
+        span = solver["distance"] - teacher["distance"] if teacher else 0.0
+        if span > 0:
+            mine = [row for row in ordered(rows) if (row["kind"], row["nfe"]) == ("student", nfe)]
+            left = [(row["distance"] - teacher["distance"]) / span for row in mine]
+            words = [f"{value:.3f}" for value in left]
+            if len(mine) > 1:
+                words = [f"{w} ({row['name']})" for w, row in zip(words, mine, strict=True)]
             sentence += (
-                f"; excess left {left:.3f} over the teacher's {teacher['distance']:.2f} "
+                f"; excess left {', '.join(words)} over the teacher's {teacher['distance']:.2f} "
                 f"at {teacher['nfe']} calls"
             )
         sentences.append(sentence + ".")
