@@ -117,7 +117,7 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
         raise OSError("no space left on device")
 
     monkeypatch.setattr(np, "savez", full)
-    with pytest.raises(HsiviError, match=r"a\.npz: could not be written \(no space left"):
+    with pytest.raises(HsiviError, match=r"could not write .*a\.npz: no space left"):
         save_npz(random_images(seed=2), tmp_path / "a.npz")
     assert os.listdir(tmp_path) == ["a.npz"]
     assert torch.equal(read_npz(tmp_path / "a.npz"), random_images(seed=1))
