@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from hsivi_cli import chain as chains
 from hsivi_cli import schedule
 from hsivi_cli.config import HsiviError
-from hsivi_cli.teacher import Teacher, digest_of, load_teacher, solver, solver_names
+from hsivi_cli.teacher import digest_of, load_teacher, solver, solver_names
 
 BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2")
 FAMILIES = {
