@@ -119,6 +119,11 @@ def save_student(
             let_read(file)
             file.replace(target)
     write_text(folder / "README.md", card)
+    write_info(folder, info)
+
+
+def write_info(folder: Path, info: dict) -> None:
+    """hsivi.json: what a run is and how it was made."""
     write_text(folder / "hsivi.json", json.dumps({"format": FORMAT} | info, indent=1) + "\n")
 
 

@@ -42,7 +42,7 @@ from .draw import Sampler, draw
 from .frechet import frechet_distance
 from .images import save_grid
 from .runs import Interrupt, append, is_finite, say, whole_lines
-from .student import is_student, load_student, save_student
+from .student import is_student, load_student, save_student, write_info
 from .teacher import Teacher, load_teacher, read_json, solver
 
 EVAL_SEED = 1_000_000_000  # the seeds that judge a training are none that a user is likely to draw
@@ -83,7 +83,7 @@ def run(config: TrainConfig, teacher_options: dict, out: Path) -> None:
     earlier = check_out(out, config, teacher)
     judge = make_judge(config, device) if accelerator.is_main_process else None
     players = make_players(config, teacher, chain, device)
-    state = {"round": 0, "best": None, "seconds": 0.0, "evaluated": None}
+    state = {"round": 0, "best": None, "seconds": 0.0}
     resumed = load_checkpoint(out / "checkpoint") if earlier else None
     if resumed:
         state = restore(players, *resumed)
@@ -344,9 +344,7 @@ class Book:
             return
         with writing(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
-        write_text(
-            self.out / "hsivi.json", json.dumps({"format": 1} | self.info(), indent=1) + "\n"
-        )
+        write_info(self.out, self.info())
         done = self.state["round"] - distill.warmup_rounds(self.config)
         for name in ("metrics.jsonl", "timing.jsonl", "evaluations.jsonl"):
             path = self.out / name
@@ -465,10 +463,7 @@ class Book:
             if self.state["best"] is None:
                 self.export()
             else:
-                write_text(
-                    self.out / "hsivi.json",
-                    json.dumps({"format": 1} | self.info(), indent=1) + "\n",
-                )
+                write_info(self.out, self.info())
         self.accelerator.wait_for_everyone()
 
     def export(self) -> None:
