@@ -25,6 +25,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .checkpoint import replacing
 from .config import HsiviError, embedded, weights_folder
@@ -203,6 +204,18 @@ class _Inception(nn.Module):
         return self.net(2 * x - 1)
 
 
+def fold_batch_norm(network: nn.Module) -> nn.Module:
+    """The same network with each batch normalisation inside the convolution before it, in place.
+
+    torchvision's BasicConv2d holds the two as `conv` and `bn`; the network must be in eval().
+    """
+    for child in network.modules():
+        if isinstance(getattr(child, "bn", None), nn.BatchNorm2d):
+            child.conv = fuse_conv_bn_eval(child.conv, child.bn)
+            child.bn = nn.Identity()
+    return network
+
+
 def _load_inception(weights: Path | None, device: str | torch.device) -> Detector:
     state = _inception_state(weights)
     network = _Inception()
@@ -214,7 +227,10 @@ def _load_inception(weights: Path | None, device: str | torch.device) -> Detecto
         raise HsiviError(
             f"{weights}: not pytorch-fid's InceptionV3 checkpoint ({reason})"
         ) from error
-    network = network.eval().requires_grad_(False).to(device)
+    on_cpu = torch.device(device).type == "cpu"
+    layout = torch.channels_last if on_cpu else torch.contiguous_format  # faster there
+    network = fold_batch_norm(network.eval()).requires_grad_(False)
+    network = network.to(device, memory_format=layout)
 
     def features(images: Tensor) -> Tensor:
         if images.shape[3] not in (1, 3):
@@ -223,7 +239,7 @@ def _load_inception(weights: Path | None, device: str | torch.device) -> Detecto
             )
         x = images.to(device).permute(0, 3, 1, 2).float() / 255
         with _exact_float32(device):
-            return network(x.expand(-1, 3, -1, -1))
+            return network(x.expand(-1, 3, -1, -1).contiguous(memory_format=layout))
 
     stamp = f"{INCEPTION} bilinear-299 {_weights_hash(wanted)}"
     return Detector(stamp, 2048, features)
