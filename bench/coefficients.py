@@ -1,0 +1,139 @@
+"""A solver's coefficients trained alone, over the frozen teacher: is it worth its place beside
+training the weights?
+
+    python bench/coefficients.py --nfe 4 --start unipc-leading
+    python bench/coefficients.py --nfe 4 --start unipc-leading --ground gaussians
+
+The chain's cx and ce (K (K+1)/2 + K numbers) and the times that the network is told are moved, as
+additions to the solver's own, until the chain's samples lie near the teacher's many-call ones from
+the same x_K (mean squared distance), which is how the literature trains them. Images are scored by
+`hsivi fid`, the Gaussians by the metrics of gaussians25.py. Seconds are CPU seconds of one thread,
+the teacher's samples included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import gaussians25 as ground
+import torch
+from torch import Tensor, nn
+
+from hsivi_cli import chain as chains
+from hsivi_cli.chain import Chain
+from hsivi_cli.detector import detector_for, moments_of, statistics_of
+from hsivi_cli.distill import rng
+from hsivi_cli.draw import draw, solver_sampler
+from hsivi_cli.frechet import frechet_distance
+from hsivi_cli.teacher import load_teacher, solver
+
+
+class Coefficients(nn.Module):
+    """What is added to a deterministic chain's cx, ce and told times, all zero at first."""
+
+    def __init__(self, chain: Chain):
+        super().__init__()
+        self.chain = chain
+        self.cx = nn.Parameter(torch.zeros(chain.nfe + 1))
+        self.ce = nn.Parameter(torch.zeros(chain.nfe + 1, chain.nfe + 1))
+        self.time = nn.Parameter(torch.zeros(chain.nfe + 1))  # in hundreds of times
+
+    def walk(self, network, x: Tensor) -> Tensor:
+        """chain.sample, differentiable in the coefficients. x [B, ...] -> [B, ...]"""
+        chain, history = self.chain, {}
+        for k in range(chain.nfe, 0, -1):
+            told = (chain.time[k].float() + 100 * self.time[k]).expand(len(x))
+            level = chain.alpha_bar[k].float().expand(len(x))
+            history[k] = network(x, told, None, level)
+            x = (chain.cx[k].float() + self.cx[k]) * x
+            for j, eps in history.items():
+                x = x + (chain.ce[k, j].float() + self.ce[k, j]) * eps
+        return x
+
+    def trained(self) -> Chain:
+        """The chain with its additions."""
+        chain = self.chain
+        return replace(
+            chain,
+            time=chain.time + 100 * self.time.detach().double(),
+            cx=chain.cx + self.cx.detach().double(),
+            ce=(chain.ce + self.ce.detach().double()).triu(),
+        )
+
+
+def fit(network, start: Chain, x: Tensor, wanted: Tensor, args) -> Chain:
+    """The chain whose samples from x [N, ...] lie nearest to `wanted` [N, ...], by Adam."""
+    model = Coefficients(start)
+    optimizer = torch.optim.Adam(model.parameters(), lr=args.rate)
+    for step in range(args.steps):
+        pick = torch.randint(len(x), (args.batch_size,), generator=rng(args.seed, "batch", step))
+        loss = (model.walk(network, x[pick]) - wanted[pick]).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % 50 == 0:
+            print(f"step {step}: mean squared distance {loss.item():.4f}", flush=True)
+    return model.trained()
+
+
+def on_images(args) -> None:
+    began = time.process_time()
+    teacher = load_teacher()
+    network = teacher.network()
+    start = solver_sampler(teacher, args.start, args.nfe)
+    many = solver(args.teacher, args.teacher_calls, teacher.scheduler, teacher.table)
+    x = torch.randn(args.pairs, *teacher.shape, generator=rng(args.seed, "pairs"))
+    with torch.inference_mode():
+        wanted = torch.cat([chains.sample(network, many, part, None, scale) for part in x.split(32)
+                            for scale in [torch.zeros(1, 1, 1, 1)]])  # fmt: skip
+    wanted = wanted.clone()
+    chain = fit(network, start.chain, x, wanted, args)
+    spent = time.process_time() - began
+    reference = str(Path(__file__).parent.parent / "weights" / "reference.npz")
+    detector = detector_for([reference], None, None, "cpu")
+    there = statistics_of(reference, detector, None).moments
+    for name, sampler in (("solver", start), ("trained", replace(start, chain=chain))):
+        images = draw(sampler, range(args.count), 50, "cpu")
+        distance = frechet_distance(moments_of(images, detector)[0], there)
+        print(f"{args.nfe} calls, {args.start}, {name}: {distance:.2f} on {args.count} images")
+    print(f"{spent:.0f} CPU seconds")
+
+
+def on_gaussians(args) -> None:
+    began = time.process_time()
+    start = solver(args.start, args.nfe, ground.SCHEDULER, ground.TABLE)
+    many = solver(args.teacher, args.teacher_calls, ground.SCHEDULER, ground.TABLE)
+    x = torch.randn(args.pairs, 2, generator=rng(args.seed, "pairs"))
+    wanted = chains.sample(ground.exact_eps, many, x, None, torch.zeros(1, 1)).float()
+    chain = fit(ground.exact_eps, start, x, wanted, args)
+    spent = time.process_time() - began
+    for name, each in (("solver", start), ("trained", chain)):
+        row = ground.measure(ground.draw(ground.exact_eps, each, torch.zeros(1, 1)))
+        print(f"{args.nfe} calls, {args.start}, {name}: {ground.show(row)}")
+    print(f"{spent:.0f} CPU seconds")
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    parser = argparse.ArgumentParser(description="Train a solver's coefficients alone.")
+    parser.add_argument("--ground", choices=("images", "gaussians"), default="images")
+    parser.add_argument("--nfe", type=int, default=4)
+    parser.add_argument("--start", default="unipc-leading")
+    parser.add_argument("--teacher", default="dpm++2-linspace", help="the many-call solver")
+    parser.add_argument("--teacher-calls", type=int, default=20)
+    parser.add_argument("--pairs", type=int, default=512)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--count", type=int, default=1000, help="images that are scored")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    on_images(args) if args.ground == "images" else on_gaussians(args)
+
+
+if __name__ == "__main__":
+    main()
