@@ -18,6 +18,7 @@ from hsivi_cli import distill, train
 from hsivi_cli.config import TrainConfig
 from hsivi_cli.device import pick_device
 from hsivi_cli.draw import draw, solver_sampler
+from hsivi_cli.start import make_chains
 from hsivi_cli.teacher import load_teacher
 
 
@@ -45,8 +46,8 @@ def main() -> None:
     args = parser.parse_args()
     device = pick_device(args.device)
     teacher = load_teacher(device=device)
-    config = TrainConfig(nfe=args.nfe, fake_warmup=0)
-    players = train.make_players(config, teacher, train.make_chain(config, teacher), device)
+    config = TrainConfig(nfe=str(args.nfe), fake_warmup=0)
+    players = train.make_players(config, teacher, make_chains(config, teacher, {}), device)
     networks = {
         name: Timed(getattr(players, name)) for name in ("student_eps", "fake_eps", "teacher_eps")
     }

@@ -2,6 +2,7 @@
 
     python bench/gaussians25.py --nfe 5 --seeds 0,1,2
     python bench/gaussians25.py --nfe 5 objective=score-matching a=1 noise_share=0.6
+    python bench/gaussians25.py --nfe 1,2,5
 
 A 5 x 5 grid of Gaussians (spacing 0.7, sd 0.08) on the linear schedule of 1000 times. Its exact
 score is the teacher. A small MLP is fitted to it, and student and fake score start from the fit;
@@ -37,9 +38,9 @@ from hsivi_cli.chain import Chain
 from hsivi_cli.config import TrainConfig
 from hsivi_cli.objective import dot
 from hsivi_cli.points import jensen_shannon, sliced_w1
+from hsivi_cli.start import make_chains as of_teacher
 from hsivi_cli.targets import GaussianMixture, grid_mixture
 from hsivi_cli.teacher import solver, solver_names
-from hsivi_cli.train import make_chain as of_teacher
 
 COUNT = 20_000
 SD, SPACING = 0.08, 0.7
@@ -89,11 +90,24 @@ class EpsMLP(nn.Module):
             nn.Linear(32, 2 * width * depth),
         )
         self.last = nn.Linear(width, 2)
+        self.rows = None
+
+    def told(self, rows: int) -> EpsMLP:
+        """A copy whose labels are rows, each with scales and shifts of its own beside the level's,
+        at first none.
+        """
+        network = copy.deepcopy(self)
+        network.rows = nn.Embedding.from_pretrained(
+            torch.zeros(rows, self.level[-1].out_features), freeze=False
+        )
+        return network
 
     def forward(self, x, time, labels=None, alpha_bar=None) -> Tensor:
         ratio = schedule.noise_to_signal(alpha_bar.double()).log().to(x)[:, None]
         phase = ratio * self.level_frequency
         level = self.level(torch.cat([ratio / 3, phase.sin(), phase.cos()], 1))
+        if self.rows is not None:
+            level = level + self.rows(labels)
         phase = (x[:, :, None] * self.x_frequency).flatten(1)
         h = torch.cat([x, phase.sin(), phase.cos()], 1)
         scales, shifts = level.chunk(2, 1)
@@ -149,24 +163,27 @@ RECIPE = {
     "fake_rate": 3e-3,
 }
 OF_NFE = {
-    1: {"grid": "0,500", "objective": "score-matching", "weight": "ratio"},
-    5: {"grid": "0,20,90,240,460,760", "noise_share": "0.7"},
+    "1": {"grid": "0,500", "objective": "score-matching", "weight": "ratio"},
+    "5": {"grid": "0,20,90,240,460,760", "noise_share": "0.7"},
 }
 
 
-def recipe(nfe: int) -> dict:
-    """The bench's own settings for a number of calls; TrainConfig has the rest."""
+def recipe(nfe: str) -> dict:
+    """The bench's own settings for a --nfe; TrainConfig has the rest."""
     return RECIPE | OF_NFE.get(nfe, {})
 
 
-def make_chain(config: TrainConfig) -> Chain:
-    """The chain that `hsivi train` would make on this schedule."""
-    return of_teacher(config, SimpleNamespace(table=TABLE, scheduler=SCHEDULER))
+def make_chains(config: TrainConfig) -> list[Chain]:
+    """The chains that `hsivi train` would make on this schedule."""
+    return of_teacher(config, SimpleNamespace(table=TABLE, scheduler=SCHEDULER), {})
 
 
 def make_players(config: TrainConfig, start: EpsMLP) -> distill.Players:
-    student, fake, ema = (copy.deepcopy(start) for _ in range(3))
-    scales = {"frozen": 1, "scalar": 1, "layer": config.nfe, "pixel": 1}[config.log_scale]
+    own = make_chains(config)
+    calls = sum(chain.nfe for chain in own)
+    student, ema = copy.deepcopy(start), copy.deepcopy(start)
+    fake = start.told(calls) if config.tells else copy.deepcopy(start)
+    scales = {"frozen": 1, "scalar": 1, "layer": calls, "pixel": 1}[config.log_scale]
     log_scale = nn.Parameter(torch.zeros(scales, 2 if config.log_scale == "pixel" else 1))
     log_scale.requires_grad_(config.log_scale != "frozen")
     trained = [*student.parameters(), *([log_scale] if log_scale.requires_grad else [])]
@@ -179,10 +196,11 @@ def make_players(config: TrainConfig, start: EpsMLP) -> distill.Players:
         ema=ema.requires_grad_(False),
         log_scale=log_scale,
         ema_scale=log_scale.detach().clone(),
-        chain=make_chain(config),
+        chains=own,
         table=TABLE,
         shape=(2,),
         label_count=None,
+        told=config.tells,
         student_optimizer=distill.make_optimizer(
             config.optimizer, trained, config.student_rate, config.student_beta1
         ),
@@ -200,15 +218,15 @@ def draw(network, chain: Chain, log_scale: Tensor, count: int = COUNT, seed: int
     return chains.sample(network, chain, noise[0], noise[1:], log_scale)
 
 
-def train(config: TrainConfig, bench: Bench, eval_every: int | None) -> dict:
-    """One training: the metrics of the averaged student, and CPU seconds (fit and all)."""
+def train(config: TrainConfig, bench: Bench, eval_every: int | None) -> dict[int, dict]:
+    """One training: by budget, the averaged student's metrics and CPU seconds (fit and all)."""
     began = time.process_time()
     start = fit(bench, config.seed)
     fitted = time.process_time()
     players = make_players(config, start)
     last = distill.warmup_rounds(config) + config.steps
     spent = fitted - began
-    say(f"fit: {spent:.0f} s, untrained: {show(measure_ema(players))}")
+    say(f"fit: {spent:.0f} s, untrained: {show_all(measure_ema(players))}")
     tick = time.process_time()
     for round_ in range(last):
         measured = distill.play_round(players, config, round_)
@@ -216,19 +234,26 @@ def train(config: TrainConfig, bench: Bench, eval_every: int | None) -> dict:
         if eval_every and step > 0 and step % eval_every == 0 and step < config.steps:
             spent += time.process_time() - tick
             numbers = " ".join(f"{k} {v:.4f}" for k, v in measured.items())
-            say(f"step {step}, {spent:.0f} s: {show(measure_ema(players))}   {numbers}")
+            say(f"step {step}, {spent:.0f} s: {show_all(measure_ema(players))}   {numbers}")
             tick = time.process_time()
     spent += time.process_time() - tick
-    return measure_ema(players) | {"seconds": spent}
+    return {nfe: row | {"seconds": spent} for nfe, row in measure_ema(players).items()}
 
 
-def measure_ema(players: distill.Players) -> dict[str, float]:
-    return measure(draw(players.ema, players.chain, players.ema_scale))
+def measure_ema(players: distill.Players) -> dict[int, dict[str, float]]:
+    """By budget the metrics of the averaged student."""
+    return {
+        chain.nfe: measure(draw(players.ema, chain, players.ema_scale)) for chain in players.chains
+    }
 
 
 def show(row: dict[str, float]) -> str:
     seconds = f", {row['seconds']:.0f} s" if "seconds" in row else ""
     return f"W1 {row['w1']:.3f}  JS {row['js']:.3f}  near {row['near']:.3f}{seconds}"
+
+
+def show_all(rows: dict[int, dict[str, float]]) -> str:
+    return " | ".join(show(row) for row in rows.values())
 
 
 def say(text: str) -> None:
@@ -245,10 +270,11 @@ def settings(words: list[str], cls) -> dict:
 
 def solver_rows(args) -> Iterator[dict]:
     for name in solver_names():
-        chain = solver(name, args.nfe, SCHEDULER, TABLE)
-        row = measure(draw(exact_eps, chain, torch.zeros(1, 1)))
-        print(f"{name:16} {show(row)}", flush=True)
-        yield {"name": name, "nfe": args.nfe} | row
+        for nfe in TrainConfig(nfe=args.nfe).budgets:
+            chain = solver(name, nfe, SCHEDULER, TABLE)
+            row = measure(draw(exact_eps, chain, torch.zeros(1, 1)))
+            print(f"{nfe} calls, {name:16} {show(row)}", flush=True)
+            yield {"name": name, "nfe": nfe} | row
 
 
 def student_rows(args, parser: argparse.ArgumentParser) -> Iterator[dict]:
@@ -258,9 +284,10 @@ def student_rows(args, parser: argparse.ArgumentParser) -> Iterator[dict]:
             parser.error(f"{word}: no setting has this name")
     config = replace(TrainConfig(nfe=args.nfe), **(recipe(args.nfe) | chosen))
     for seed in map(int, args.seeds.split(",")):
-        row = train(replace(config, seed=seed), Bench(**own), args.eval_every)
-        print(f"{args.nfe} calls, seed {seed}: {show(row)}", flush=True)
-        yield {"name": "student", "nfe": args.nfe, "seed": seed, "settings": args.settings} | row
+        rows = train(replace(config, seed=seed), Bench(**own), args.eval_every)
+        for nfe, row in rows.items():
+            print(f"{nfe} calls, seed {seed}: {show(row)}", flush=True)
+            yield {"name": "student", "nfe": nfe, "seed": seed, "settings": args.settings} | row
 
 
 def main() -> None:
@@ -269,7 +296,7 @@ def main() -> None:
     parser.add_argument(
         "settings", nargs="*", help="key=value of TrainConfig, or width, depth, fit_*"
     )
-    parser.add_argument("--nfe", type=int, default=5)
+    parser.add_argument("--nfe", default="5", help="calls, or several: 1,2,5 for one student")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--eval-every", type=int, help="steps between lines of progress")
     parser.add_argument("--solvers", action="store_true", help="the training-free solvers instead")

@@ -183,10 +183,22 @@ def train(context, preset, config, dry_run, **given) -> None:
 def check_train(config: TrainConfig) -> TrainConfig:
     """Refuse numbers that mean nothing."""
     least = {
-        "nfe": 1, "batch_size": 1, "accumulate": 1, "fake_updates": 1, "checkpoint_every": 1,
+        "batch_size": 1, "accumulate": 1, "fake_updates": 1, "checkpoint_every": 1,
         "eval_every": 1, "eval_count": 2, "steps": 0, "fake_warmup": 0, "rate_warmup": 0,
     }  # fmt: skip
     check_numbers(config, least, ("student_rate", "fake_rate", "clip"))
+    if len(config.budgets) > 1:
+        for flag, text in (("--grid", config.grid), ("--noise-share", config.noise_share)):
+            if "," in text:
+                raise HsiviError(
+                    f"{flag} {text} has a number a layer, which cannot suit --nfe {config.nfe} at "
+                    "once: name a rule, or train a student for each"
+                )
+        if config.log_scale != "frozen":
+            raise HsiviError(
+                f"--log-scale {config.log_scale} is one budget's own: keep it frozen, or give "
+                f"--nfe one number, not {config.nfe}"
+            )
     return config
 
 

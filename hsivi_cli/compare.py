@@ -21,7 +21,14 @@ from tqdm import tqdm
 
 from . import report
 from .checkpoint import replacing, write_text
-from .config import CompareConfig, HsiviError, command_line, embedded, weights_folder
+from .config import (
+    CompareConfig,
+    HsiviError,
+    command_line,
+    embedded,
+    parse_numbers,
+    weights_folder,
+)
 from .detector import (
     Detector,
     Statistics,
@@ -167,15 +174,6 @@ def embedded_reference(teacher: Teacher | None) -> str:
             "own"
         )
     return str(weights_folder() / "reference.npz")
-
-
-def parse_numbers(text: str, flag: str, least: int = 1) -> list[int]:
-    words = text.split(",")
-    if not all(word.strip().isdigit() and int(word) >= least for word in words):
-        raise HsiviError(
-            f"{flag} {text} must be whole numbers from {least} up, separated by commas"
-        )
-    return [int(word) for word in words]
 
 
 def parse_budgets(config: CompareConfig, students: list[Student]) -> list[int]:

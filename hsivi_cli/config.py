@@ -47,6 +47,15 @@ def option(default, help: str, **extra):
     return field(default=default, metadata={"help": help, **extra})
 
 
+def parse_numbers(text: str, flag: str, least: int = 1) -> list[int]:
+    words = text.split(",")
+    if not all(word.strip().isdigit() and int(word) >= least for word in words):
+        raise HsiviError(
+            f"{flag} {text} must be whole numbers from {least} up, separated by commas"
+        )
+    return [int(word) for word in words]
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """`hsivi train`: the method's settings and the run's. The defaults are the recipe that measured
@@ -54,17 +63,18 @@ class TrainConfig:
     """
 
     # the chain
-    nfe: int = option(4, "network calls of the student (K)")
+    nfe: str = option(
+        "4", "network calls of the student (K); several, as in 1,2,4,8, for one student of all"
+    )
     grid: str = option(
         "auto", "times: auto, quad, uniform, log-snr, or K+1 rising times such as 0,300,650"
     )
     grid_top: int | None = option(None, "the last time of the grid, in place of its own rule")
     start: str = option(
         "ddim",
-        "what the layers are before training: ddim, or a solver whose times and coefficients they "
-        "take "
-        "(dpm++2, dpm++3, unipc, deis, ipndm, each with -lu, -karras, -leading, -trailing where "
-        "it has them)",
+        "what the layers are before training: ddim, a solver whose times and coefficients they "
+        "take (dpm++2, dpm++3, unipc, deis, ipndm, each with -lu, -karras, -leading, -trailing "
+        "where it has them), or auto for the one whose images lie nearest to the teacher's own",
     )
     noise_share: str = option(
         "1",
@@ -96,6 +106,12 @@ class TrainConfig:
         "segment",
         "where a layer is judged: its own segment of levels, all above it, or its own level",
         choices=("segment", "above", "own"),
+    )
+    fake_score: str = option(
+        "auto",
+        "whether the fake score is told which layer it judges, of which budget, or shared by all "
+        "at a level; auto tells it where levels are those of several layers",
+        choices=("auto", "told", "shared"),
     )
     order: str = option(
         "joint",
@@ -161,12 +177,26 @@ class TrainConfig:
         None, "also log to tensorboard or wandb", choices=("tensorboard", "wandb"), run_only=True
     )
 
+    @property
+    def budgets(self) -> list[int]:
+        """The numbers of calls of --nfe."""
+        found = parse_numbers(self.nfe, "--nfe")
+        if len(set(found)) < len(found):
+            raise HsiviError(f"--nfe {self.nfe} names a number of calls twice")
+        return found
+
+    @property
+    def tells(self) -> bool:
+        """Whether the fake score is told its layer."""
+        several = len(self.budgets) > 1 or (self.levels == "above" and self.budgets != [1])
+        return self.fake_score == "told" or (self.fake_score == "auto" and several)
+
 
 PRESETS = {
     "default": {},
     # the paper's CIFAR-10 settings; its 200,000 fake-score updates are 10,000 student updates
     "hsivi": {
-        "nfe": 10, "grid": "quad", "noise_share": "eta:0.2", "log_scale": "pixel",
+        "nfe": "10", "grid": "quad", "noise_share": "eta:0.2", "log_scale": "pixel",
         "objective": "score-matching", "a": 0.5, "weight": "sigma2", "fake_weight": "sigma2",
         "levels": "own", "steps": 10_000, "batch_size": 128, "fake_updates": 20, "fake_warmup": 0,
         "student_rate": 1.6e-5, "fake_rate": 8e-5, "rate_warmup": 125, "optimizer": "amsgrad",
@@ -174,7 +204,7 @@ PRESETS = {
     },
     # score identity distillation, one call
     "sid": {
-        "nfe": 1, "grid_top": 440, "objective": "score-matching", "a": 1.0, "weight": "sid",
+        "nfe": "1", "grid_top": 440, "objective": "score-matching", "a": 1.0, "weight": "sid",
         "levels": "above", "steps": 10_000, "batch_size": 256, "fake_updates": 1, "fake_warmup": 0,
         "student_rate": 1e-5, "fake_rate": 1e-5, "decay": "none", "fake_beta1": 0.0, "ema": 0.999,
     },

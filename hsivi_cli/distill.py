@@ -4,7 +4,12 @@ update.
 Between two student updates the student does not change, so one roll-out gives the states and means
 of all layers, and every fake-score update needs only fresh noise on means it has. A *round* is a
 roll-out with its fake-score updates; the first rounds warm the fake score up, every later one ends
-with a *step*, one student update.
+with a *step*, one student update. Where one student serves several budgets of calls, each with a
+chain of its own, rounds take the chains in turn.
+
+A fake score that is *told* its layer has a row of weights for every layer of every chain, and in
+place of the labels hears which row: so it can hold a score for each of them at one level. One that
+is not told learns their mixture there.
 
 Everything random is a function of (seed, round, purpose), drawn on the CPU for the whole global
 batch; a process takes its share of it. So a run neither depends on how many processes there are nor
@@ -15,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,9 +47,11 @@ class Players:
     teacher_eps           the frozen teacher as such a network
     ema                   the averaged student, a module like `student`
     log_scale, ema_scale  [1 or K, ...] the noise scale and its average
+    chains                one for each budget of calls
     table                 [T] alpha_bar by time, float64
     shape                 of one sample
     label_count           classes of the teacher, None without
+    told                  whether the fake score's labels are those of `fake_labels`
     """
 
     student: nn.Module
@@ -55,12 +62,17 @@ class Players:
     ema: nn.Module
     log_scale: nn.Parameter
     ema_scale: Tensor
-    chain: Chain
+    chains: Sequence[Chain]
     table: Tensor
     shape: tuple[int, ...]
     label_count: int | None
+    told: bool
     student_optimizer: torch.optim.Optimizer
     fake_optimizer: torch.optim.Optimizer
+
+    def chain(self, round_: int) -> Chain:
+        """The chain whose turn a round is."""
+        return self.chains[round_ % len(self.chains)]
 
 
 @dataclass(frozen=True)
@@ -100,13 +112,13 @@ def warmup_rounds(config: TrainConfig) -> int:
     return math.ceil(config.fake_warmup / config.fake_updates)
 
 
-def active_layers(config: TrainConfig, step: int) -> list[int]:
-    """The layers that train at a step: all, or in sequential order one at a time from the top, an
-    equal share of steps each.
+def active_layers(config: TrainConfig, nfe: int, step: int) -> list[int]:
+    """The layers of nfe that train at a step: all, or in sequential order one at a time from the
+    top, an equal share of steps each.
     """
     if config.order == "joint":
-        return list(range(1, config.nfe + 1))
-    return [config.nfe - min(config.nfe - 1, step * config.nfe // max(1, config.steps))]
+        return list(range(1, nfe + 1))
+    return [nfe - min(nfe - 1, step * nfe // max(1, config.steps))]
 
 
 def pool_size(config: TrainConfig, layer_count: int) -> int:
@@ -130,10 +142,12 @@ def pick(uses: Tensor, chains: int, layers: list[int]) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Pool:
-    """Layers of a roll-out: x, offset and mean [K, N, ...], layer k at k - 1 (zero where not
-    visited); labels [N] or None.
+    """Layers of a roll-out of a chain: x, offset and mean [K, N, ...], layer k at k - 1 (zero where
+    not visited); labels [N] or None. first_row is that of layer 1 in a fake score that is told.
     """
 
+    chain: Chain
+    first_row: int
     x: Tensor
     offset: Tensor
     mean: Tensor
@@ -145,7 +159,7 @@ def roll_out(
     players: Players, config: TrainConfig, round_: int, layers: list[int], share: Share
 ) -> Pool:
     """Walk this process's chains of the round's pool down to the lowest layer that trains."""
-    device, chain = players.log_scale.device, players.chain
+    device, chain = players.log_scale.device, players.chain(round_)
     count = pool_size(config, len(layers))
     mine = slice(share.rank, None, share.world)
     draw = rng(config.seed, round_, "roll-out")
@@ -163,7 +177,8 @@ def roll_out(
             stack[visit.k - 1] = part
         if visit.k == min(layers):
             break
-    return Pool(*stacks, labels)
+    first_row = sum(c.nfe for c in players.chains[: round_ % len(players.chains)])
+    return Pool(chain, first_row, *stacks, labels)
 
 
 @dataclass(frozen=True)
@@ -194,11 +209,11 @@ def draw_batch(
     share: Share,
 ) -> Batch:
     """The update-th batch of a round."""
-    device, size = players.log_scale.device, config.batch_size
+    device, size, chain = players.log_scale.device, config.batch_size, players.chain(round_)
     index, layer = pick(torch.arange(size) + update * size, pool_size(config, len(layers)), layers)
     draw = rng(config.seed, round_, purpose, update)
     tau = draw_levels(
-        players.chain, layer, torch.rand(size, generator=draw), config.levels, len(players.table)
+        chain, layer, torch.rand(size, generator=draw), config.levels, len(players.table)
     )
     noise = torch.randn(size, *players.shape, generator=draw)
     mine = slice(share.rank, None, share.world)
@@ -208,14 +223,26 @@ def draw_batch(
     return Batch(*(t.to(device) for t in (index, layer[mine], tau[mine], noise[mine])))
 
 
-def observe_batch(players: Players, batch: Batch, mean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def observe_batch(
+    players: Players, chain: Chain, batch: Batch, mean: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """x and layer_eps [B, ...] of a batch whose layers have these means, and alpha_bar [B] of its
     levels.
     """
-    std = std_of(players.chain, batch.layer, players.log_scale).to(mean.dtype)
-    start = players.chain.alpha_bar.to(mean.device)[batch.layer - 1]
+    std = std_of(chain, batch.layer, players.log_scale).to(mean.dtype)
+    start = chain.alpha_bar.to(mean.device)[batch.layer - 1]
     alpha_bar = players.table.to(mean.device)[batch.tau]
     return *observe(mean, std, start, torch.minimum(alpha_bar, start), batch.noise), alpha_bar
+
+
+def fake_labels(players: Players, pool: Pool, batch: Batch, labels: Tensor | None) -> Tensor | None:
+    """What the fake score hears as labels [B]: those of the samples or, if told, the rows of its
+    weights, one for each (chain, layer, label) in this order.
+    """
+    if not players.told:
+        return labels
+    row = pool.first_row + batch.layer - 1
+    return row if labels is None else row * players.label_count + labels
 
 
 def update(optimizer: torch.optim.Optimizer, clip: float, share: Share) -> float:
@@ -251,10 +278,11 @@ def fake_score_update(
     for part in batch.parts(config.accumulate):
         with torch.no_grad():
             x, layer_eps, alpha_bar = observe_batch(
-                players, part, pool.mean[part.layer - 1, part.chain]
+                players, pool.chain, part, pool.mean[part.layer - 1, part.chain]
             )
         labels = None if pool.labels is None else pool.labels[part.chain]
-        f_eps = players.fake_eps(x, part.tau, labels, alpha_bar)
+        heard = fake_labels(players, pool, part, labels)
+        f_eps = players.fake_eps(x, part.tau, heard, alpha_bar)
         loss = fake_score_loss(f_eps, layer_eps, level_weight(config.fake_weight, alpha_bar)).sum()
         loss = loss / (size * x[0].numel())
         loss.backward()
@@ -271,7 +299,7 @@ def student_update(
     players.fake_score.requires_grad_(False)
     for group in players.student_optimizer.param_groups:
         group["lr"] = student_rate(config, step)
-    chain, total, bounds = players.chain, 0.0, []
+    chain, total, bounds = pool.chain, 0.0, []
     for part in batch.parts(config.accumulate):
         device = part.noise.device
         labels = None if pool.labels is None else pool.labels[part.chain]
@@ -281,9 +309,10 @@ def student_update(
         )
         eps = players.student_eps(x_k, time, labels, alpha_bar_k)
         mean = offset + over(chain.gain.to(device)[part.layer], eps) * eps
-        x, layer_eps, alpha_bar = observe_batch(players, part, mean)
+        x, layer_eps, alpha_bar = observe_batch(players, chain, part, mean)
+        heard = fake_labels(players, pool, part, labels)
         with torch.set_grad_enabled(config.objective == "score-matching"):
-            f_eps = players.fake_eps(x, part.tau, labels, alpha_bar)
+            f_eps = players.fake_eps(x, part.tau, heard, alpha_bar)
             teacher_eps = players.teacher_eps(x, part.tau, labels, alpha_bar)
         x0 = eps_to_x0(teacher_eps, x, alpha_bar) if config.weight == "sid" else None
         weight = level_weight(config.weight, alpha_bar, mean, x0)
@@ -313,10 +342,11 @@ def play_round(
     players: Players, config: TrainConfig, round_: int, share: Share = Share()
 ) -> dict[str, float]:
     """One round, in place. Returns its measurements, by name: averages over its updates and over
-    processes.
+    processes, and the calls of its chain.
     """
     step = round_ - warmup_rounds(config)
-    layers = active_layers(config, max(0, step))
+    chain = players.chain(round_)
+    layers = active_layers(config, chain.nfe, max(0, step))
     pool = roll_out(players, config, round_, layers, share)
     fake_losses, norms = [], []
     for i in range(config.fake_updates):
@@ -333,4 +363,4 @@ def play_round(
     if share.world > 1:
         values = share.mean(torch.tensor(list(measured.values()), device=players.log_scale.device))
         measured = dict(zip(measured, values.tolist(), strict=True))
-    return measured
+    return measured | {"nfe": chain.nfe}

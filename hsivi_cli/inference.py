@@ -303,7 +303,7 @@ def student_loss(
 def play_round(players: Players, config: InferConfig, round_: int) -> dict[str, float]:
     """One round, in place. Returns its measurements by name."""
     step = round_ - warmup_rounds(config)
-    layers = active_layers(config, max(0, step))
+    layers = active_layers(config, config.nfe, max(0, step))
     pool = roll_out(players, config, round_, min(layers))
     measured, size, dim = {}, config.batch_size, players.family.dim
     if config.objective == "sm":

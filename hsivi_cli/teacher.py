@@ -68,6 +68,17 @@ class Teacher:
         """
         return copy.deepcopy(self.unet).requires_grad_(True)
 
+    def told_unet(self, rows: int) -> UNet2DModel:
+        """A `new_unet` whose labels are row * label_count + label, row in 0..rows-1: each row has
+        label embeddings of its own, at first the teacher's, or zeros where it has none.
+        """
+        unet = self.new_unet()
+        width = unet.time_embedding.linear_2.out_features
+        own = torch.zeros(1, width) if self.label_count is None else unet.class_embedding.weight
+        table = own.detach().to(unet.device).repeat(rows, 1)
+        unet.class_embedding = torch.nn.Embedding.from_pretrained(table, freeze=False)
+        return unet
+
 
 def eps_network(
     unet: UNet2DModel, table: Tensor, prediction: str, dtype: str = "float32"

@@ -1,4 +1,4 @@
-"""`hsivi train`: distil a teacher into a student of K calls.
+"""`hsivi train`: distil a teacher into a student of K calls, or of several budgets of calls.
 
 A run's folder is the student (student.py) and beside it what the training says and needs:
 metrics.jsonl (what must repeat), timing.jsonl (what need not), evaluations.jsonl, eval/ (image
@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
+import math
 import sys
 import time
 from dataclasses import asdict, fields
@@ -19,12 +20,12 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, reduce
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, reduce
 from torch import Tensor
 from tqdm import tqdm
 
-from . import __version__, distill, schedule
-from .chain import Chain, ddim_chain, eta_shares, with_noise_share
+from . import __version__, distill
+from .chain import Chain
 from .checkpoint import (
     checkpoints,
     load_checkpoint,
@@ -42,8 +43,9 @@ from .draw import Sampler, draw
 from .frechet import frechet_distance
 from .images import save_grid
 from .runs import Interrupt, append, is_finite, say, whole_lines
+from .start import choose_starts, make_chains
 from .student import is_student, load_student, save_student, write_info
-from .teacher import Teacher, load_teacher, read_json, solver
+from .teacher import Teacher, load_teacher, read_json
 
 EVAL_SEED = 1_000_000_000  # the seeds that judge a training are none that a user is likely to draw
 GRID_COUNT = 64  # images of a kept grid
@@ -79,10 +81,11 @@ def run(config: TrainConfig, teacher_options: dict, out: Path) -> None:
             "them"
         )
     teacher = load_teacher(**teacher_options, device=device)
-    chain = make_chain(config, teacher)
     earlier = check_out(out, config, teacher)
+    starts = find_starts(out if earlier else None, config, teacher, accelerator)
+    chains = make_chains(config, teacher, starts)
     judge = make_judge(config, device) if accelerator.is_main_process else None
-    players = make_players(config, teacher, chain, device)
+    players = make_players(config, teacher, chains, device)
     state = {"round": 0, "best": None, "seconds": 0.0}
     resumed = load_checkpoint(out / "checkpoint") if earlier else None
     if resumed:
@@ -93,7 +96,7 @@ def run(config: TrainConfig, teacher_options: dict, out: Path) -> None:
         accelerator.process_index, accelerator.num_processes, lambda t: reduce(t, reduction="mean")
     )
 
-    book = Book(out, config, teacher, players, chain, accelerator, judge, state, begin)
+    book = Book(out, config, teacher, players, starts, accelerator, judge, state, begin)
     accelerator.wait_for_everyone()  # all have looked at the folder as it was
     book.open()
     warmup = distill.warmup_rounds(config)
@@ -155,49 +158,6 @@ def not_finite(step: int, out: Path, config: TrainConfig) -> HsiviError:
 # ---- before the first round ----------------------------------------------------------------------
 
 
-def make_chain(config: TrainConfig, teacher: Teacher) -> Chain:
-    """The chain that a configuration describes, on a teacher's schedule."""
-    if config.start == "ddim":
-        times = schedule.grid(config.grid, config.nfe, teacher.table, config.grid_top)
-        chain = ddim_chain(times, teacher.table[times])
-    else:
-        chain = solver(config.start, config.nfe, teacher.scheduler, teacher.table)
-    share = parse_share(config.noise_share, chain)
-    if config.start != "ddim" and min(share) >= 1:
-        raise HsiviError(
-            f"--start {config.start} says nothing at --noise-share 1, which keeps only x0: give a "
-            "share below 1"
-        )
-    chain = with_noise_share(chain, share)
-    if config.levels == "own" and not all(chain.s0[1:] > 0):
-        raise HsiviError(
-            "--levels own needs noise in every layer (--noise-share above 0, and a chain that "
-            "does not end at clean data)"
-        )
-    if config.log_scale != "frozen" and min(share) >= 1:
-        raise HsiviError(
-            "--log-scale must be frozen at --noise-share 1: such a layer's noise is the level's own"
-        )
-    return chain
-
-
-def parse_share(text: str, chain: Chain) -> list[float]:
-    """--noise-share: "0.5", "0.2,0.5,1" (layers 1..K) or "eta:0.2"."""
-    try:
-        if text.startswith("eta:"):
-            return eta_shares(chain.alpha_bar, float(text[4:]))
-        shares = [float(word) for word in text.split(",")]
-    except ValueError:
-        raise HsiviError(
-            f"--noise-share {text!r} is neither numbers such as 0.5 or 0.2,0.5,1 nor eta:0.2"
-        ) from None
-    if len(shares) not in (1, chain.nfe):
-        raise HsiviError(
-            f"--noise-share has {len(shares)} numbers; give one, or {chain.nfe}, from layer 1 up"
-        )
-    return shares * (chain.nfe if len(shares) == 1 else 1)
-
-
 def check_out(out: Path, config: TrainConfig, teacher: Teacher) -> bool:
     """Whether the folder holds an earlier part of this very run. Refuses a folder that is not ours
     or another run's.
@@ -215,7 +175,7 @@ def check_out(out: Path, config: TrainConfig, teacher: Teacher) -> bool:
         )
     old = info["config"]
     for item in fields(TrainConfig):
-        new_value, old_value = getattr(config, item.name), old.get(item.name)
+        new_value, old_value = getattr(config, item.name), old.get(item.name, item.default)
         more_steps = item.name == "steps" and new_value >= old_value
         if not item.metadata.get("run_only") and new_value != old_value and not more_steps:
             flag = "--" + item.name.replace("_", "-")
@@ -226,11 +186,28 @@ def check_out(out: Path, config: TrainConfig, teacher: Teacher) -> bool:
     return True
 
 
+def find_starts(
+    earlier: Path | None, config: TrainConfig, teacher: Teacher, accelerator: Accelerator
+) -> dict[int, str]:
+    """What --start auto chose: in an earlier part of this run, or now, by the main process."""
+    if earlier:
+        stored = read_json(earlier / "hsivi.json").get("starts", {})
+        return {int(nfe): name for nfe, name in stored.items()}
+    found = [choose_starts(config, teacher) if accelerator.is_main_process else None]
+    starts = broadcast_object_list(found)[0]
+    if accelerator.is_main_process:
+        for nfe, name in starts.items():
+            say(f"--start auto at {nfe} calls: {name}")
+    return starts
+
+
 def make_players(
-    config: TrainConfig, teacher: Teacher, chain: Chain, device: torch.device
+    config: TrainConfig, teacher: Teacher, chains: list[Chain], device: torch.device
 ) -> Players:
-    student, fake_score = teacher.new_unet(), teacher.new_unet()
-    sizes = {"frozen": 1, "scalar": 1, "layer": config.nfe}
+    calls = sum(chain.nfe for chain in chains)
+    student = teacher.new_unet()
+    fake_score = teacher.told_unet(calls) if config.tells else teacher.new_unet()
+    sizes = {"frozen": 1, "scalar": 1, "layer": calls}
     rest = teacher.shape if config.log_scale == "pixel" else [1] * len(teacher.shape)
     log_scale = torch.zeros(sizes.get(config.log_scale, 1), *rest, device=device)
     log_scale = torch.nn.Parameter(log_scale, requires_grad=config.log_scale != "frozen")
@@ -245,10 +222,11 @@ def make_players(
         ema=copy.deepcopy(student).requires_grad_(False),
         log_scale=log_scale,
         ema_scale=log_scale.detach().clone(),
-        chain=chain,
+        chains=chains,
         table=teacher.table,
         shape=teacher.shape,
         label_count=teacher.label_count,
+        told=config.tells,
         student_optimizer=distill.make_optimizer(
             kind, trained, config.student_rate, config.student_beta1
         ),
@@ -274,8 +252,11 @@ def start_from(players: Players, path: str, teacher: Teacher, device: torch.devi
         players.log_scale.data.copy_(scale)
         players.ema_scale.copy_(scale)
     found = load_checkpoint(Path(path) / "checkpoint")
-    if found:
-        load_module(players.fake_score, found[0], "fake_score")
+    if found:  # all but the rows of a fake score that is told other layers
+        own = players.fake_score.state_dict()
+        theirs = {name: found[0].get(f"fake_score.{name}") for name in own}
+        fit = {n: t for n, t in theirs.items() if t is not None and t.shape == own[n].shape}
+        players.fake_score.load_state_dict(own | fit)
 
 
 def make_judge(config: TrainConfig, device: torch.device) -> tuple[Detector, Statistics] | None:
@@ -326,9 +307,9 @@ def restore(players: Players, tensors: dict[str, Tensor], state: dict) -> dict:
 class Book:
     """A run's folder as the main process writes it; on the others every method only keeps step."""
 
-    def __init__(self, out, config, teacher, players, chain, accelerator, judge, state, begin):
+    def __init__(self, out, config, teacher, players, starts, accelerator, judge, state, begin):
         self.out, self.config, self.teacher, self.players = out, config, teacher, players
-        self.chain, self.accelerator, self.judge, self.state = chain, accelerator, judge, state
+        self.starts, self.accelerator, self.judge, self.state = starts, accelerator, judge, state
         self.writes = accelerator.is_main_process
         self.divergence = None
         self.before, self.begin = state["seconds"], begin
@@ -368,8 +349,9 @@ class Book:
                 "digest": teacher.digest,
                 "prediction": teacher.prediction,
             },
-            "nfe": [self.config.nfe],
+            "nfe": self.config.budgets,
             "config": asdict(self.config),
+            "starts": self.starts,
             "step": max(0, self.state["round"] - distill.warmup_rounds(self.config)),
             "seconds": round(self.state["seconds"], 1),
             "best": self.state["best"],
@@ -403,14 +385,14 @@ class Book:
         if self.config.log_with:
             self.accelerator.log(measured | {"images_per_second": rate}, step=step)
 
-    def sampler(self) -> Sampler:
+    def sampler(self, chain: Chain) -> Sampler:
         players, teacher = self.players, self.teacher
         network = teacher.network(players.ema, self.config.dtype)
         return Sampler(
             "student",
             "student",
             network,
-            self.chain,
+            chain,
             players.ema_scale,
             teacher.shape,
             teacher.label_count,
@@ -418,29 +400,33 @@ class Book:
         )
 
     def evaluate(self, step: int) -> None:
-        """Judge the averaged student by its distance to the reference; export it if it is the best
-        so far.
+        """Judge the averaged student by its distance to the reference at every budget; export it if
+        their geometric mean is the least so far, so that every budget counts by ratios.
         """
         detector, reference = self.judge
-        count = self.config.eval_count
-        seeds = range(EVAL_SEED, EVAL_SEED + count)
-        batches = list(draw(self.sampler(), seeds, min(count, 256), self.players.log_scale.device))
-        save_grid(torch.cat(batches)[:GRID_COUNT], self.out / "eval" / f"step-{step:06d}.png")
-        moments, _ = moments_of(batches, detector)
-        found = {
-            "step": step,
-            "distance": frechet_distance(moments, reference.moments),
-            "count": count,
-            "detector": detector.stamp,
-            "reference": self.config.reference,
-        }
-        with writing(self.out):
-            append(self.out / "evaluations.jsonl", found)
+        count, device = self.config.eval_count, self.players.log_scale.device
+        ruled = {"count": count, "detector": detector.stamp, "reference": self.config.reference}
+        distances = {}
+        for chain in self.players.chains:
+            seeds = range(EVAL_SEED, EVAL_SEED + count)
+            batches = list(draw(self.sampler(chain), seeds, min(count, 256), device))
+            file = self.out / "eval" / f"step-{step:06d}-{chain.nfe}.png"
+            save_grid(torch.cat(batches)[:GRID_COUNT], file)
+            moments, _ = moments_of(batches, detector)
+            distance = distances[str(chain.nfe)] = frechet_distance(moments, reference.moments)
+            row = {"step": step, "nfe": chain.nfe, "distance": distance}
+            with writing(self.out):
+                append(self.out / "evaluations.jsonl", row | ruled)
+        mean = math.prod(max(0.0, d) for d in distances.values()) ** (1 / len(distances))
+        found = {"step": step, "distance": mean, "distances": distances} | ruled
         if self.config.log_with:
-            self.accelerator.log({"distance": found["distance"]}, step=step)
+            each = {f"distance_{nfe}": distance for nfe, distance in distances.items()}
+            self.accelerator.log({"distance": mean} | each, step=step)
         best = self.state["best"]
         say(
-            f"step {step}: distance {found['distance']:.2f} ({count} images)"
+            f"step {step}: distance {of_budgets(distances)}"
+            + (f", mean {mean:.2f}" if len(distances) > 1 else "")
+            + f" ({count} images)"
             + (f", best {best['distance']:.2f}" if best else "")
         )
         ruler = ("count", "detector", "reference")  # by another one a distance says something else
@@ -467,17 +453,16 @@ class Book:
         self.accelerator.wait_for_everyone()
 
     def export(self) -> None:
-        nfe, info = self.config.nfe, self.info()
-        scales = {nfe: self.players.ema_scale}
-        card = model_card(self.teacher, self.config, info, self.out)
+        info = self.info()
+        chains = {chain.nfe: chain for chain in self.players.chains}
         save_student(
             self.out,
             self.players.ema,
             self.teacher.scheduler,
-            {nfe: self.chain},
-            scales,
+            chains,
+            {nfe: self.players.ema_scale.clone() for nfe in chains},  # safetensors shares none
             info,
-            card,
+            model_card(self.teacher, self.config, info, self.out),
         )
 
     def leave(self, signal_number: int, step: int) -> None:
@@ -499,19 +484,34 @@ class Book:
                 f", best distance {best['distance']:.2f} at step {best['step']}" if best else ""
             )
             say(
-                f"{self.out}: a student of {self.config.nfe} calls, {step} steps, "
+                f"{self.out}: a student of {one_of(self.config.budgets)} calls, {step} steps, "
                 f"{self.state['seconds'] / 60:.1f} minutes{measured}"
             )
 
 
+def one_of(numbers: list[int]) -> str:
+    """Numbers in words: 4, or 1, 2 or 4."""
+    *rest, last = map(str, numbers)
+    return f"{', '.join(rest)} or {last}" if rest else last
+
+
+def of_budgets(distances: dict[str, float]) -> str:
+    """Distances by number of calls, in words: 2.30, or 9.12 at 1 call, 2.30 at 4 calls."""
+    if len(distances) == 1:
+        return f"{next(iter(distances.values())):.2f}"
+    return ", ".join(
+        f"{distance:.2f} at {nfe} call{'s' * (nfe != '1')}" for nfe, distance in distances.items()
+    )
+
+
 def model_card(teacher: Teacher, config: TrainConfig, info: dict, out: Path) -> str:
     """The student's README.md."""
-    best = info["best"]
+    best, calls, most = info["best"], one_of(config.budgets), max(config.budgets)
     measured = "No distance was measured in training (`--reference` measures it)."
     if best:
         measured = (
             f"In training, {best['count']} images of the averaged student were at a Fréchet "
-            f"distance of {best['distance']:.2f} from "
+            f"distance of {of_budgets(best['distances'])} from "
             f"`{best['reference']}` (detector: {best['detector']}), the best of all evaluations, "
             f"at step {best['step']}. "
             "A number chosen as the best of several is a little low; measure it anew with `hsivi "
@@ -524,7 +524,7 @@ def model_card(teacher: Teacher, config: TrainConfig, info: dict, out: Path) -> 
 library_name: diffusers
 tags: [hsivi, diffusion-distillation]
 ---
-# A sampler of {config.nfe} network calls
+# A sampler of {calls} network calls
 
 Distilled without data from {teacher.name} (weights {teacher.digest}) by hsivi {info["hsivi"]}:
 {info["step"]} student updates, {info["seconds"] / 60:.1f} minutes.
@@ -532,10 +532,10 @@ Distilled without data from {teacher.name} (weights {teacher.digest}) by hsivi {
 ```python
 from hsivi_cli.student import HSIVIPipeline
 pipe = HSIVIPipeline.from_pretrained("{out}")
-images = pipe(batch_size=16, num_inference_steps={config.nfe}).images
+images = pipe(batch_size=16, num_inference_steps={most}).images
 ```
 
-or `hsivi sample {out} --nfe {config.nfe} --count 16 --grid grid.png`.
+or `hsivi sample {out} --nfe {most} --count 16 --grid grid.png`.
 
 {measured}
 

@@ -39,8 +39,8 @@ from hsivi_cli.objective import (
 from hsivi_cli.schedule import over
 
 CONFIG = TrainConfig(
-    nfe=2, steps=10, batch_size=16, fake_updates=3, fake_warmup=6, rate_warmup=1, student_rate=0.05,
-    fake_rate=0.05, fake_beta1=0.5, seed=7,
+    nfe="2", steps=10, batch_size=16, fake_updates=3, fake_warmup=6, rate_warmup=1,
+    student_rate=0.05, fake_rate=0.05, fake_beta1=0.5, seed=7,
 )  # fmt: skip
 TIMES = [0, 300, 650]
 
@@ -81,10 +81,11 @@ def make(
         ema=copy.deepcopy(student).requires_grad_(False),
         log_scale=log_scale,
         ema_scale=log_scale.detach().clone(),
-        chain=with_noise_share(maker(times, table[times]), share),
+        chains=[with_noise_share(maker(times, table[times]), share)],
         table=table,
         shape=(width,),
         label_count=labels,
+        told=False,
         student_optimizer=optimizer(trained, config.student_rate, config.student_beta1),
         fake_optimizer=optimizer(fake_score.parameters(), config.fake_rate, config.fake_beta1),
     )
@@ -128,10 +129,10 @@ def test_the_updates_of_a_round_go_through_the_pool_one_after_another():
 
 
 def test_a_batch_has_its_layers_in_even_shares():
-    players = make(replace(CONFIG, nfe=3, batch_size=48), [0, 200, 400, 650])
+    players = make(replace(CONFIG, nfe="3", batch_size=48), [0, 200, 400, 650])
     for i in range(3):
         batch = draw_batch(
-            players, replace(CONFIG, nfe=3, batch_size=48), 0, "fake score", i, [1, 2, 3], Share()
+            players, replace(CONFIG, nfe="3", batch_size=48), 0, "fake score", i, [1, 2, 3], Share()
         )
         counts = Counter(batch.layer.tolist())
         assert max(counts.values()) - min(counts.values()) <= 3
@@ -266,14 +267,16 @@ def test_the_students_rate_rises_linearly_and_falls_as_a_cosine_to_0():
 
 
 def test_jointly_all_layers_train_and_sequentially_one_after_another_from_the_top():
-    assert active_layers(replace(CONFIG, nfe=3), 7) == [1, 2, 3]
-    config = replace(CONFIG, nfe=3, steps=9, order="sequential")
-    assert [active_layers(config, step) for step in range(9)] == [[3]] * 3 + [[2]] * 3 + [[1]] * 3
-    assert active_layers(config, 10) == [1]  # beyond the end
+    assert active_layers(CONFIG, 3, 7) == [1, 2, 3]
+    config = replace(CONFIG, nfe="3", steps=9, order="sequential")
+    assert [active_layers(config, 3, step) for step in range(9)] == [[3]] * 3 + [[2]] * 3 + [
+        [1]
+    ] * 3
+    assert active_layers(config, 3, 10) == [1]  # beyond the end
 
 
 def test_sequential_rounds_visit_and_draw_only_what_trains():
-    config = replace(CONFIG, nfe=3, steps=9, order="sequential")
+    config = replace(CONFIG, nfe="3", steps=9, order="sequential")
     players = make(config, [0, 200, 400, 650])
     calls = []
     inner = players.student_eps
@@ -336,7 +339,7 @@ def test_accumulating_changes_nothing(objective, maker, parts):
             accumulate=accumulate,
             weight="sid",
             fake_weight="ratio",
-            nfe=3,
+            nfe="3",
         )
         players = make(config, [0, 150, 400, 650], 0.5, maker, scale=True)
         measured = [play_round(players, config, round_) for round_ in range(4)]
@@ -351,7 +354,7 @@ def test_accumulating_changes_nothing(objective, maker, parts):
 @pytest.mark.parametrize("maker", [ddim_chain, ipndm_chain])
 def test_an_updates_gradient_is_that_of_the_loss_at_the_walks_own_states(objective, maker):
     """Re-run from the pool, a layer has the walk's mean; the rest of the graph is held."""
-    config = replace(CONFIG, objective=objective, weight="ratio", a=0.8, nfe=3, clip=1e9)
+    config = replace(CONFIG, objective=objective, weight="ratio", a=0.8, nfe="3", clip=1e9)
     players = make(config, [0, 150, 400, 650], 0.5, maker, scale=True)
     with torch.no_grad():
         players.log_scale.fill_(-0.3)
@@ -367,11 +370,11 @@ def test_an_updates_gradient_is_that_of_the_loss_at_the_walks_own_states(objecti
     count = pool_size(config, 3)
     x, *noise = (torch.randn(count, 2, generator=draw) for _ in range(3))
     student, history, total = twin.student, {}, 0.0
-    visits = {v.k: v for v in walk(student, twin.chain, x, noise, twin.log_scale)}
+    visits = {v.k: v for v in walk(student, pool.chain, x, noise, twin.log_scale)}
     for k in (3, 2, 1):
         mine = batch.layer == k
         at, tau, fresh = batch.chain[mine], batch.tau[mine], batch.noise[mine]
-        chain, x_k = twin.chain, visits[k].x.detach()[at]
+        chain, x_k = pool.chain, visits[k].x.detach()[at]
         level = chain.alpha_bar[k].float()
         eps = student(x_k, chain.time[k].float().expand(len(at)), None, level.expand(len(at)))
         everyone = student(
@@ -435,7 +438,7 @@ def test_the_fake_scores_loss_is_the_mean_over_elements_and_the_estimate_is_the_
     pool = roll_out(players, CONFIG, 0, [1, 2], Share())
     batch = draw_batch(players, CONFIG, 0, "fake score", 0, [1, 2], Share())
     mean = pool.mean[batch.layer - 1, batch.chain]
-    x, layer_eps, alpha_bar = distill.observe_batch(players, batch, mean)
+    x, layer_eps, alpha_bar = distill.observe_batch(players, pool.chain, batch, mean)
     f_eps, teacher_eps = (
         n(x, batch.tau, None, alpha_bar).detach() for n in (players.fake_eps, players.teacher_eps)
     )
@@ -522,7 +525,7 @@ def test_optimizers_are_what_they_are_called(kind, cls, amsgrad):
 
 def layer_kls(players):
     """KL(student || target) of every layer's marginal at the level it ends on, per element."""
-    chain, mean, var, kls = players.chain, 0.0, 1.0, []
+    chain, mean, var, kls = players.chain(0), 0.0, 1.0, []
     for k in range(chain.nfe, 0, -1):
         x = torch.tensor([[0.0], [1.0]])
         time, level = chain.time[k].float().expand(2), chain.alpha_bar[k].float().expand(2)

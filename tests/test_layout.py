@@ -24,6 +24,7 @@ FLOORS = {
         "device",
         "report",
         "runs",
+        "start",
         "figures",
     },
     1: {"chain", "distill", "targets", "inference"},

@@ -534,3 +534,26 @@ def test_the_embedded_teacher_loads_and_knows_pure_noise():
         eps = teacher.network()(x, torch.full((8,), 999))
     # all but a 1/158 of such an x is noise; an untrained network is off by about 1
     assert (eps - x).square().mean() < 0.01
+
+
+@pytest.mark.parametrize("classes", [None, 3])
+def test_a_network_told_its_row_starts_as_the_teacher_in_every_row(save_teacher, classes):
+    teacher = load_teacher(str(save_teacher(num_class_embeds=classes)))
+    told = teacher.network(teacher.told_unet(4))
+    x = torch.randn(12, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    time, row, label = torch.arange(12) * 80, torch.arange(12) // 3, torch.arange(12) % 3
+    heard = row if classes is None else row * classes + label
+    with torch.no_grad():
+        exact = teacher.network()(x, time, label if classes else None)
+        assert torch.equal(told(x, time, heard), exact)
+    assert teacher.label_count == classes and teacher.digest == digest_of(teacher.unet)
+
+
+def test_rows_of_a_told_network_train_apart(save_teacher):
+    teacher = load_teacher(str(save_teacher()))
+    unet = teacher.told_unet(2)
+    network, x, time = teacher.network(unet), torch.ones(2, 1, 8, 8), torch.tensor([300, 300])
+    network(x, time, torch.tensor([1, 1])).square().sum().backward()
+    gradient = unet.class_embedding.weight.grad
+    assert not gradient[0].any() and gradient[1].any()
+    assert teacher.unet.class_embedding is None

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import diffusers
 import pytest
@@ -21,9 +22,10 @@ from hsivi_cli.config import TrainConfig
 from hsivi_cli.detector import load_detector, load_statistics, moments_of
 from hsivi_cli.draw import Sampler, draw, solver_sampler, student_sampler
 from hsivi_cli.frechet import frechet_distance
+from hsivi_cli.start import make_chain
 from hsivi_cli.student import load_student
 from hsivi_cli.teacher import load_teacher
-from hsivi_cli.train import EVAL_SEED, make_chain
+from hsivi_cli.train import EVAL_SEED, make_players
 
 
 @pytest.fixture(scope="module")
@@ -44,19 +46,26 @@ def images_of(sampler, count=6):
     return torch.cat(list(draw(sampler, range(count), count, "cpu")))
 
 
+def counted(sampler):
+    """The sampler, and the batch size of every network call it will make."""
+    calls, inner = [], sampler.network
+    return replace(sampler, network=lambda x, *rest: calls.append(len(x)) or inner(x, *rest)), calls
+
+
 def kept_checkpoints(out):
     return sorted(path.name for path in (out / "checkpoint").iterdir())
 
 
 # ---- going on ------------------------------------------------------------------------------------
 
+SEVERAL = ("--nfe", "1,2,3", "--noise-share", 0.5, "--fake-warmup", 1)
 MIXED = (
     *("--objective", "score-matching", "--noise-share", 0.5, "--log-scale", "pixel"),
     *("--order", "sequential", "--optimizer", "amsgrad", "--accumulate", 2),
 )
 
 
-@pytest.mark.parametrize("options", [(), MIXED], ids=["default", "mixed"])
+@pytest.mark.parametrize("options", [(), MIXED, SEVERAL], ids=["default", "mixed", "several"])
 def test_a_run_broken_off_after_every_round_ends_bit_for_bit_like_an_unbroken_one(
     teacher, tmp_path, options
 ):
@@ -137,9 +146,27 @@ def test_more_steps_go_on_where_the_run_ended(teacher, tmp_path):
     assert student_files(longer) == student_files(whole)
 
 
+def test_a_run_begun_before_an_option_existed_goes_on_with_its_default(teacher, tmp_path):
+    out = tmp_path / "run"
+    train(teacher, out, "--minutes", 1e-9)
+    info = json.loads((out / "hsivi.json").read_text())
+    del info["config"]["fake_score"], info["starts"]
+    (out / "hsivi.json").write_text(json.dumps(info))
+    train(teacher, out)
+    train(teacher, tmp_path / "whole")
+    assert student_files(out) == student_files(tmp_path / "whole")
+
+
 @pytest.mark.parametrize(
     ("option", "old", "new"),
-    [("--seed", 0, 1), ("--batch-size", 4, 8), ("--steps", 2, 1), ("--noise-share", 1, 0.5)],
+    [
+        ("--nfe", 2, "1,2"),
+        ("--fake-score", "auto", "told"),
+        ("--seed", 0, 1),
+        ("--batch-size", 4, 8),
+        ("--steps", 2, 1),
+        ("--noise-share", 1, 0.5),
+    ],
 )
 def test_another_setting_is_refused_by_name_on_resume(teacher, tmp_path, option, old, new):
     out = tmp_path / "run"
@@ -277,7 +304,7 @@ def test_metrics_repeat_and_times_lie_elsewhere(teacher, tmp_path):
     train(teacher, tmp_path / "run")
     told = rows(tmp_path / "run" / "metrics.jsonl")
     assert [row["step"] for row in told] == [1, 2]
-    keys = {"step", "loss", "divergence", "fake_loss", "norm", "fake_norm"}
+    keys = {"step", "nfe", "loss", "divergence", "fake_loss", "norm", "fake_norm"}
     assert all(row.keys() == keys and finite(row) for row in told)
     times = rows(tmp_path / "run" / "timing.jsonl")
     assert [row.keys() for row in times] == [{"step", "seconds", "images_per_second"}] * 2
@@ -313,7 +340,7 @@ def test_no_steps_write_the_untrained_chain_over_the_teacher(teacher, tmp_path, 
     given = {
         name[2:].replace("-", "_"): value for name, value in zip(*[iter(options)] * 2, strict=True)
     }
-    chain = make_chain(TrainConfig(nfe=2, **given), loaded)
+    chain = make_chain(TrainConfig(**given), 2, loaded)
     untrained = Sampler(
         "", "student", loaded.network(), chain, torch.zeros(1, 1, 1, 1), (1, 8, 8), None, ""
     )
@@ -337,10 +364,11 @@ def test_the_best_evaluation_is_exported_and_remembered_across_resume(teacher, t
     told = rows(out / "evaluations.jsonl")
     assert [row["step"] for row in told] == [1, 2, 3, 4]
     assert sorted(p.name for p in (out / "eval").iterdir()) == [
-        f"step-{n:06d}.png" for n in (1, 2, 3, 4)
+        f"step-{n:06d}-2.png" for n in (1, 2, 3, 4)
     ]
     best = min(told, key=lambda row: row["distance"])
-    assert found["best"] == best and best["step"] < 4
+    kept = best | {"distances": {"2": best["distance"]}}
+    assert found["best"] | {"nfe": 2} == kept and best["step"] < 4
 
     detector = load_detector(str(tmp_path / "detector"))
     seeds = range(EVAL_SEED, EVAL_SEED + 40)
@@ -373,6 +401,8 @@ OPTIONS = [
     "--preset hsivi --nfe 3 --steps 2 --batch-size 4 --fake-updates 2",
     "--preset sid --steps 2 --batch-size 4 --nfe 1",
     "--dtype bfloat16",
+    "--fake-score told",
+    "--levels above --fake-score shared",
 ]
 
 
@@ -399,6 +429,135 @@ def test_the_noise_scale_trains_with_its_shape(teacher, tmp_path, kind, shape):
     train(teacher, out, *options, "--steps", 3)
     scale = load_student(out).log_scales[2]
     assert scale.shape == shape and (scale != 0).any(dim=(1, 2, 3)).all()
+
+
+# ---- one student for several budgets -------------------------------------------------------------
+
+
+def test_one_student_of_several_budgets_holds_the_chain_of_each(teacher, tmp_path):
+    out = tmp_path / "run"
+    result = train(teacher, out, "--nfe", "1,3", "--steps", 4)
+    assert "a student of 1 or 3 calls, 4 steps" in result.stderr
+    student, loaded = load_student(out), load_teacher(str(teacher))
+    assert student.info["nfe"] == [1, 3] == sorted(student.chains)
+    for nfe, chain in student.chains.items():
+        alone = make_chain(TrainConfig(), nfe, loaded)
+        assert all(torch.equal(getattr(chain, n), getattr(alone, n)) for n in ("time", "cx", "ce"))
+        sampler, calls = counted(student_sampler(student, nfe))
+        assert images_of(sampler).shape == (6, 8, 8, 1) and calls == [6] * nfe
+    assert [row["nfe"] for row in rows(out / "metrics.jsonl")] == [3, 1, 3, 1]  # 1 warmed up
+    card = (out / "README.md").read_text()
+    assert "# A sampler of 1 or 3 network calls" in card and "num_inference_steps=3" in card
+    assert "choose one with --nfe" in refusal("sample", out, "--out", tmp_path / "images")
+    told = refusal("sample", out, "--nfe", 2, "--out", tmp_path / "images")
+    assert "trained for 1, 3 calls, not 2" in told
+    described = json.loads(hsivi("info", out, "--json").stdout)
+    assert described["calls"] == "1, 3" and len(described["times at 3 calls"].split(",")) == 4
+
+
+def test_with_a_turn_each_budgets_train_as_their_rounds_say(teacher, tmp_path):
+    # two budgets of the same chain are one budget: a told fake score aside, rounds know no turns
+    loaded = load_teacher(str(teacher))
+    config = TrainConfig(nfe="2", batch_size=4, fake_updates=1, fake_warmup=1, steps=3)
+    found = []
+    for count in (1, 2):
+        chains = [make_chain(config, 2, loaded)] * count
+        players = make_players(config, loaded, chains, torch.device("cpu"))
+        measured = [distill.play_round(players, config, round_) for round_ in range(4)]
+        found.append((measured, list(players.student.state_dict().values())))
+    assert found[0][0] == found[1][0]
+    assert all(map(torch.equal, found[0][1], found[1][1]))
+
+
+def test_several_budgets_are_judged_each_and_kept_by_their_geometric_mean(teacher, tmp_path):
+    save_detector(tmp_path / "detector")
+    train(teacher, tmp_path / "start", "--nfe", "1,2", "--steps", 0)
+    near = tmp_path / "near.npz"
+    hsivi("sample", tmp_path / "start", "--nfe", 2, "--count", 40, "--out", near)
+    out = tmp_path / "run"
+    judged = ("--reference", near, "--detector", tmp_path / "detector", "--eval-every", 2)
+    judged += ("--eval-count", 40, "--student-rate", 1e-2, "--steps", 6, "--nfe", "1,2")
+    result = train(teacher, out, *judged)
+    told = rows(out / "evaluations.jsonl")
+    assert [(row["step"], row["nfe"]) for row in told] == [
+        (s, k) for s in (2, 4, 6) for k in (1, 2)
+    ]
+    means = {
+        s: (told[i]["distance"] * told[i + 1]["distance"]) ** 0.5
+        for i, s in ((0, 2), (2, 4), (4, 6))
+    }
+    best = load_student(out).info["best"]
+    assert best["step"] == min(means, key=means.get)
+    assert best["distance"] == pytest.approx(means[best["step"]], rel=1e-12)
+    own = [row["distance"] for row in told if row["step"] == best["step"]]
+    assert best["distances"] == {"1": own[0], "2": own[1]}
+    words = f"{own[0]:.2f} at 1 call, {own[1]:.2f} at 2 calls"
+    assert words in (out / "README.md").read_text() and words in result.stderr
+    assert {p.name for p in (out / "eval").iterdir()} == {
+        f"step-{s:06d}-{k}.png" for s in (2, 4, 6) for k in (1, 2)
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("--grid 0,300,650", "--grid 0,300,650"),
+        ("--noise-share 0.5,1", "--noise-share 0.5,1"),
+        ("--log-scale layer --noise-share 0.5", "--log-scale layer"),
+    ],
+)
+def test_what_is_one_budgets_own_is_refused_for_several(teacher, tmp_path, options, told):
+    several = ("--nfe", "1,2", *options.split())
+    line = refusal("train", teacher, "--out", tmp_path / "x", *QUICK, *several)
+    assert told in line and "1,2" in line and not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("", False),
+        ("--nfe 1,2", True),
+        ("--levels above", True),
+        ("--levels above --nfe 1", False),
+        ("--fake-score told", True),
+        ("--nfe 1,2 --fake-score shared", False),
+    ],
+)
+def test_a_fake_score_is_told_its_layer_where_levels_are_shared(teacher, tmp_path, options, told):
+    train(teacher, tmp_path / "run", *options.split())
+    tensors, _ = checkpoint.load_checkpoint(tmp_path / "run" / "checkpoint")
+    own = "fake_score.class_embedding.weight"
+    assert (own in tensors) == told
+    if told:  # a row for every layer of every budget; the rounds' layers have moved theirs
+        rows_ = tensors[own]
+        assert len(rows_) == (3 if "1,2" in options else 2) and rows_.any(1).all()
+    assert not any(
+        "class_embedding" in n for n in load_student(tmp_path / "run").model.unet.state_dict()
+    )
+
+
+def test_classes_and_layers_are_told_together(save_teacher, tmp_path):
+    other = save_teacher(num_class_embeds=3, in_channels=3, out_channels=3, **TINY)
+    train(other, tmp_path / "run", "--nfe", "1,2", "--steps", 4)
+    tensors, _ = checkpoint.load_checkpoint(tmp_path / "run" / "checkpoint")
+    assert len(tensors["fake_score.class_embedding.weight"]) == 9
+    student = load_student(tmp_path / "run")
+    assert student.model.label_count == 3
+    assert images_of(student_sampler(student, 2)).shape == (6, 8, 8, 3)
+
+
+def test_a_student_of_several_budgets_begins_with_another_runs(teacher, tmp_path):
+    train(teacher, tmp_path / "one", "--nfe", 3)
+    options = ("--nfe", "1,2", "--init", tmp_path / "one", "--steps", 0)
+    train(teacher, tmp_path / "several", *options)
+    one, several = load_student(tmp_path / "one"), load_student(tmp_path / "several")
+    assert several.model.digest == one.model.digest
+    ours, theirs = (
+        checkpoint.load_checkpoint(tmp_path / n / "checkpoint")[0] for n in ("several", "one")
+    )
+    fake = {name for name in theirs if name.startswith("fake_score.")}
+    assert fake and all(torch.equal(ours[name], theirs[name]) for name in fake)
+    assert not ours["fake_score.class_embedding.weight"].any()
 
 
 @pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
