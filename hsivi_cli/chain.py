@@ -106,6 +106,35 @@ def ipndm_chain(time: Sequence[float], alpha_bar: Tensor, order: int = 4) -> Cha
     return replace(chain, ce=ce)
 
 
+def heun_chain(time: Sequence[float], alpha_bar: Tensor) -> Chain:
+    """Heun's second order along DDIM's direction, 2 n - 1 calls for n steps [Karras et al. 2022].
+
+    A step is two layers: DDIM's to the lower level, then x + ce (eps_there - eps_here) / 2 at that
+    level, with DDIM's ce. The last step, to clean data, is DDIM's alone. All is linear in a state
+    and the predictions, so the state between the halves is a state like any other, and its level
+    stands in the chain twice.
+
+    time       [n+1]  rising
+    alpha_bar  [n+1]  falling
+    """
+    euler = ddim_chain(time, alpha_bar)
+    nfe = 2 * euler.nfe - 1
+    level = (torch.arange(nfe + 1) + 1) // 2  # 0, 1 (corrected), 1, 2 (corrected), 2, ..., n
+    cx, ce = torch.ones(nfe + 1).double(), torch.zeros(nfe + 1, nfe + 1).double()
+    cx[0] = 0
+    for k in range(1, nfe + 1):
+        step = int(level[k])
+        if k % 2:  # down to the next level
+            cx[k], ce[k, k] = euler.cx[step], euler.ce[step, step]
+        else:  # corrects the step that layer k + 1 took
+            ce[k, k] = euler.ce[step + 1, step + 1] / 2
+            ce[k, k + 1] = -ce[k, k]
+    return Chain(euler.time[level], euler.alpha_bar[level], cx, ce, torch.zeros_like(cx))
+
+
+SOLVERS_TO_USE = "use ddim, dpm++2, dpm++3, unipc, deis, ipndm or heun"
+
+
 def solver_chain(scheduler) -> Chain:
     """The chain that a linear multistep scheduler *is*: its coefficients, read by stepping it with
     one-hot inputs.
@@ -116,6 +145,9 @@ def solver_chain(scheduler) -> Chain:
                eps
     Raises HsiviError for one that is not linear (clipping, thresholding) or not deterministic.
     """
+    kind = type(scheduler).__name__
+    if not hasattr(scheduler, "sigmas"):
+        raise HsiviError(f"{kind} keeps no sigmas to read its levels from: {SOLVERS_TO_USE}")
     nfe = len(scheduler.timesteps)
     ratio = torch.as_tensor(scheduler.sigmas).double()
     alpha_bar = (1 / (1 + ratio.square())).flip(0)
@@ -134,10 +166,11 @@ def solver_chain(scheduler) -> Chain:
     states = torch.stack(states).flatten(1)  # [K+1 (from the top), coordinates]
     linear = states[:, : nfe + 1] @ basis[-2:].flatten(1).T
     if not torch.allclose(linear, states[:, -2:], rtol=1e-3, atol=1e-3):
+        options = getattr(scheduler, "config", {})
+        causes = [name for name in ("thresholding", "clip_sample") if options.get(name)]
         raise HsiviError(
-            f"{type(scheduler).__name__} is not a deterministic linear solver as configured: "
-            "switch off clipping, thresholding and added noise, or use ddim, dpm++2, dpm++3, "
-            "unipc or deis"
+            f"{kind} is not a deterministic linear solver as configured: switch off "
+            f"{' and '.join(causes) or 'the noise that it adds'}, or {SOLVERS_TO_USE}"
         )
     states = states[:, : nfe + 1].flip(0)  # row k is x_k
     x_part, eps_part = (

@@ -43,7 +43,15 @@ from .draw import Sampler, chain_digest, draw, solver_sampler, student_sampler
 from .frechet import frechet_distance, precision_recall
 from .images import save_grid
 from .student import Student, is_student, load_student
-from .teacher import SOLVERS, Teacher, load_teacher, read_json, solver_names
+from .teacher import (
+    SOLVERS,
+    Teacher,
+    difference,
+    load_teacher,
+    parse_solver,
+    read_json,
+    solver_names,
+)
 
 RECALL_COUNT = (
     2000  # features of each side for precision and recall: their cost grows with its square
@@ -132,20 +140,23 @@ def open_sources(
     """
     students = [load_student(path, device) for path in config.sources if is_student(path)]
     teachers = [load_teacher(path, device) for path in config.sources if not is_student(path)]
-    if len({teacher.digest for teacher in teachers}) > 1:
-        raise HsiviError("one teacher at a time: solvers are compared on the same weights")
-    digests = {student.info["teacher"]["digest"] for student in students}
-    if not teachers and len(digests) == 1:
+    for other in teachers[1:]:
+        if unlike := difference(other.identity, teachers[0].identity):
+            raise HsiviError(
+                f"one teacher at a time, or solvers would not share their weights: {unlike}"
+            )
+    told = [student.info["teacher"] for student in students]
+    alike = not any(difference(one, told[0]) for one in told)
+    if not teachers and alike:
         teachers = find_teacher(students[0], device)
-    if len(digests) > 1 or (teachers and digests - {teachers[0].digest}):
+    if not alike or (told and teachers and difference(told[0], teachers[0].identity)):
         names = ", ".join(f"{s.name} (of {s.info['teacher']['name']})" for s in students)
+        least = "" if teachers else "; no solver is drawn: name the teacher to have them"
         print(
             f"warning: students of different teachers: {names}. They are compared through the "
-            "reference alone",
+            f"reference alone{least}",
             file=sys.stderr,
         )
-        if len(digests) > 1 and not any(not is_student(path) for path in config.sources):
-            return students, None
     return students, teachers[0] if teachers else None
 
 
@@ -157,7 +168,7 @@ def find_teacher(student: Student, device: torch.device) -> list[Teacher]:
             teacher = load_teacher(source, device)
         except HsiviError:
             continue
-        if teacher.digest == told["digest"]:
+        if not difference(told, teacher.identity):
             return [teacher]
     print(
         f"warning: the teacher of {student.name} ({told['name']}) is not here: no solvers; name "
@@ -168,7 +179,7 @@ def find_teacher(student: Student, device: torch.device) -> list[Teacher]:
 
 
 def embedded_reference(teacher: Teacher | None) -> str:
-    if teacher is None or teacher.digest != load_teacher().digest:
+    if teacher is None or difference(teacher.identity, load_teacher().identity):
         raise HsiviError(
             "--reference is needed: only the embedded teacher and its students have one of their "
             "own"
@@ -189,13 +200,8 @@ def parse_budgets(config: CompareConfig, students: list[Student]) -> list[int]:
 
 def parse_solvers(config: CompareConfig) -> list[str]:
     names = [] if config.solvers == "none" else config.solvers.split(",")
-    known = {*SOLVERS, *solver_names()}
     for name in names:
-        if name not in known:
-            raise HsiviError(
-                f"there is no solver {name!r}; solvers are {', '.join(SOLVERS)}, also with a "
-                "spacing as in dpm++3-lu"
-            )
+        parse_solver(name)
     return names
 
 
@@ -228,7 +234,7 @@ def recorded_rows(teacher: Teacher | None, have: set[tuple[str, int]]) -> list[d
     """
     file = weights_folder() / "recorded.json"
     known = read_json(file)
-    if teacher is None or known["teacher"] != teacher.digest:
+    if teacher is None or difference(known["teacher"], teacher.identity):
         raise HsiviError(
             "--recorded holds rows of the embedded teacher, which is not the one compared here: "
             "leave it out"

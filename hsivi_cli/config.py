@@ -251,7 +251,7 @@ class SampleConfig:
     solver: str | None = option(
         None,
         "draw a teacher's own images by this solver: ddim, dpm++2, dpm++3, unipc, deis, ipndm, "
-        "with -SPACING",
+        "heun, with -SPACING",
     )
     count: int | None = option(None, "how many images: seeds 0 to N-1; default 64")
     seeds: str | None = option(None, "A-B, the seeds to draw, both ends included")
@@ -287,7 +287,7 @@ class CompareConfig:
         "and its students",
     )
     solvers: str = option(
-        "ddim,dpm++2,dpm++3,unipc,deis,ipndm",
+        "ddim,dpm++2,dpm++3,unipc,deis,ipndm,heun",
         "solvers to compare with, each at its best spacing, or at the one named (dpm++3-lu); none "
         "for no solver",
     )

@@ -53,6 +53,7 @@ def describe_teacher(path: str | None) -> dict:
         "classes": teacher.label_count or "none",
         "prediction": teacher.prediction,
         "times": len(teacher.table),
+        "schedule": teacher.schedule_name,
         "alpha_bar at the end": f"{teacher.table[-1].item():.2e}",
     }
 

@@ -54,7 +54,13 @@ def make_chain(config: TrainConfig, nfe: int, teacher: Teacher, start: str | Non
 def bare_chain(config: TrainConfig, nfe: int, teacher: Teacher, start: str) -> Chain:
     """A start before any noise: ddim over --grid, or a solver over its own times."""
     if start != "ddim":
-        return solver(start, nfe, teacher.scheduler, teacher.table)
+        chain = solver(start, nfe, teacher.scheduler, teacher.table)
+        if not (chain.time.diff() > 0).all():
+            raise HsiviError(
+                f"--start {start} stays at a level for two calls, and a layer between equal "
+                "levels has nowhere to be judged: start from another solver"
+            )
+        return chain
     times = schedule.grid(config.grid, nfe, teacher.table, config.grid_top)
     return ddim_chain(times, teacher.table[times])
 

@@ -46,7 +46,8 @@ class Teacher:
     shape        (C, H, W)
     label_count             classes, or None for an unconditional model
     scheduler               the diffusers scheduler, kept so that a student can be saved with it
-    digest                  of the weights' content: what tells one teacher from another
+    digest                  of the weights' content, which with prediction and schedule_name tells
+                            one teacher from another
     """
 
     name: str
@@ -57,6 +58,30 @@ class Teacher:
     shape: tuple[int, int, int]
     label_count: int | None
     digest: str
+
+    @property
+    def schedule_name(self) -> str:
+        """The noise schedule in words that are equal for equal schedules: "linear 0.0001 to 0.02,
+        1000 times".
+        """
+        config = self.scheduler.config
+        kind, betas = config.beta_schedule, config.trained_betas
+        if betas is not None:
+            numbers = np.asarray(betas, dtype=np.float64)
+            kind = f"trained betas {hashlib.sha256(numbers.tobytes()).hexdigest()[:12]}"
+        elif kind != "squaredcos_cap_v2":  # which has no ends
+            kind += f" {config.beta_start:g} to {config.beta_end:g}"
+        return f"{kind}, {len(self.table)} times"
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What a student's hsivi.json keeps of its teacher."""
+        return {
+            "name": self.name,
+            "digest": self.digest,
+            "prediction": self.prediction,
+            "schedule": self.schedule_name,
+        }
 
     def network(self, unet: UNet2DModel | None = None, dtype: str = "float32") -> Network:
         """This teacher's UNet, or another of the same kind, as an eps network."""
@@ -78,6 +103,18 @@ class Teacher:
         table = own.detach().to(unet.device).repeat(rows, 1)
         unet.class_embedding = torch.nn.Embedding.from_pretrained(table, freeze=False)
         return unet
+
+
+def difference(told: dict[str, str], own: dict[str, str]) -> str | None:
+    """In what one teacher's `identity` is another's: a few words, or None.
+
+    The name may differ: a teacher may have moved. Where one keeps no schedule, it is believed.
+    """
+    parts = {"digest": "weights", "prediction": "prediction type", "schedule": "noise schedule"}
+    for key, words in parts.items():
+        if key in told and key in own and told[key] != own[key]:
+            return f"other {words} ({told[key]} of {told['name']}, {own[key]} of {own['name']})"
+    return None
 
 
 def eps_network(
@@ -301,28 +338,25 @@ def digest_of(module: torch.nn.Module) -> str:
 
 # ---- solvers -------------------------------------------------------------------------------------
 
+DIFFUSERS_SPACINGS = ("linspace", "leading", "trailing", "karras")
+GRID_SPACINGS = ("quad", "log-snr", "auto")  # schedule.grid's
+OWN_SPACINGS = (*DIFFUSERS_SPACINGS, *GRID_SPACINGS)
 MULTISTEP = {
-    "dpm++2": (
-        "DPMSolverMultistepScheduler",
-        {"solver_order": 2},
-        ("linspace", "leading", "trailing", "lu", "karras"),
-    ),
-    "dpm++3": (
-        "DPMSolverMultistepScheduler",
-        {"solver_order": 3},
-        ("linspace", "leading", "trailing", "lu", "karras"),
-    ),
-    "unipc": (
-        "UniPCMultistepScheduler",
-        {"solver_order": 3},
-        ("linspace", "leading", "trailing", "karras"),
-    ),
-    "deis": ("DEISMultistepScheduler", {"solver_order": 3}, ("linspace", "leading", "trailing")),
+    "dpm++2": ("DPMSolverMultistepScheduler", {"solver_order": 2}),
+    "dpm++3": ("DPMSolverMultistepScheduler", {"solver_order": 3}),
+    "unipc": ("UniPCMultistepScheduler", {"solver_order": 3}),
+    "deis": ("DEISMultistepScheduler", {"solver_order": 3}),
 }
-OWN_SPACINGS = ("linspace", "leading", "trailing", "quad", "log-snr")
-SOLVERS = {"ddim": OWN_SPACINGS, "ipndm": OWN_SPACINGS} | {
-    name: row[2] for name, row in MULTISTEP.items()
+OWN = {"ddim": chains.ddim_chain, "ipndm": chains.ipndm_chain, "heun": chains.heun_chain}
+SOLVERS = {name: OWN_SPACINGS for name in (*OWN, *MULTISTEP)} | {
+    name: (*OWN_SPACINGS, "lu") for name in ("dpm++2", "dpm++3")
 }
+NOISY = "it adds noise at every step, and only deterministic linear solvers are compared"
+NOT_HERE = {
+    "euler": "under a variance-preserving schedule that is ddim",
+    "pndm": "its later form is ipndm",
+    "lms": "ipndm is of its kind",
+} | dict.fromkeys(("ddpm", "euler-a", "sde-dpm++", "dpm++-sde", "lcm", "tcd"), NOISY)
 
 
 def solver_names(families: tuple[str, ...] = tuple(SOLVERS)) -> list[str]:
@@ -334,34 +368,44 @@ def solver(name: str, nfe: int, scheduler: DDPMScheduler, table: Tensor) -> Chai
     """A training-free solver as a chain of nfe calls on a teacher's schedule. "dpm++3" is
     "dpm++3-linspace".
     """
-    family, spacing = next(
-        (
-            (f, name[len(f) + 1 :] or "linspace")
-            for f in SOLVERS
-            if name == f or name.startswith(f + "-")
-        ),
-        (None, None),
-    )
-    if family is None or spacing not in SOLVERS[family]:
-        hint = (
-            f"{family} has the spacings {', '.join(SOLVERS[family])}"
-            if family
-            else f"solvers are {', '.join(SOLVERS)}"
-        )
-        raise HsiviError(f"there is no solver {name!r}: {hint}")
+    family, spacing = parse_solver(name)
     if not 1 <= nfe <= len(table):
         raise HsiviError(f"{name} cannot take {nfe} calls on a schedule of {len(table)} times")
-    if family in ("ddim", "ipndm"):
-        time = own_times(spacing, nfe, table)
-        alpha_bar = torch.cat([torch.ones(1).double(), table[time]])
-        make = chains.ddim_chain if family == "ddim" else chains.ipndm_chain
-        return make([-1, *time], alpha_bar)
-    return chains.solver_chain(multistep(family, spacing, nfe, scheduler))
+    if family == "heun" and nfe % 2 == 0:
+        raise HsiviError(
+            f"{name} takes two calls a step but one for the last: {nfe} calls do not fit, ask for "
+            f"{nfe - 1} or {nfe + 1}"
+        )
+    if family in MULTISTEP:
+        return chains.solver_chain(multistep(family, spacing, nfe, scheduler))
+    time = own_times(spacing, (nfe + 1) // 2 if family == "heun" else nfe, table)
+    check_times(name, time, nfe)
+    return OWN[family]([-1, *time], torch.cat([torch.ones(1).double(), table[time]]))
+
+
+def parse_solver(name: str) -> tuple[str, str]:
+    """A solver's family and spacing. Refuses names that there are not, with those that there
+    are.
+    """
+    found = [f for f in SOLVERS if name == f or name.startswith(f + "-")]
+    if not found:
+        why = f" ({NOT_HERE[name]})" if name in NOT_HERE else ""
+        raise HsiviError(
+            f"there is no solver {name!r}{why}: solvers are {', '.join(SOLVERS)}, also with a "
+            "spacing as in dpm++3-lu"
+        )
+    family = found[0]
+    spacing = name[len(family) + 1 :] or "linspace"
+    if spacing not in SOLVERS[family]:
+        raise HsiviError(
+            f"there is no solver {name!r}: {family} has the spacings {', '.join(SOLVERS[family])}"
+        )
+    return family, spacing
 
 
 def multistep(family: str, spacing: str, nfe: int, scheduler: DDPMScheduler) -> object:
     """The diffusers scheduler of a solver, its timesteps set, fed with eps."""
-    kind, options, _ = MULTISTEP[family]
+    kind, options = MULTISTEP[family]
     config = {key: scheduler.config[key] for key in ("num_train_timesteps", "beta_schedule")}
     # the betas themselves, as not every solver knows every schedule by name
     options = (
@@ -369,31 +413,52 @@ def multistep(family: str, spacing: str, nfe: int, scheduler: DDPMScheduler) -> 
     )
     if spacing in ("lu", "karras"):
         options["use_lu_lambdas" if spacing == "lu" else "use_karras_sigmas"] = True
-    else:
+    elif spacing not in GRID_SPACINGS:
         options["timestep_spacing"] = spacing
     made = getattr(diffusers, kind)(**options)
     made.set_timesteps(nfe)
-    if (
-        len(made.timesteps.unique()) < nfe
-    ):  # diffusers then fails with an IndexError, or walks wrongly
-        raise HsiviError(
-            f"{family}-{spacing} visits a time twice in {nfe} calls on this schedule; ask for "
-            "fewer, or another spacing"
-        )
+    if spacing in GRID_SPACINGS:
+        table = scheduler.alphas_cumprod.double()
+        at_times(made, own_times(spacing, nfe, table), table)
+    check_times(f"{family}-{spacing}", made.timesteps.tolist(), nfe)
     return made
 
 
-def own_times(spacing: str, nfe: int, table: Tensor) -> list[int]:
-    """The nfe times of the network calls of ddim and ipndm, rising; the spacings' names are
-    diffusers'.
+def at_times(made, times: list[int], table: Tensor) -> None:
+    """Move a multistep scheduler, its timesteps set, to other rising times. Only DPM-Solver++
+    takes them by `set_timesteps`; all read their levels from `sigmas`, whose last is where they
+    end.
     """
-    count = len(table)
+    ratio = schedule.noise_to_signal(table[times]).flip(0)
+    made.timesteps = torch.tensor(times).flip(0)
+    made.sigmas = torch.cat([ratio.to(made.sigmas), made.sigmas[-1:]])
+
+
+def check_times(name: str, times: list, nfe: int) -> None:
+    """Refuse a spacing that rounds two calls to one time: diffusers fails there with an IndexError,
+    or walks wrongly.
+    """
+    if len(set(times)) < len(times):
+        raise HsiviError(
+            f"{name} visits a time twice in {nfe} calls on this schedule; ask for fewer, or "
+            "another spacing"
+        )
+
+
+def own_times(spacing: str, count: int, table: Tensor) -> list[int]:
+    """`count` times of network calls, rising; the spacings' names are diffusers'."""
+    end = len(table)
     if spacing == "linspace":
-        times = np.linspace(0, count - 1, nfe + 1).round()[1:]
+        times = np.linspace(0, end - 1, count + 1).round()[1:]
     elif spacing == "leading":
-        times = np.arange(1, nfe + 1) * (count // (nfe + 1))
+        times = np.arange(1, count + 1) * (end // (count + 1))
     elif spacing == "trailing":
-        times = (count - np.arange(nfe) * count / nfe).round()[::-1] - 1
+        times = (end - np.arange(count) * end / count).round()[::-1] - 1
+    elif spacing == "karras":  # equal steps of the 7th root of the ratio [Karras et al. 2022]
+        ratio = schedule.noise_to_signal(table)
+        low, high = ratio[0] ** (1 / 7), ratio[-1] ** (1 / 7)
+        share = torch.linspace(1, 0, count, dtype=torch.float64).flip(0)
+        times = schedule.nearest(ratio, (low + share * (high - low)) ** 7)
     else:
-        times = schedule.grid(spacing, nfe, table)[1:]
+        times = schedule.grid(spacing, count, table)[1:]
     return [int(t) for t in times]

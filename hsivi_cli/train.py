@@ -45,7 +45,7 @@ from .images import save_grid
 from .runs import Interrupt, append, is_finite, say, whole_lines
 from .start import choose_starts, make_chains
 from .student import is_student, load_student, save_student, write_info
-from .teacher import Teacher, load_teacher, read_json
+from .teacher import Teacher, difference, load_teacher, read_json
 
 EVAL_SEED = 1_000_000_000  # the seeds that judge a training are none that a user is likely to draw
 GRID_COUNT = 64  # images of a kept grid
@@ -169,9 +169,9 @@ def check_out(out: Path, config: TrainConfig, teacher: Teacher) -> bool:
     info = read_json(out / "hsivi.json")
     if not {"teacher", "config"} <= info.keys():
         raise HsiviError(f"{out / 'hsivi.json'} describes no run: choose another --out")
-    if info["teacher"]["digest"] != teacher.digest:
+    if other := difference(info["teacher"], teacher.identity):
         raise HsiviError(
-            f"{out} distils another teacher ({info['teacher']['name']}): choose another --out"
+            f"{out} distils another teacher, with {other}: use that one to resume, or another --out"
         )
     old = info["config"]
     for item in fields(TrainConfig):
@@ -241,10 +241,8 @@ def start_from(players: Players, path: str, teacher: Teacher, device: torch.devi
     and its fake score.
     """
     other = load_student(path, device)
-    if other.info["teacher"]["digest"] != teacher.digest:
-        raise HsiviError(
-            f"--init {path} is a student of another teacher ({other.info['teacher']['name']})"
-        )
+    if unlike := difference(other.info["teacher"], teacher.identity):
+        raise HsiviError(f"--init {path} is a student of another teacher, with {unlike}")
     players.student.load_state_dict(other.model.unet.state_dict())
     players.ema.load_state_dict(other.model.unet.state_dict())
     scale = other.log_scales[max(other.chains)].to(device)
@@ -341,14 +339,9 @@ class Book:
 
     def info(self) -> dict:
         """hsivi.json, but for its format."""
-        teacher = self.teacher
         return {
             "hsivi": __version__,
-            "teacher": {
-                "name": teacher.name,
-                "digest": teacher.digest,
-                "prediction": teacher.prediction,
-            },
+            "teacher": self.teacher.identity,
             "nfe": self.config.budgets,
             "config": asdict(self.config),
             "starts": self.starts,

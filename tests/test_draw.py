@@ -44,7 +44,7 @@ def all_of(sampler, seeds, batch_size, **more):
 
 
 @pytest.mark.parametrize("family", SOLVERS)
-@pytest.mark.parametrize("nfe", [1, 2, 5])
+@pytest.mark.parametrize("nfe", [1, 3, 5])
 def test_a_solver_makes_exactly_nfe_calls_an_image(teacher, family, nfe):
     sampler, seen = counted(solver_sampler(teacher, family, nfe))
     assert all_of(sampler, range(5), 5).shape == (5, 8, 8, 1)

@@ -4,18 +4,35 @@ A smooth function of (x, time) serves as the model of the trajectories: what is 
 """
 
 import shutil
+from dataclasses import replace
 
 import diffusers
 import pytest
 import torch
 from conftest import edit_json
-from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, DPMSolverMultistepScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    HeunDiscreteScheduler,
+)
 from safetensors.torch import load_file, save_file
 
 from hsivi_cli import chain as chains
 from hsivi_cli import schedule
 from hsivi_cli.config import HsiviError
-from hsivi_cli.teacher import digest_of, load_teacher, solver, solver_names
+from hsivi_cli.teacher import (
+    GRID_SPACINGS,
+    at_times,
+    digest_of,
+    load_schedule,
+    load_teacher,
+    multistep,
+    own_times,
+    solver,
+    solver_names,
+)
 
 BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2")
 FAMILIES = {
@@ -72,7 +89,10 @@ def reference(name, nfe, betas, prediction, **more):
     return scheduler
 
 
-@pytest.mark.parametrize("name", solver_names(tuple(FAMILIES)))
+THEIR_NAMES = [n for n in solver_names(tuple(FAMILIES)) if not n.endswith(GRID_SPACINGS)]
+
+
+@pytest.mark.parametrize("name", THEIR_NAMES)
 def test_a_solver_is_diffusers_own_scheduler(name):
     """At 1, 2, 3, 5 and 8 calls, from every prediction type, under every beta schedule."""
     for betas in BETAS:
@@ -88,6 +108,29 @@ def test_a_solver_is_diffusers_own_scheduler(name):
                 told = trajectory(scheduler, start())
                 assert_walks_agree(walk(chain, prediction, start()), told, chain)
                 assert chain.time[1:].flip(0).tolist() == scheduler.timesteps.tolist()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_multistep_solver_at_the_grids_times_is_diffusers_own_moved_there(family):
+    """Moved to the times it has, it stays what it is; DPM-Solver++ takes times by itself."""
+    teacher = DDPMScheduler(beta_schedule="scaled_linear")
+    table = teacher.alphas_cumprod.double()
+    for nfe in (1, 2, 5):
+        moved, plain = (multistep(family, "trailing", nfe, teacher) for _ in range(2))
+        at_times(moved, own_times("trailing", nfe, table), table)
+        moved, plain = chains.solver_chain(moved), chains.solver_chain(plain)
+        assert torch.equal(moved.time, plain.time)
+        torch.testing.assert_close(moved.cx, plain.cx, rtol=1e-5, atol=0)  # ratios are float32
+        torch.testing.assert_close(moved.ce, plain.ce, rtol=1e-5, atol=1e-5)
+        for spacing in GRID_SPACINGS:
+            chain = solver(f"{family}-{spacing}", nfe, teacher, table)
+            times = schedule.grid(spacing, nfe, table)[1:]
+            assert chain.time[1:].tolist() == times
+            torch.testing.assert_close(chain.alpha_bar[1:], table[times], rtol=1e-6, atol=0)
+            if family.startswith("dpm++"):
+                own = reference(f"{family}-linspace", nfe, "scaled_linear", "epsilon")
+                own.set_timesteps(timesteps=times[::-1])
+                assert_walks_agree(walk(chain, "epsilon", start()), trajectory(own, start()), chain)
 
 
 @pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
@@ -133,6 +176,56 @@ def test_ddim_and_ipndm_are_their_closed_formulas_at_their_own_times(name, predi
         assert_walks_agree(walk(chain, prediction, start().double()), x, chain)
 
 
+@pytest.mark.parametrize("name", solver_names(("heun",)))
+@pytest.mark.parametrize("prediction", schedule.PREDICTIONS)
+def test_heun_is_its_closed_formula_in_odd_numbers_of_calls(name, prediction):
+    """In the variance-exploding state y = x / sqrt(alpha_bar), where a step is dy = eps d ratio."""
+    scheduler = DDPMScheduler(beta_schedule="scaled_linear")
+    table = scheduler.alphas_cumprod.double()
+    for nfe in (1, 3, 7):
+        calls, chain = [], solver(name, nfe, scheduler, table)
+
+        def eps_at(y, time, level, calls=calls):
+            calls.append(time)
+            x = y * level.sqrt()
+            # time and level in float32, as a chain tells them: at time 0, 1 - level has 3 digits
+            output = model(x, torch.tensor(float(time)))
+            return schedule.to_eps(output, x, level.float().expand(16), prediction)
+
+        times = own_times(name.split("-", 1)[1], (nfe + 1) // 2, table)[::-1]
+        levels = [*table[times], torch.tensor(1.0).double()]
+        y = start().double() / levels[0].sqrt()
+        for i, time in enumerate(times):
+            here, there = (schedule.noise_to_signal(level) for level in levels[i : i + 2])
+            first = eps_at(y, time, levels[i])
+            lower = y + (there - here) * first
+            if i + 1 < len(times):
+                second = eps_at(lower, times[i + 1], levels[i + 1])
+                lower = y + (there - here) * (first + second) / 2
+            y = lower
+        assert len(calls) == nfe == chain.nfe and chain.time[1:].flip(0).tolist() == calls
+        found = walk(chain, prediction, start().double())  # all else in float64
+        torch.testing.assert_close(found, y, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("betas", BETAS)
+@pytest.mark.parametrize("nfe", [1, 3, 5, 9])
+def test_heun_is_diffusers_own_at_the_same_times(betas, nfe):
+    """As a walk, and as the coefficients that are read off diffusers' scheduler."""
+    teacher = DDPMScheduler(beta_schedule=betas)
+    table = teacher.alphas_cumprod.double()
+    chain = solver("heun-leading", nfe, teacher, table)
+    told = HeunDiscreteScheduler(beta_schedule=betas, beta_start=1e-4, beta_end=0.02)
+    told.set_timesteps(timesteps=own_times("leading", (nfe + 1) // 2, table)[::-1])
+    assert told.timesteps.tolist() == chain.time[1:].flip(0).tolist()
+    read = chains.solver_chain(told)
+    # its ratios and states are float32, and its first state is the ratio times ours
+    close = 1e-6 * schedule.noise_to_signal(table[chain.time[-1].long()]).item() + 1e-6
+    for name in ("time", "alpha_bar", "cx", "ce"):
+        found, own = getattr(read, name), getattr(chain, name)
+        torch.testing.assert_close(found, own, rtol=close, atol=close)
+
+
 def test_the_spacings_of_the_own_solvers():
     scheduler = DDPMScheduler()
 
@@ -143,6 +236,8 @@ def test_the_spacings_of_the_own_solvers():
     assert times("ddim-leading") == [-1, 200, 400, 600, 800]
     assert times("ipndm-trailing") == [-1, 249, 499, 749, 999]
     assert times("ddim-quad", 5) == [-1, 32, 128, 288, 512, 800]
+    assert times("heun", 5) == [-1, 333, 333, 666, 666, 999]
+    assert times("ddim-karras")[1:] == times("heun-karras", 7)[1::2] == times("unipc-karras")[1:]
     for name in ("dpm++2", "dpm++3-trailing", "unipc-leading", "deis"):
         spacing = name.partition("-")[2] or "linspace"
         assert times(name)[1:] == times(f"ddim-{spacing}")[1:]
@@ -173,8 +268,11 @@ def test_a_solver_that_would_visit_a_time_twice_is_refused(family):
 @pytest.mark.parametrize(
     ("name", "nfe", "cause"),
     [
-        ("heun", 4, "there is no solver 'heun': solvers are ddim, ipndm, dpm"),
+        ("edm", 5, "there is no solver 'edm': solvers are ddim, ipndm, heun, dpm"),
+        ("euler-a", 5, "no solver 'euler-a' .it adds noise at every step.*: solvers are ddim"),
+        ("heun", 4, "heun takes two calls a step but one for the last.* ask for 3 or 5"),
         ("unipc-lu", 4, "unipc has the spacings linspace, leading, trailing, karras"),
+        ("ddim-karras", 400, "ddim-karras visits a time twice in 400 calls"),
         ("ddim", 0, "ddim cannot take 0 calls on a schedule of 1000 times"),
         ("unipc", 1001, "unipc cannot take 1001 calls"),
     ],
@@ -186,21 +284,28 @@ def test_a_solver_that_there_is_not_is_refused_with_those_there_are(name, nfe, c
 
 
 @pytest.mark.parametrize(
-    ("kind", "options"),
+    ("kind", "options", "cause"),
     [
-        ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
-        ("DPMSolverMultistepScheduler", {"thresholding": True}),
-        ("UniPCMultistepScheduler", {"thresholding": True}),
-        ("DEISMultistepScheduler", {"thresholding": True}),
-        ("EulerAncestralDiscreteScheduler", {}),
+        ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, "the noise"),
+        ("DPMSolverMultistepScheduler", {"thresholding": True}, "thresholding"),
+        ("UniPCMultistepScheduler", {"thresholding": True}, "thresholding"),
+        ("DEISMultistepScheduler", {"thresholding": True}, "thresholding"),
+        ("HeunDiscreteScheduler", {"clip_sample": True}, "clip_sample"),
+        ("EulerAncestralDiscreteScheduler", {}, "the noise"),
     ],
 )
-def test_schedulers_that_clip_or_add_noise_are_no_chains(kind, options):
+def test_schedulers_that_clip_or_add_noise_are_no_chains(kind, options, cause):
     scheduler = getattr(diffusers, kind)(**options)
     scheduler.set_timesteps(4)
-    with pytest.raises(
-        HsiviError, match=f"{kind} is not a deterministic linear solver.*thresholding"
-    ):
+    told = f"{kind} is not a deterministic linear solver.* switch off {cause}.*or use ddim"
+    with pytest.raises(HsiviError, match=told):
+        chains.solver_chain(scheduler)
+
+
+def test_a_scheduler_that_keeps_no_levels_is_no_chain():
+    scheduler = DDIMScheduler(clip_sample=True)
+    scheduler.set_timesteps(4)
+    with pytest.raises(HsiviError, match=r"DDIMScheduler keeps no sigmas.*use ddim"):
         chains.solver_chain(scheduler)
 
 
@@ -357,6 +462,26 @@ def test_the_digest_tells_teachers_apart_and_not_their_files(save_teacher):
         load_teacher(str(save_teacher(folder=f, seed=s))) for f, s in (("a", 0), ("b", 0), ("c", 1))
     )
     assert one.digest == again.digest != other.digest
+
+
+def test_the_schedules_name_tells_schedules_apart_and_survives_saving(save_teacher, tmp_path):
+    options = [
+        {},
+        {"beta_end": 0.03},
+        {"num_train_timesteps": 500},
+        {"beta_schedule": "scaled_linear"},
+        {"beta_schedule": "squaredcos_cap_v2"},
+        {"trained_betas": [0.01] * 9, "num_train_timesteps": 9},
+        {"trained_betas": [0.02] * 9, "num_train_timesteps": 9},
+    ]
+    names = set()
+    for i, chosen in enumerate(options):
+        teacher = load_teacher(str(save_teacher(scheduler=DDPMScheduler(**chosen), folder=f"t{i}")))
+        teacher.scheduler.save_pretrained(tmp_path / "again")
+        again, _ = load_schedule(tmp_path / "again" / "scheduler_config.json", "again")
+        assert replace(teacher, scheduler=again).schedule_name == teacher.schedule_name
+        names.add(teacher.schedule_name)
+    assert len(names) == len(options) and "linear 0.0001 to 0.02, 1000 times" in names
 
 
 def test_bfloat16_networks_answer_in_float32(save_teacher):

@@ -14,6 +14,7 @@ import diffusers
 import pytest
 import torch
 from command import QUICK, TINY, finite, hsivi, refusal, rows, save_detector, train, tree
+from conftest import edit_json
 from safetensors.torch import load_file
 
 from hsivi_cli import checkpoint, distill
@@ -186,7 +187,35 @@ def test_logging_evaluation_and_time_may_differ_on_resume(teacher, tmp_path):
 def test_another_teacher_is_refused_on_resume(teacher, save_teacher, tmp_path):
     train(teacher, tmp_path / "run", "--steps", 0)
     other = save_teacher(seed=5, **TINY)
-    assert "another teacher" in refusal("train", other, "--out", tmp_path / "run", *QUICK)
+    told = refusal("train", other, "--out", tmp_path / "run", *QUICK)
+    assert "another teacher, with other weights" in told
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"beta_end": 0.03}, "other noise schedule (linear 0.0001 to 0.02, 1000 times"),
+        ({"trained_betas": [0.01] * 1000}, "other noise schedule"),
+        ({"prediction_type": "v_prediction"}, "other prediction type (epsilon"),
+    ],
+)
+def test_a_run_is_not_resumed_on_a_schedule_that_has_changed(save_teacher, tmp_path, change, told):
+    teacher, run = save_teacher(**TINY), tmp_path / "run"
+    train(teacher, run, "--steps", 1)
+    edit_json(teacher / "scheduler" / "scheduler_config.json", **change)
+    before = tree(run)
+    assert told in refusal("train", teacher, "--out", run, *QUICK)
+    assert told in refusal("train", teacher, "--out", tmp_path / "x", *QUICK, "--init", run)
+    assert tree(run) == before
+
+
+def test_a_run_that_keeps_no_schedule_of_its_teacher_is_resumed(save_teacher, tmp_path):
+    teacher, run = save_teacher(**TINY), tmp_path / "run"
+    train(teacher, run, "--steps", 1)
+    told = json.loads((run / "hsivi.json").read_text())["teacher"]
+    assert told.pop("schedule") == "linear 0.0001 to 0.02, 1000 times"
+    edit_json(run / "hsivi.json", teacher=told)
+    train(teacher, run)
 
 
 def test_a_folder_of_something_else_is_refused_and_left_alone(teacher, tmp_path):
@@ -616,7 +645,8 @@ def test_a_run_begins_with_another_runs_student(teacher, save_teacher, tmp_path)
         ("--noise-share two", "--noise-share"),
         ("--noise-share 0.5,0.5,0.5", "3 numbers"),
         ("--noise-share 1.5", "[0, 1]"),
-        ("--start heun --noise-share 0", "heun"),
+        ("--start edm --noise-share 0", "no solver 'edm'"),
+        ("--start heun --noise-share 0 --nfe 3", "heun"),
         ("--start deis", "--noise-share 1"),
         ("--log-scale pixel", "frozen"),
         ("--levels own --noise-share 0", "--levels own"),

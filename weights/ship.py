@@ -1,8 +1,12 @@
 """Ship a run's student, or record rows of a comparison, beside the embedded teacher.
 
-python weights/ship.py student runs/x          -> weights/students/K: the run's student, weights in
-float16 python weights/ship.py rows a.json b.json ...  -> weights/recorded.json: rows of `hsivi
-compare --json`, each with its command
+python weights/ship.py student runs/x ...
+    weights/students/K: the run's student, weights in float16
+python weights/ship.py rows a.json b.json ...
+    weights/recorded.json: rows of `hsivi compare --json`, each with its command and date
+python weights/ship.py stamp
+    write the teacher's identity anew into the students' hsivi.json and into recorded.json; no
+    tensor changes, and files of other weights are refused
 """
 
 import argparse
@@ -12,7 +16,7 @@ from pathlib import Path
 import torch
 
 from hsivi_cli.student import load_student, save_student
-from hsivi_cli.teacher import load_teacher
+from hsivi_cli.teacher import difference, load_teacher
 
 WEIGHTS = Path(__file__).parent
 
@@ -31,6 +35,16 @@ def ship_student(run: str) -> None:
     )
 
 
+def stamp() -> None:
+    identity = load_teacher().identity
+    for file in [*WEIGHTS.glob("students/*/hsivi.json"), WEIGHTS / "recorded.json"]:
+        found = json.loads(file.read_text())
+        if other := difference(found["teacher"], identity):
+            raise SystemExit(f"{file} is of another teacher, with {other}")
+        found["teacher"] = identity
+        file.write_text(json.dumps(found, indent=1) + "\n")
+
+
 def record_rows(files: list[str]) -> None:
     """Later files win over earlier ones, row by row."""
     rows = {}
@@ -41,9 +55,10 @@ def record_rows(files: list[str]) -> None:
                 kept = row | {
                     "how": "recorded",
                     "command": row.get("command", found["about"]["command"]),
+                    "date": row.get("date", found["about"]["date"]),
                 }
                 rows[row["name"], row["nfe"]] = kept
-    recorded = {"teacher": load_teacher().digest, "rows": list(rows.values())}
+    recorded = {"teacher": load_teacher().identity, "rows": list(rows.values())}
     (WEIGHTS / "recorded.json").write_text(json.dumps(recorded, indent=1) + "\n")
 
 
@@ -51,11 +66,13 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("student", "rows"))
-    parser.add_argument("files", nargs="+")
+    parser.add_argument("what", choices=("student", "rows", "stamp"))
+    parser.add_argument("files", nargs="*")
     args = parser.parse_args()
     if args.what == "student":
         for run in args.files:
             ship_student(run)
-    else:
+    elif args.what == "rows":
         record_rows(args.files)
+    else:
+        stamp()
