@@ -20,64 +20,14 @@ from pathlib import Path
 
 import gaussians25 as ground
 import torch
-from torch import Tensor, nn
 
 from hsivi_cli import chain as chains
-from hsivi_cli.chain import Chain
+from hsivi_cli.coefficients import fit_coefficients
 from hsivi_cli.detector import detector_for, moments_of, statistics_of
 from hsivi_cli.distill import rng
 from hsivi_cli.draw import draw, solver_sampler
 from hsivi_cli.frechet import frechet_distance
 from hsivi_cli.teacher import load_teacher, solver
-
-
-class Coefficients(nn.Module):
-    """What is added to a deterministic chain's cx, ce and told times, all zero at first."""
-
-    def __init__(self, chain: Chain):
-        super().__init__()
-        self.chain = chain
-        self.cx = nn.Parameter(torch.zeros(chain.nfe + 1))
-        self.ce = nn.Parameter(torch.zeros(chain.nfe + 1, chain.nfe + 1))
-        self.time = nn.Parameter(torch.zeros(chain.nfe + 1))  # in hundreds of times
-
-    def walk(self, network, x: Tensor) -> Tensor:
-        """chain.sample, differentiable in the coefficients. x [B, ...] -> [B, ...]"""
-        chain, history = self.chain, {}
-        for k in range(chain.nfe, 0, -1):
-            told = (chain.time[k].float() + 100 * self.time[k]).expand(len(x))
-            level = chain.alpha_bar[k].float().expand(len(x))
-            history[k] = network(x, told, None, level)
-            x = (chain.cx[k].float() + self.cx[k]) * x
-            for j, eps in history.items():
-                x = x + (chain.ce[k, j].float() + self.ce[k, j]) * eps
-        return x
-
-    def trained(self) -> Chain:
-        """The chain with its additions."""
-        chain = self.chain
-        return replace(
-            chain,
-            time=chain.time + 100 * self.time.detach().double(),
-            cx=chain.cx + self.cx.detach().double(),
-            ce=(chain.ce + self.ce.detach().double()).triu(),
-        )
-
-
-def fit(network, start: Chain, x: Tensor, wanted: Tensor, args) -> Chain:
-    """The chain whose samples from x [N, ...] lie nearest to `wanted` [N, ...], by Adam."""
-    model = Coefficients(start)
-    optimizer = torch.optim.Adam(model.parameters(), lr=args.rate)
-    for step in range(args.steps):
-        pick = torch.randint(len(x), (args.batch_size,), generator=rng(args.seed, "batch", step))
-        loss = (model.walk(network, x[pick]) - wanted[pick]).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        if step % 50 == 0:
-            print(f"step {step}: mean squared distance {loss.item():.4f}", flush=True)
-    return model.trained()
 
 
 def on_images(args) -> None:
@@ -88,10 +38,13 @@ def on_images(args) -> None:
     many = solver(args.teacher, args.teacher_calls, teacher.scheduler, teacher.table)
     x = torch.randn(args.pairs, *teacher.shape, generator=rng(args.seed, "pairs"))
     with torch.inference_mode():
-        wanted = torch.cat([chains.sample(network, many, part, None, scale) for part in x.split(32)
-                            for scale in [torch.zeros(1, 1, 1, 1)]])  # fmt: skip
-    wanted = wanted.clone()
-    chain = fit(network, start.chain, x, wanted, args)
+        scale = torch.zeros(1, 1, 1, 1)
+        wanted = [chains.sample(network, many, part, None, scale) for part in x.split(32)]
+    wanted = torch.cat(wanted).clone()
+    chain = fit_coefficients(
+        network, start.chain, x, wanted, None, args.steps, rng(args.seed, "fit"),
+        args.batch_size, args.rate,
+    )  # fmt: skip
     spent = time.process_time() - began
     reference = str(Path(__file__).parent.parent / "weights" / "reference.npz")
     detector = detector_for([reference], None, None, "cpu")
@@ -109,7 +62,10 @@ def on_gaussians(args) -> None:
     many = solver(args.teacher, args.teacher_calls, ground.SCHEDULER, ground.TABLE)
     x = torch.randn(args.pairs, 2, generator=rng(args.seed, "pairs"))
     wanted = chains.sample(ground.exact_eps, many, x, None, torch.zeros(1, 1)).float()
-    chain = fit(ground.exact_eps, start, x, wanted, args)
+    chain = fit_coefficients(
+        ground.exact_eps, start, x, wanted, None, args.steps, rng(args.seed, "fit"),
+        args.batch_size, args.rate,
+    )  # fmt: skip
     spent = time.process_time() - began
     for name, each in (("solver", start), ("trained", chain)):
         row = ground.measure(ground.draw(ground.exact_eps, each, torch.zeros(1, 1)))
