@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from conftest import linear_table
+from conftest import gauss_hermite, linear_table
 from torch import nn
 
 from hsivi_cli import distill
@@ -518,6 +518,118 @@ def test_optimizers_are_what_they_are_called(kind, cls, amsgrad):
     made = distill.make_optimizer(kind, [nn.Parameter(torch.zeros(1))], 1e-3, 0.3)
     assert type(made).__name__ == cls and made.defaults["amsgrad"] == amsgrad
     assert made.defaults["lr"] == 1e-3 and made.defaults["betas"] == (0.3, 0.999)
+
+
+# ---- several chains, and a fake score that is told -----------------------------------------------
+
+
+def test_rounds_take_the_chains_in_turn():
+    players, other = make(), make(times=[0, 500])
+    players.chains = [players.chains[0], other.chains[0]]
+    for round_ in range(4):
+        pool = roll_out(players, CONFIG, round_, [1], Share())
+        assert pool.chain is players.chains[round_ % 2] and len(pool.x) == 2 - round_ % 2
+        assert pool.first_row == 2 * (round_ % 2)
+        batch = draw_batch(players, CONFIG, round_, "student", 0, [1], Share())
+        assert batch.tau.min() >= 5 and (batch.tau.max() >= 300) == (round_ % 2)
+        assert play_round(players, CONFIG, round_)["nfe"] == 2 - round_ % 2
+
+
+def test_a_told_fake_score_hears_budget_layer_and_label_and_the_others_the_label():
+    players = make(times=[0, 200, 400, 650], labels=10)
+    players.chains, players.told = [make().chains[0], players.chains[0]], True
+    config, layers = replace(CONFIG, batch_size=30), [1, 2, 3]
+    pool = roll_out(players, config, 1, layers, Share())
+    batch = draw_batch(players, config, 1, "student", 0, layers, Share())
+    heard = {}
+    for name in ("fake_eps", "teacher_eps", "student_eps"):
+        inner = getattr(players, name)
+
+        def listen(x, time, labels, alpha_bar, name=name, inner=inner):
+            heard[name] = labels
+            return inner(x, time, labels, alpha_bar)
+
+        setattr(players, name, listen)
+    labels = pool.labels[batch.chain]
+    rows = (2 + batch.layer - 1) * 10 + labels  # the first chain's two layers come before
+    student_update(players, config, pool, batch, 0, Share())
+    assert torch.equal(heard.pop("fake_eps"), rows)
+    assert all(torch.equal(own, labels) for own in heard.values()) and len(heard) == 2
+    distill.fake_score_update(players, config, pool, batch, Share())
+    assert torch.equal(heard.pop("fake_eps"), rows)
+
+
+class TwoModes(nn.Module):
+    """The eps of w N(1, VAR) + (1 - w) N(-1, VAR) noised, with w of its own for every row."""
+
+    VAR = 0.01
+
+    def __init__(self, rows):
+        super().__init__()
+        self.logit = nn.Parameter(torch.zeros(rows, 1))
+
+    def forward(self, x, time, labels=None, alpha_bar=None):
+        level = alpha_bar.to(x.dtype)[:, None]
+        var, mode = level * self.VAR + 1 - level, level.sqrt()
+        logit = self.logit[torch.zeros_like(time) if labels is None else labels]
+        share = torch.sigmoid(logit + 2 * mode * x / var)
+        return (1 - level).sqrt() / var * (x - mode * (2 * share - 1))
+
+
+def one_mode_a_layer(x, time, labels=None, alpha_bar=None):
+    """A student whose x0 is N(1, VAR) at the top call and N(-1, VAR) below, from what it is given:
+    x_2 is N(0, 1), and x_1 is the first of these at its level.
+    """
+    level = alpha_bar.to(x.dtype)[:, None]
+    top = time[0] > 100
+    spread = 1.0 if top else (level * TwoModes.VAR + 1 - level).sqrt()
+    x0 = (1 if top else -1) + TwoModes.VAR**0.5 * (x - (0 if top else level.sqrt())) / spread
+    return (x - level.sqrt() * x0) / (1 - level).sqrt()
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_only_a_fake_score_that_is_told_its_layer_sees_that_each_holds_one_mode(told):
+    config = replace(CONFIG, batch_size=2048, levels="above", fake_rate=0.3, fake_beta1=0.9)
+    players = make(config, [0, 60, 650], width=1)
+    fake = TwoModes(2)
+    players.told, players.fake_score, players.fake_eps = told, fake, fake
+    players.teacher_eps, players.student_eps = TwoModes(1), one_mode_a_layer
+    players.fake_optimizer = torch.optim.Adam(fake.parameters(), 0.3)
+    players.student_optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 1.0)
+    pool = roll_out(players, config, 0, [1, 2], Share())
+    level = 300  # of both layers
+    for i in range(60):
+        batch = draw_batch(players, config, 0, "fake score", i, [1, 2], Share())
+        batch = replace(batch, tau=torch.full_like(batch.tau, level))
+        distill.fake_score_update(players, config, pool, batch, Share())
+    with torch.no_grad():
+        bounds = bounds_of(players, pool, batch)
+    found = [bounds[batch.layer == k].mean().item() for k in (1, 2)]
+    expected = [one_mode_divergence(players.table[level])] * 2 if told else [0, 0]
+    # 1,024 draws a layer of a bound whose sd is about 1, and logits of 18 where infinity is best
+    assert found == pytest.approx(expected, abs=0.12), (found, expected)
+    assert one_mode_divergence(players.table[level]) > 0.3
+
+
+def bounds_of(players, pool, batch):
+    """The divergence estimates [B] of a batch."""
+    mean = pool.mean[batch.layer - 1, batch.chain]
+    x, layer_eps, alpha_bar = distill.observe_batch(players, pool.chain, batch, mean)
+    heard = distill.fake_labels(players, pool, batch, None)
+    f_eps = players.fake_eps(x, batch.tau, heard, alpha_bar)
+    teacher_eps = players.teacher_eps(x, batch.tau, None, alpha_bar)
+    return divergence_bound(f_eps, teacher_eps, layer_eps)
+
+
+def one_mode_divergence(alpha_bar):
+    """E |eps_q - eps_p|^2, q one mode of p's two, by quadrature."""
+    node, weight = gauss_hermite(80)
+    level, node = alpha_bar.float(), node.float()
+    var = level * TwoModes.VAR + 1 - level
+    x = level.sqrt() + var.sqrt() * node
+    own = (1 - level).sqrt() * (x - level.sqrt()) / var
+    both = TwoModes(1)(x, torch.zeros(len(x)).long(), None, level.expand(len(x)))
+    return (weight * (own - both).detach()[:, 0].square()).sum().item()
 
 
 # ---- does it learn? ------------------------------------------------------------------------------

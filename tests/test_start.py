@@ -1,0 +1,111 @@
+"""What a training begins with: --start auto's choice and its memory."""
+
+import json
+
+import diffusers
+import pytest
+import torch
+from command import QUICK, TINY, refusal, train
+
+from hsivi_cli import start
+from hsivi_cli import train as train_module
+from hsivi_cli.config import TrainConfig
+from hsivi_cli.start import choose_starts, gaps, make_chain, make_chains
+from hsivi_cli.student import load_student
+from hsivi_cli.teacher import load_teacher, solver, solver_names
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_unet, tmp_path_factory):
+    path = tmp_path_factory.mktemp("teacher")
+    unet = tiny_unet(**TINY)
+    diffusers.DDPMPipeline(unet=unet, scheduler=diffusers.DDPMScheduler()).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def teacher(folder):
+    return load_teacher(str(folder))
+
+
+@pytest.fixture(autouse=True)
+def few_pairs(monkeypatch):
+    monkeypatch.setattr(start, "PAIRS", 8)
+
+
+AUTO = {"start": "auto", "noise_share": "0.3"}
+
+
+@pytest.mark.parametrize("name", ["unipc-trailing", "dpm++2-karras", "ddim-leading"])
+def test_auto_finds_the_solver_that_draws_the_judges_own_images(teacher, monkeypatch, name):
+    monkeypatch.setattr(start, "JUDGE", (name, 3))
+    assert choose_starts(TrainConfig(**AUTO, nfe="3"), teacher) == {3: name}
+
+
+def test_ddim_over_the_grid_is_a_start_beside_the_solvers_own_spacings(teacher):
+    config = TrainConfig(nfe="3", grid="0,200,500,900")
+    truth = start.images(teacher, start.bare_chain(config, 3, teacher, "ddim"))
+    found = gaps(config, 3, teacher, truth)
+    assert found.pop("ddim") == 0 < min(found.values())
+
+
+def test_the_gap_is_the_mean_squared_distance_of_images_from_the_same_noise(teacher):
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(8, *teacher.shape, generator=draw)
+
+    def images(chain):  # the walk of a deterministic chain, written out
+        state, history = x, {}
+        for k in range(chain.nfe, 0, -1):
+            time, level = chain.time[k].float().expand(8), chain.alpha_bar[k].float().expand(8)
+            with torch.no_grad():
+                history[k] = teacher.network()(state, time, None, level)
+            state = chain.cx[k] * state + sum(chain.ce[k, j] * e for j, e in history.items())
+            state = state.float()
+        return state
+
+    truth = images(solver("dpm++2-linspace", 50, teacher.scheduler, teacher.table))
+    found = gaps(TrainConfig(), 2, teacher, truth)
+    assert {"ddim", "ddim-leading", "unipc-linspace", "dpm++3-lu"} <= found.keys()
+    assert found.keys() <= {"ddim", *solver_names()}
+    for name in ("ddim-leading", "unipc-linspace", "dpm++3-lu", "ipndm-quad"):
+        chain = solver(name, 2, teacher.scheduler, teacher.table)
+        gap = (images(chain) - truth).square().mean().item()
+        assert found[name] == pytest.approx(gap, rel=1e-4)  # float32 sums in another order
+
+
+def test_where_only_x0_is_kept_auto_is_ddim_and_costs_no_call(teacher, monkeypatch):
+    monkeypatch.setattr(start, "images", None)
+    assert choose_starts(TrainConfig(start="auto", nfe="1,4"), teacher) == {1: "ddim", 4: "ddim"}
+    assert choose_starts(TrainConfig(start="deis", noise_share="0"), teacher) == {}
+
+
+def test_every_budget_has_the_chain_of_its_own_start(teacher):
+    config, starts = TrainConfig(**AUTO, nfe="2,3"), {2: "deis", 3: "ddim"}
+    two, three = make_chains(config, teacher, starts)
+    assert torch.equal(two.ce, solver("deis", 2, teacher.scheduler, teacher.table).ce)
+    assert torch.equal(three.time, make_chain(TrainConfig(), 3, teacher).time)
+    for chain in (two, three):
+        inner = chain.noise_share[chain.sigma[:-1] > 0]
+        assert torch.allclose(inner, torch.full_like(inner, 0.3))
+
+
+def test_the_choice_is_told_stored_and_not_made_again(folder, tmp_path, monkeypatch):
+    out, options = tmp_path / "run", ("--start", "auto", "--noise-share", 0.3, "--nfe", "1,2")
+    result = train(folder, out, *options, "--minutes", 1e-9)
+    starts = json.loads((out / "hsivi.json").read_text())["starts"]
+    assert starts.keys() == {"1", "2"}
+    assert f"--start auto at 2 calls: {starts['2']}" in result.stderr.splitlines()
+    monkeypatch.setattr(train_module, "choose_starts", None)
+    train(folder, out, *options)
+    assert json.loads((out / "hsivi.json").read_text())["starts"] == starts
+    student, loaded = load_student(out), load_teacher(str(folder))
+    assert student.info["step"] == 2 and student.info["config"]["start"] == "auto"
+    chain = make_chain(TrainConfig(noise_share="0.3"), 2, loaded, starts["2"])
+    assert torch.equal(student.chains[2].ce, chain.ce)
+
+
+def test_a_resume_with_another_start_is_refused(folder, tmp_path):
+    train(folder, tmp_path / "run", "--noise-share", 0.3, "--steps", 0)
+    options = ("--noise-share", 0.3, "--start", "auto")
+    told = refusal("train", folder, "--out", tmp_path / "run", *QUICK, *options)
+    assert "--start ddim, not auto" in told
