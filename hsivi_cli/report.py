@@ -254,9 +254,11 @@ def draw_minutes(axes, rows: list[dict], curves: Sequence[dict]) -> None:
     """A run's distances in training, a star where the finished student was measured here, and the
     best solver of its calls, all in the colour of their number of calls.
     """
+    from matplotlib import colormaps
+
     students = [row for row in rows if row.get("minutes") is not None]
     nfes = sorted({entry["nfe"] for entry in (*students, *curves)})
-    colors = {nfe: f"C{i}" for i, nfe in enumerate(nfes)}
+    colors = {nfe: colormaps["Dark2"](i) for i, nfe in enumerate(nfes)}
     for curve in curves:
         counts = "/".join(f"{count:,}" for count in curve["counts"])
         label = f"{curve['nfe']} calls in training, {counts} images"
