@@ -268,7 +268,7 @@ class CompareConfig:
     count: int = option(5000, "images of every row")
     tune_count: int = option(
         1000,
-        "images by which a solver's best spacing is chosen, after a first heat on an eighth of them",
+        "images by which a solver's best spacing is chosen, after a heat on an eighth of them",
     )
     seed: int = option(0, "seed of the first image; the same noises for every row")
     repeats: int = option(
@@ -286,7 +286,9 @@ class CompareConfig:
     dtype: str = option("float32", "the networks' precision", choices=DTYPES)
     device: str | None = option(None, DEVICE)
     json: str | None = option(None, "write all rows to this file")
-    plot: str | None = option(None, "draw distance by calls, and by minutes of training, into this PNG file")
+    plot: str | None = option(
+        None, "draw distance by calls, and by minutes of training, into this PNG file"
+    )
     grids: str | None = option(
         None, "save a grid of each row's first images, equal seeds, into this folder"
     )
