@@ -42,11 +42,6 @@ def command_line() -> str:
     return shlex.join(["hsivi", *sys.argv[1:]])
 
 
-def option(default, help: str, **extra):
-    """A dataclass field that cli.py turns into a command-line option."""
-    return field(default=default, metadata={"help": help, **extra})
-
-
 # what several verbs say alike
 DEVICE = "cuda, cuda:1, cpu, ...; the default is CUDA where there is one"
 DETECTOR = "feature network: inception, fashion-mnist or a folder; default: "
@@ -58,6 +53,11 @@ SEED = "decides everything random"
 EMA_RAMP = "ramped up as (1 + step) / (10 + step)"
 JOINT = "train all layers together, or one after another from the "
 DTYPES = ("float32", "bfloat16")
+
+
+def option(default, help: str, **extra):
+    """A dataclass field that cli.py turns into a command-line option."""
+    return field(default=default, metadata={"help": help, **extra})
 
 
 @dataclass(frozen=True)
