@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import time
+from datetime import date
 from pathlib import Path
 
 import torch
@@ -33,15 +34,18 @@ from .detector import (
     Detector,
     Statistics,
     detector_for,
+    few_images,
     load_statistics,
     moments_of,
     save_statistics,
     statistics_of,
+    unsure_of,
 )
 from .device import pick_device
 from .draw import Sampler, chain_digest, draw, solver_sampler, student_sampler
 from .frechet import frechet_distance, precision_recall
-from .images import save_grid
+from .images import NotFinite, save_grid
+from .runs import whole_lines
 from .student import Student, is_student, load_student
 from .teacher import (
     SOLVERS,
@@ -53,10 +57,10 @@ from .teacher import (
     solver_names,
 )
 
-RECALL_COUNT = (
-    2000  # features of each side for precision and recall: their cost grows with its square
-)
+RECALL_COUNT = 2000  # features a side for precision and recall: their cost grows with its square
 GRID_COUNT = 36
+FINALISTS = 3  # spacings that a family's first heat leaves
+HEAT_SHARE = 8  # it is run on this part of --tune-count
 
 
 def run(config: CompareConfig) -> None:
@@ -80,13 +84,18 @@ def run(config: CompareConfig) -> None:
     detector = detector_for([reference_path], config.detector, weights, device)
     reference = statistics_of(reference_path, detector, config.data_root, keep_features=True)
     ruler = Ruler(config, detector, reference, device)
+    caution(config, reference_path, reference)
 
-    samplers = []
+    samplers, curves = [], []
     for nfe in budgets:
         samplers += [student_sampler(s, nfe, config.dtype) for s in students if nfe in s.chains]
-        samplers += [tuned(family, nfe, teacher, ruler) for family in solvers if teacher]
+        found = [tuned(name, nfe, teacher, ruler) for name in solvers if teacher]
+        samplers += [sampler for sampler in found if sampler]
+        curves += [training_curve(s, nfe, detector) for s in students if nfe in s.chains]
     samplers += teachers
     rows = [ruler.measure(sampler) for sampler in samplers]
+    for row in rows:
+        row |= training_facts(row, students, teacher)
     if config.recorded:
         rows += recorded_rows(teacher, {(row["name"], row["nfe"]) for row in rows})
     if not rows:
@@ -95,28 +104,50 @@ def run(config: CompareConfig) -> None:
         )
     print(report.table(rows))
     print()
-    print("\n".join(report.verdicts(rows)))
-    write_files(config, rows, samplers, ruler, reference_path)
+    print("\n".join([*report.verdicts(rows), *report.notes(rows)]))
+    curves = [curve for curve in curves if curve["points"]]
+    write_files(config, rows, curves, samplers, ruler, reference_path)
+
+
+def caution(config: CompareConfig, path: str, reference: Statistics) -> None:
+    """Warn of too few images, and of a reference whose detector is not known."""
+    width, drawn = len(reference.moments.mean), f"--count {config.count}"
+    warnings = [few_images(drawn, config.count, width), *unsure_of(path, reference)]
+    for line in filter(None, warnings):
+        print(line, file=sys.stderr)
 
 
 def write_files(
-    config: CompareConfig, rows: list[dict], samplers: list[Sampler], ruler: Ruler, reference: str
+    config: CompareConfig,
+    rows: list[dict],
+    curves: list[dict],
+    samplers: list[Sampler],
+    ruler: Ruler,
+    reference: str,
 ) -> None:
     size = ruler.reference.moments.count or "unknown number of"
     about = {
+        "date": date.today().isoformat(),
         "reference": f"{Path(reference).name} ({size} images)",
         "detector": ruler.detector.stamp,
         "images per row": f"{config.count}, seeds from {config.seed}, {config.repeats} time(s)",
         "command": command_line(),
-        "spacing": f"each solver at the spacing best on {config.tune_count} images",
+        "solvers": f"each at its spacing best on {config.tune_count} images; linear, so x0 is "
+        "never clipped",
     }
     if config.json:
-        write_text(Path(config.json), json.dumps({"rows": rows, "about": about}, indent=1) + "\n")
+        found = {"rows": rows, "training": curves, "about": about}
+        write_text(Path(config.json), json.dumps(found, indent=1, allow_nan=False) + "\n")
     if config.plot:
         with replacing(Path(config.plot)) as temporary:
-            temporary.write_bytes(report.plot_png(rows))
+            temporary.write_bytes(report.plot_png(rows, curves))
     if config.grids or config.html:
-        grids = {f"{s.name}, {s.nfe} calls": ruler.first_images(s) for s in samplers}
+        sound = {(row["name"], row["nfe"]) for row in rows if row["distance"] is not None}
+        grids = {
+            f"{s.name}, {s.nfe} calls": ruler.first_images(s)
+            for s in samplers
+            if (s.name, s.nfe) in sound
+        }
         for title, images in grids.items() if config.grids else ():
             save_grid(
                 images,
@@ -124,7 +155,7 @@ def write_files(
                 / (title.replace("/", "_").replace(", ", "-").replace(" ", "-") + ".png"),
             )
         if config.html:
-            write_text(Path(config.html), report.page(rows, grids, about))
+            write_text(Path(config.html), report.page(rows, grids, about, curves))
 
 
 # ---- what is compared ----------------------------------------------------------------------------
@@ -195,6 +226,12 @@ def parse_budgets(config: CompareConfig, students: list[Student]) -> list[int]:
     for student in students:
         if not set(budgets) & set(student.chains):
             student.budget(budgets[0])  # says which it has
+    if config.nfe is not None and (missing := sorted(set(budgets) - set(has))) and students:
+        print(
+            f"warning: no student was trained for {', '.join(map(str, missing))} calls; they were "
+            f"for {', '.join(map(str, has))}",
+            file=sys.stderr,
+        )
     return budgets
 
 
@@ -205,27 +242,32 @@ def parse_solvers(config: CompareConfig) -> list[str]:
     return names
 
 
-def tuned(name: str, nfe: int, teacher: Teacher, ruler: Ruler) -> Sampler:
-    """A solver on the teacher: the one named, or a family's best spacing, by a distance over fewer
-    images.
+def tuned(name: str, nfe: int, teacher: Teacher, ruler: Ruler) -> Sampler | None:
+    """A solver on the teacher: the one named, or a family's best spacing. None, with a warning,
+    where nothing fits this many calls.
+
+    Many spacings run a first heat on few images, and only the finalists run the full distance.
     """
     config = ruler.config
-    if name not in SOLVERS:
-        return solver_sampler(teacher, name, nfe, dtype=config.dtype)
-    candidates, seen = [], set()
-    for spaced in solver_names((name,)):
+    candidates, reason = {}, None
+    for spaced in solver_names((name,)) if name in SOLVERS else (name,):
         try:
             sampler = solver_sampler(teacher, spaced, nfe, dtype=config.dtype)
+            candidates.setdefault(chain_digest(sampler), sampler)  # equal ones are drawn once
         except HsiviError as error:  # a spacing that does not fit this many calls
-            reason = error
-            continue
-        if chain_digest(sampler) not in seen:
-            seen.add(chain_digest(sampler))
-            candidates.append(sampler)
+            reason = reason or error
     if not candidates:
-        raise reason
-    tuning = min(config.tune_count, config.count)
-    return min(candidates, key=lambda sampler: ruler.distance(sampler, config.seed, tuning)[0])
+        print(f"warning: {name} is left out at {nfe} calls: {reason}", file=sys.stderr)
+        return None
+
+    def by_distance(count: int) -> list[Sampler]:
+        return sorted(left, key=lambda sampler: ruler.distance_or_inf(sampler, count))
+
+    left, count = list(candidates.values()), min(config.tune_count, config.count)
+    heat = count // HEAT_SHARE
+    if len(left) > FINALISTS and heat > ruler.detector.feature_dim:
+        left = by_distance(heat)[:FINALISTS]
+    return by_distance(count)[0] if len(left) > 1 else left[0]
 
 
 def recorded_rows(teacher: Teacher | None, have: set[tuple[str, int]]) -> list[dict]:
@@ -242,6 +284,32 @@ def recorded_rows(teacher: Teacher | None, have: set[tuple[str, int]]) -> list[d
     return [
         row | {"how": "recorded"} for row in known["rows"] if (row["name"], row["nfe"]) not in have
     ]
+
+
+def training_facts(row: dict, students: list[Student], teacher: Teacher | None) -> dict:
+    """What a student's row also says: minutes of training, and whether the comparison's teacher is
+    its own.
+    """
+    for student in students:
+        if row["kind"] == "student" and row["name"] == student.name:
+            own = teacher and not difference(student.info["teacher"], teacher.identity)
+            return {"minutes": round(student.info["seconds"] / 60, 1), "own_teacher": bool(own)}
+    return {}
+
+
+def training_curve(student: Student, nfe: int, detector: Detector) -> dict:
+    """Distances that a run measured in training by this detector: points of (minutes, distance)."""
+    folder, points, counts = embedded(student.name), [], set()
+    logs = [folder / "timing.jsonl", folder / "evaluations.jsonl"]
+    if all(log.exists() for log in logs):
+        timing, evaluations = (map(json.loads, whole_lines(log.read_text())) for log in logs)
+        seconds = {line["step"]: line["seconds"] for line in timing}
+        for line in evaluations:
+            mine = line.get("nfe", nfe) == nfe and line["detector"] == detector.stamp
+            if mine and line["step"] in seconds:
+                points.append([round(seconds[line["step"]] / 60, 2), line["distance"]])
+                counts.add(line["count"])
+    return {"name": student.name, "nfe": nfe, "points": points, "counts": sorted(counts)}
 
 
 # ---- measuring -----------------------------------------------------------------------------------
@@ -267,11 +335,14 @@ class Ruler:
 
     def measure(self, sampler: Sampler) -> dict:
         """A row: the mean over repeats, on seeds that do not overlap."""
-        config, distances, seconds, shares = self.config, [], [], []
+        config, distances, seconds, shares, broken = self.config, [], [], [], {}
         for repeat in range(config.repeats):
-            distance, spent, statistics = self.distance(
-                sampler, config.seed + repeat * config.count, config.count
-            )
+            seed = config.seed + repeat * config.count
+            try:
+                distance, spent, statistics = self.distance(sampler, seed, config.count)
+            except NotFinite as error:  # one sampler's fault; the others go on
+                distances, seconds, shares, broken = [], [], [], {"error": str(error)}
+                break
             distances.append(distance)
             seconds.append(spent)
             real, fake = self.reference.features, statistics.features
@@ -288,14 +359,14 @@ class Ruler:
             "name": sampler.name,
             "kind": sampler.kind,
             "nfe": sampler.nfe,
-            "distance": sum(distances) / len(distances),
+            "distance": sum(distances) / len(distances) if distances else None,
             "distances": distances,
             "precision": precision,
             "recall": recall,
             "count": config.count,
-            "seconds": sum(seconds) / len(seconds),
+            "seconds": sum(seconds) / len(seconds) if seconds else None,
             "how": "measured",
-        }
+        } | broken
 
     def distance(self, sampler: Sampler, seed: int, count: int) -> tuple[float, float, Statistics]:
         """The distance of images of seeds seed.. to the reference, the seconds that drawing took,
@@ -303,6 +374,13 @@ class Ruler:
         """
         statistics, seconds = self.statistics(sampler, seed, count)
         return frechet_distance(statistics.moments, self.reference.moments), seconds, statistics
+
+    def distance_or_inf(self, sampler: Sampler, count: int) -> float:
+        """The distance of the first `count` images, infinite where they hold NaN."""
+        try:
+            return self.distance(sampler, self.config.seed, count)[0]
+        except NotFinite:
+            return float("inf")
 
     def statistics(self, sampler: Sampler, seed: int, count: int) -> tuple[Statistics, float]:
         key = {

@@ -42,6 +42,19 @@ def command_line() -> str:
     return shlex.join(["hsivi", *sys.argv[1:]])
 
 
+# what several verbs say alike
+DEVICE = "cuda, cuda:1, cpu, ...; the default is CUDA where there is one"
+DETECTOR = "feature network: inception, fashion-mnist or a folder; default: "
+DETECTOR_WEIGHTS = "weights file of the Inception network"
+DATA_ROOT = "where torchvision's data sets lie"
+DATA_HERE = DATA_ROOT + "; default: data"
+MINUTES = "stop after this long, saved and ready to resume"
+SEED = "decides everything random"
+EMA_RAMP = "ramped up as (1 + step) / (10 + step)"
+JOINT = "train all layers together, or one after another from the "
+DTYPES = ("float32", "bfloat16")
+
+
 def option(default, help: str, **extra):
     """A dataclass field that cli.py turns into a command-line option."""
     return field(default=default, metadata={"help": help, **extra})
@@ -115,7 +128,7 @@ class TrainConfig:
     )
     order: str = option(
         "joint",
-        "train all layers together, or one after another from the top",
+        JOINT + "top",
         choices=("joint", "sequential"),
     )
 
@@ -135,14 +148,12 @@ class TrainConfig:
     student_beta1: float = option(0.0, "Adam's beta1 for the student")
     fake_beta1: float = option(0.9, "Adam's beta1 for the fake score")
     clip: float = option(1.0, "largest gradient norm, of the loss averaged over elements")
-    ema: float = option(
-        0.98, "decay of the averaged student, ramped up as (1 + step) / (10 + step)"
-    )
-    seed: int = option(0, "decides everything random")
+    ema: float = option(0.98, "decay of the averaged student, " + EMA_RAMP)
+    seed: int = option(0, SEED)
     dtype: str = option(
         "float32",
         "networks' precision; losses and weights stay float32",
-        choices=("float32", "bfloat16"),
+        choices=DTYPES,
     )
 
     init: str | None = option(
@@ -150,27 +161,21 @@ class TrainConfig:
     )
 
     # the run
-    minutes: float | None = option(
-        None, "stop after this long, saved and ready to resume", run_only=True
-    )
-    device: str | None = option(
-        None, "cuda, cuda:1, cpu, ...; the default is CUDA where there is one", run_only=True
-    )
+    minutes: float | None = option(None, MINUTES, run_only=True)
+    device: str | None = option(None, DEVICE, run_only=True)
     checkpoint_every: int = option(50, "steps between checkpoints", run_only=True)
     reference: str | None = option(
         None,
         "statistics, images or data set to score the student against in training",
         run_only=True,
     )
-    data_root: str | None = option(None, "where torchvision's data sets lie", run_only=True)
+    data_root: str | None = option(None, DATA_ROOT, run_only=True)
     detector: str | None = option(
         None,
-        "feature network: inception, fashion-mnist or a folder; default: the reference's own",
+        DETECTOR + "the reference's own",
         run_only=True,
     )
-    detector_weights: str | None = option(
-        None, "weights file of the Inception network", run_only=True
-    )
+    detector_weights: str | None = option(None, DETECTOR_WEIGHTS, run_only=True)
     eval_every: int = option(100, "steps between evaluations", run_only=True)
     eval_count: int = option(1000, "images of an evaluation", run_only=True)
     log_with: str | None = option(
@@ -223,23 +228,20 @@ class FidConfig:
     b: str | None = None
     detector: str | None = option(
         None,
-        "feature network: inception, fashion-mnist or a folder; "
-        "default: that of the statistics files, else inception",
+        DETECTOR + "that of the statistics files, else inception",
     )
-    detector_weights: str | None = option(None, "weights file of the Inception network")
+    detector_weights: str | None = option(None, DETECTOR_WEIGHTS)
     save_stats: str | None = option(
         None, "write A's statistics to this .npz file; B may then be left out"
     )
     kid: bool = option(False, "the kernel distance, precision and recall too")
     json: bool = option(False, "print one JSON object")
-    data_root: str | None = option(None, "where torchvision's data sets lie; default: data")
+    data_root: str | None = option(None, DATA_HERE)
     nfe: int | None = option(None, "calls per image of a run; default: what it was trained for")
     count: int = option(5000, "images drawn from a run; of files, all are used")
     seed: int = option(0, "seed of the first image drawn, and of KID's subsets")
     batch_size: int = option(256, "images per batch")
-    device: str | None = option(
-        None, "cuda, cuda:1, cpu, ...; the default is CUDA where there is one"
-    )
+    device: str | None = option(None, DEVICE)
 
 
 @dataclass(frozen=True)
@@ -262,10 +264,8 @@ class SampleConfig:
     out: str | None = option(None, "a folder of PNGs named by seed, or a FILE.npz")
     grid: str | None = option(None, "also save all images in one PNG")
     batch_size: int = option(256, "images per batch; changes no noise")
-    dtype: str = option("float32", "the network's precision", choices=("float32", "bfloat16"))
-    device: str | None = option(
-        None, "cuda, cuda:1, cpu, ...; the default is CUDA where there is one"
-    )
+    dtype: str = option("float32", "the network's precision", choices=DTYPES)
+    device: str | None = option(None, DEVICE)
     revision: str | None = option(None, "a hub teacher's revision")
     variant: str | None = option(None, "a teacher's weights variant, such as fp16 or ema")
     subfolder: str | None = option(None, "a folder within the teacher's")
@@ -296,7 +296,10 @@ class CompareConfig:
     )
     teacher_solver: str = option("dpm++2-linspace", "the solver of --teacher-calls")
     count: int = option(5000, "images of every row")
-    tune_count: int = option(1000, "images by which a solver's best spacing is chosen")
+    tune_count: int = option(
+        1000,
+        "images by which a solver's best spacing is chosen, after a heat on an eighth of them",
+    )
     seed: int = option(0, "seed of the first image; the same noises for every row")
     repeats: int = option(
         1,
@@ -304,18 +307,18 @@ class CompareConfig:
         "kept",
     )
     detector: str | None = option(None, "feature network; default: the reference's own")
-    detector_weights: str | None = option(None, "weights file of the Inception network")
-    data_root: str | None = option(None, "where torchvision's data sets lie; default: data")
+    detector_weights: str | None = option(None, DETECTOR_WEIGHTS)
+    data_root: str | None = option(None, DATA_HERE)
     recorded: bool = option(
         False, "add the slow rows that were measured before, where the teacher is the embedded one"
     )
     batch_size: int = option(250, "images per batch")
-    dtype: str = option("float32", "the networks' precision", choices=("float32", "bfloat16"))
-    device: str | None = option(
-        None, "cuda, cuda:1, cpu, ...; the default is CUDA where there is one"
-    )
+    dtype: str = option("float32", "the networks' precision", choices=DTYPES)
+    device: str | None = option(None, DEVICE)
     json: str | None = option(None, "write all rows to this file")
-    plot: str | None = option(None, "draw distance by calls into this PNG file")
+    plot: str | None = option(
+        None, "draw distance by calls, and by minutes of training, into this PNG file"
+    )
     grids: str | None = option(
         None, "save a grid of each row's first images, equal seeds, into this folder"
     )
@@ -359,7 +362,7 @@ class InferConfig:
     a: float = option(0.5, "sm's a: 0.5 is the paper's, 1 to 1.2 pushes harder where q is narrow")
     order: str = option(
         "joint",
-        "train all layers together, or one after another from the base",
+        JOINT + "base",
         choices=("joint", "sequential"),
     )
 
@@ -376,14 +379,12 @@ class InferConfig:
     )
     student_beta1: float = option(0.9, "Adam's beta1 for the layers")
     clip: float = option(10.0, "largest gradient norm, of the loss averaged over elements")
-    ema: float = option(0.99, "decay of the averaged layers, ramped up as (1 + step) / (10 + step)")
-    seed: int = option(0, "decides everything random")
+    ema: float = option(0.99, "decay of the averaged layers, " + EMA_RAMP)
+    seed: int = option(0, SEED)
 
     # the run
     count: int = option(10_000, "samples to draw at the end", run_only=True)
-    minutes: float | None = option(
-        None, "stop after this long, saved and ready to resume", run_only=True
-    )
+    minutes: float | None = option(None, MINUTES, run_only=True)
     checkpoint_every: int = option(200, "steps between checkpoints", run_only=True)
 
     @property

@@ -474,3 +474,26 @@ def check_stamps(a: tuple[str | Path, str | None], b: tuple[str | Path, str | No
             f"{name_a} is of the detector '{stamp_a}', {name_b} of '{stamp_b}': "
             "such distances mean nothing; make both with one detector"
         )
+
+
+def unsure_of(source: str | Path, statistics: Statistics) -> list[str]:
+    """What to warn of before statistics are believed."""
+    warnings = []
+    if statistics.stamp is None:
+        warnings.append(
+            f"warning: {source} does not tell its detector; "
+            "the distance means something only if both sides used the same"
+        )
+    few = few_images(source, statistics.moments.count, len(statistics.moments.mean))
+    return warnings + ([few] if few else [])
+
+
+def few_images(source: str | Path, count: int, width: int) -> str | None:
+    """A warning where a covariance is singular; a count of 0 is not known and passes."""
+    if not 0 < count <= width:
+        return None
+    return (
+        f"WARNING: {source} has {count} images for {width} features: its covariance is "
+        f"singular and the distance far too large; use many more than {width} images, or "
+        "`hsivi fid --kid`"
+    )

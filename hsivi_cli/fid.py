@@ -30,6 +30,7 @@ from .detector import (
     moments_of,
     save_statistics,
     statistics_of,
+    unsure_of,
 )
 from .device import pick_device
 from .frechet import frechet_distance, kernel_distance, precision_recall
@@ -59,7 +60,8 @@ def run(config: FidConfig) -> None:
         return
     b = _statistics(config.b, detector, config)
     for source, statistics in ((config.a, a), (config.b, b)):
-        _warn(source, statistics)
+        for line in unsure_of(source, statistics):
+            print(line, file=sys.stderr)
     report = compare(a, b, config)
     print(json.dumps(report) if config.json else _line(report))
 
@@ -173,19 +175,3 @@ def _some(features: Tensor, size: int, seed: int) -> Tensor:
         return features
     rng = torch.Generator().manual_seed(seed)
     return features[torch.randperm(len(features), generator=rng)[:size]]
-
-
-def _warn(source: str, statistics: Statistics) -> None:
-    count, width = statistics.moments.count, len(statistics.moments.mean)
-    if statistics.stamp is None:
-        print(
-            f"warning: {source} does not tell its detector; "
-            "the distance means something only if both sides used the same",
-            file=sys.stderr,
-        )
-    if 0 < count <= width:
-        print(
-            f"WARNING: {source} has {count} images for {width} features: its covariance is "
-            f"singular and the distance far too large; use many more than {width} images, or --kid",
-            file=sys.stderr,
-        )

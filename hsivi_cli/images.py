@@ -31,6 +31,10 @@ DATASET_NAMES = tuple(f"{name}-{split}" for name in DATASETS for split in ("trai
 GAP = 2  # pixels between the images of a grid
 
 
+class NotFinite(HsiviError):
+    """A sampler drew NaN or infinite values."""
+
+
 def to_images(x: Tensor) -> Tensor:
     """Images for a sampler's output: clamped to [-1, 1], then rounded to the nearest of 256 levels.
 
@@ -38,7 +42,7 @@ def to_images(x: Tensor) -> Tensor:
     """
     broken = (~torch.isfinite(x.flatten(1))).any(1).sum().item()
     if broken:
-        raise HsiviError(
+        raise NotFinite(
             f"{broken} of {len(x)} images hold NaN or infinite values; "
             "try --dtype float32, or an earlier checkpoint"
         )

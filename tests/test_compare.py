@@ -8,13 +8,15 @@ import diffusers
 import pytest
 import torch
 from command import TINY, hsivi, refusal, save_detector, train
+from conftest import edit_json
+from safetensors.torch import load_file, save_file
 
 from hsivi_cli import compare, report
 from hsivi_cli.config import weights_folder
 from hsivi_cli.detector import load_detector, moments_of
 from hsivi_cli.draw import draw, solver_sampler, student_sampler
 from hsivi_cli.frechet import frechet_distance
-from hsivi_cli.images import save_npz
+from hsivi_cli.images import NotFinite, save_npz
 from hsivi_cli.student import load_student
 from hsivi_cli.teacher import load_teacher, solver_names
 
@@ -198,8 +200,8 @@ def test_files_are_written_and_the_page_stands_alone(home, measure, tmp_path):
     assert plot.read_bytes().startswith(b"\x89PNG")
     text = page.read_text()
     assert "://" not in text
-    assert len(re.findall("<img", text)) == 1 + len(rows)
-    assert len(re.findall('src="data:image/png;base64,', text)) == 1 + len(rows)
+    assert len(re.findall("<img", text)) == 2 + len(rows)  # by calls and by minutes of training
+    assert len(re.findall('src="data:image/png;base64,', text)) == 2 + len(rows)
     for row in rows:
         assert row["name"] in text and f"{row['distance']:.2f}" in text
         assert row["name"] in result.stdout and f"{row['distance']:.2f}" in result.stdout
@@ -222,12 +224,13 @@ def test_the_cache_lies_where_the_environment_says(home, measure, tmp_path, monk
         ("two", "--nfe two", "--nfe two"),
         ("two", "--nfe 0", "--nfe 0"),
         ("teacher", "", "--nfe is needed"),
-        ("two", "--solvers heun", "no solver 'heun'"),
+        ("two", "--solvers edm", "no solver 'edm'"),
+        ("two", "--solvers euler-a", "no solver 'euler-a' (it adds noise at every step"),
         ("teacher", "--solvers none --nfe 2", "nothing to compare"),
         ("two", "--count 1", "--count 1"),
         ("two", "--repeats 0", "--repeats 0"),
         ("two", "--teacher-calls -3", "--teacher-calls"),
-        ("two", "--teacher-calls 4 --teacher-solver heun", "no solver 'heun'"),
+        ("two", "--teacher-calls 4 --teacher-solver heun", "ask for 3 or 5"),
         ("two", "--reference nowhere.npz", "nowhere.npz"),
         ("nowhere", "", "nowhere"),
     ],
@@ -247,6 +250,134 @@ def test_two_teachers_at_once_are_refused(home, tmp_path):
     arguments = (*small(home, tmp_path), "--nfe", 2)
     told = refusal("compare", home / "teacher", home / "stranger", *arguments)
     assert "one teacher at a time" in told
+
+
+def test_a_sampler_that_draws_nan_has_a_row_that_says_so_and_the_others_go_on(home, tmp_path):
+    train(home / "teacher", tmp_path / "nan", "--steps", 0)
+    file = tmp_path / "nan" / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    weights["conv_out.bias"].fill_(float("nan"))
+    save_file(weights, file, metadata={"format": "pt"})
+    pages = ("--html", tmp_path / "page.html", "--plot", tmp_path / "plot.png")
+    arguments = (*small(home, tmp_path), "--solvers", "ddim-linspace", *pages)
+    result = hsivi("compare", tmp_path / "nan", home / "two", *arguments)
+
+    def refuse(word):
+        raise AssertionError(f"{word} is no JSON")
+
+    text = (tmp_path / "rows.json").read_text()
+    broken, *sound = json.loads(text, parse_constant=refuse)["rows"]
+    assert broken["distance"] is broken["seconds"] is broken["recall"] is None
+    assert broken["distances"] == [] and "NaN" in broken["error"]
+    assert len(sound) == 2 and all(row["distance"] > 0 and "error" not in row for row in sound)
+    assert f"{tmp_path / 'nan'}, 2 calls: {broken['error']}." in result.stdout
+    assert "NaN" in (tmp_path / "page.html").read_text()
+
+
+def test_a_spacing_that_draws_nan_is_not_the_best(home, measure, monkeypatch):
+    real = compare.draw
+
+    def spied(sampler, *rest):
+        if sampler.name != "ddim-quad":
+            raise NotFinite("3 images hold NaN")
+        return real(sampler, *rest)
+
+    monkeypatch.setattr(compare, "draw", spied)
+    rows, _ = measure(home / "teacher", "--nfe", 2, "--solvers", "ddim")
+    assert [row["name"] for row in rows] == ["ddim-quad"] and rows[0]["distance"] > 0
+
+
+def test_many_spacings_run_a_heat_and_only_the_finalists_all_images(home, measure, drawings):
+    rows, _ = measure(
+        *(home / "teacher", "--nfe", 3, "--solvers", "ddim"),
+        *("--count", 60, "--tune-count", 56),  # a heat of 7 images, more than the 6 features
+    )
+    heat = [name for name, _, seeds in drawings if seeds == range(7)]
+    final = [name for name, _, seeds in drawings if seeds == range(56)]
+    assert sorted(heat) == sorted(solver_names(("ddim",))) and len(final) == compare.FINALISTS
+    loaded = load_teacher(str(home / "teacher"))
+
+    def far(name, count):
+        return distance_of(solver_sampler(loaded, name, 3), home, range(count))
+
+    assert set(final) == set(sorted(heat, key=lambda name: far(name, 7))[: compare.FINALISTS])
+    assert [row["name"] for row in rows] == [min(final, key=lambda name: far(name, 56))]
+
+
+def test_a_solver_that_does_not_fit_the_calls_is_left_out_with_a_word(home, measure):
+    rows, result = measure(home / "teacher", "--nfe", "2,3", "--solvers", "ddim-quad,heun")
+    assert [(row["name"].split("-")[0], row["nfe"]) for row in rows] == [
+        ("ddim", 2),
+        ("ddim", 3),
+        ("heun", 3),
+    ]
+    assert "warning: heun is left out at 2 calls: heun-linspace takes two calls" in result.stderr
+
+
+def test_calls_that_no_student_has_are_warned_of(home, measure):
+    _, result = measure(home / "two", "--nfe", "2,5", "--solvers", "ddim-quad")
+    assert "warning: no student was trained for 5 calls; they were for 2" in result.stderr
+    assert "there is no student" in result.stdout or "nothing to compare" in result.stdout
+
+
+def test_too_few_images_for_the_detector_are_warned_of(home, measure):
+    _, result = measure(home / "two", "--solvers", "none", "--count", 6)
+    assert "WARNING: --count 6 has 6 images for 6 features" in result.stderr
+    _, result = measure(home / "two", "--solvers", "none")
+    assert "WARNING" not in result.stderr
+
+
+def test_a_student_of_another_schedule_is_of_another_teacher(home, measure, tmp_path):
+    """The same weights under other betas: neither its solvers nor its cache are the first's."""
+    other = tmp_path / "other"
+    shutil.copytree(home / "teacher", other)
+    edit_json(other / "scheduler" / "scheduler_config.json", beta_end=0.03)
+    train(other, tmp_path / "run", "--steps", 0)
+    rows, result = measure(tmp_path / "run", home / "two", "--solvers", "none")
+    assert "warning: students of different teachers" in result.stderr
+    assert [row["own_teacher"] for row in rows] == [False, False]
+    named, _ = measure(tmp_path / "run", home / "two", home / "teacher", "--solvers", "none")
+    assert [row["own_teacher"] for row in named] == [False, True]
+    solvers = ("--nfe", 2, "--solvers", "ddim-quad")
+    (one,), (two,) = (measure(source, *solvers)[0] for source in (home / "teacher", other))
+    assert one["distance"] != two["distance"]
+    assert "other noise schedule" in refusal(
+        "compare", home / "teacher", other, *small(home, tmp_path), *solvers
+    )
+
+
+def test_what_a_run_measured_in_training_is_kept_by_minutes(home, measure, tmp_path):
+    judged = ("--reference", home / "real.npz", "--detector", home / "detector")
+    run = tmp_path / "run"
+    train(home / "teacher", run, *judged, "--eval-every", 1, "--eval-count", 20)
+    plot = tmp_path / "plot.png"
+    rows, _ = measure(run, "--solvers", "none", "--plot", plot)
+    (curve,) = json.loads((tmp_path / "rows.json").read_text())["training"]
+    timing, told = (
+        [json.loads(line) for line in (run / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("timing", "evaluations")
+    )
+    assert (curve["name"], curve["nfe"], curve["counts"]) == (str(run), 2, [20])
+    assert curve["points"] == [
+        [round(time["seconds"] / 60, 2), line["distance"]]
+        for time, line in zip(timing, told, strict=True)
+    ]
+    assert rows[0]["minutes"] == round(load_student(run).info["seconds"] / 60, 1)
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    save_detector(tmp_path / "detector", seed=9)  # another ruler: its curve would not compare
+    _, _ = measure(run, "--solvers", "none", "--detector", tmp_path / "detector")
+    assert json.loads((tmp_path / "rows.json").read_text())["training"] == []
+
+
+def test_recorded_rows_are_marked_with_their_date_and_command():
+    told = json.loads((weights_folder() / "recorded.json").read_text())
+    assert told["teacher"] == load_teacher().identity
+    rows = compare.recorded_rows(load_teacher(), set())
+    lines = report.table(rows).splitlines()
+    assert all(line.split()[-2] == "recorded" for line in lines[1:])
+    notes = "\n".join(report.notes(rows))
+    for row in rows:
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d", row["date"]) and row["command"] in notes
 
 
 def test_very_few_images_have_a_distance_and_no_recall(home, measure):
@@ -290,13 +421,67 @@ def test_a_loss_of_the_student_is_said():
 
 def test_no_excess_is_told_where_a_solver_reaches_the_teacher():
     (told,) = report.verdicts([row("solver", "deis", 4, 9.0), *ROWS[2:]])
-    assert "deis (solver) wins" in told and "excess" not in told
+    assert "deis (solver) wins" in told and "excess left" not in told
+    assert told.endswith(
+        "no excess is told, as deis itself is not above the teacher's 10.00 at 200 calls."
+    )
 
 
 def test_calls_that_only_one_side_has_are_said_so():
     told = report.verdicts([*ROWS, row("student", "runs/y", 2, 30.0)])
     assert told[0] == "2 calls: runs/y 30.00, with nothing to compare it with."
     assert told[1].startswith("4 calls: runs/x (student) wins")
+    (told,) = report.verdicts([row("student", "a", 1, 3.0), row("student", "b", 1, 2.0)])
+    assert told == "1 call: b is the best student, 2.00 against 3.00 of a; there is no solver to " \
+        "compare it with."  # fmt: skip
+    (told,) = report.verdicts(ROWS[:2])
+    assert told.endswith(
+        "60.00 against 90.00 of ddim-quad; there is no student to compare it with."
+    )
+
+
+def test_recall_stands_beside_the_distance():
+    (told,) = report.verdicts([row("student", "a", 4, 2.0, recall=0.61), ROWS[0]])
+    assert told == "4 calls: a (student) wins, 2.00 (recall 0.61) against 90.00 of ddim-quad."
+
+
+def test_distances_that_print_alike_tie_and_ranges_that_overlap_are_said():
+    (told,) = report.verdicts([row("student", "a", 4, 2.001), row("solver", "b", 4, 2.004)])
+    assert told == "4 calls: a (student) and b (solver) tie, 2.00 against 2.00."
+    near = row("solver", "b", 4, 2.2, distances=[2.0, 2.4])
+    (told,) = report.verdicts([row("student", "a", 4, 2.0, distances=[1.9, 2.1]), near])
+    assert told.endswith("wins, 2.00 against 2.20 of b, but their ranges over the repeats overlap.")
+    (told,) = report.verdicts([row("student", "a", 4, 1.8, distances=[1.7, 1.9]), near])
+    assert told.endswith("of b.")
+
+
+def test_only_students_of_the_teacher_at_hand_have_an_excess():
+    stranger = row("student", "far", 4, 12.0, own_teacher=False)
+    (told,) = report.verdicts([*ROWS, stranger])
+    assert "far (student) wins, 12.00" in told and "excess left 0.100 over" in told
+    (told,) = report.verdicts([*ROWS[:2], stranger, ROWS[3]])
+    assert "excess" not in told
+
+
+def test_rows_of_another_number_of_images_are_not_weighed():
+    old = row("solver", "dpm++3", 4, 1.0, count=50_000, how="recorded", date="2026-01-01")
+    (told,) = report.verdicts([*ROWS, old])
+    assert "runs/x (student) wins, 15.00 against 60.00" in told
+    assert any("1 rows are of another number" in line for line in report.notes([*ROWS, old]))
+    teacher = row("teacher", "dpm++2", 200, 10.0, count=1000)
+    rows = [*ROWS[:3], teacher]
+    (told,) = report.verdicts(rows)
+    assert "excess" not in told and any("--teacher-calls" in line for line in report.notes(rows))
+
+
+def test_a_row_without_a_distance_comes_last_and_wins_nothing():
+    broken = row("solver", "b", 4, None, distances=[], error="9 of 9 images hold NaN")
+    rows = [row("student", "a", 4, 2.0), broken]
+    assert report.verdicts(rows) == ["4 calls: a 2.00, with nothing to compare it with."]
+    assert report.verdicts([broken]) == ["4 calls: nothing to compare was drawn."]
+    assert "NaN" in report.table(rows).splitlines()[-1].split()
+    assert report.plot_png(rows).startswith(b"\x89PNG")
+    assert report.plot_png([broken]).startswith(b"\x89PNG")
 
 
 def test_the_table_marks_recorded_rows_and_the_floor():
