@@ -25,8 +25,9 @@ FLOORS = {
         "report",
         "runs",
         "figures",
+        "baselines",
     },
-    1: {"chain", "distill", "targets", "inference"},
+    1: {"chain", "distill", "targets", "gaussian", "inference"},
     0: {"schedule", "objective", "frechet", "points", "config"},
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
