@@ -267,8 +267,9 @@ def infer(target, out, dim, **given) -> None:
     """Sample TARGET, a density, by --layers semi-implicit layers.
 
     TARGET is banana, two-gaussians, x-shape, checkerboard, swiss-roll, circles, 25-gaussians,
-    funnel, diffusion-path, logistic-waveform, logistic-breast-cancer, regression-diabetes, or your
-    own log density as module:callable, a torch function of [batch, dim] -> [batch], with --dim.
+    funnel, diffusion-path, logistic-waveform, logistic-breast-cancer, logistic-digits,
+    regression-diabetes, regression-abalone, or your own log density as module:callable, a torch
+    function of [batch, dim] -> [batch], with --dim.
     """
     settings = check_infer(InferConfig(**given))
     verb("infer").run(settings, target, dim, Path(out))
@@ -279,7 +280,7 @@ def check_infer(config: InferConfig) -> InferConfig:
     least = {
         "layers": 1, "noise_dim": 0, "width": 1, "depth": 1, "mixing": 1, "steps": 0,
         "batch_size": 2, "fake_updates": 1, "fake_warmup": 0, "rate_warmup": 0, "count": 1,
-        "checkpoint_every": 1,
+        "checkpoint_every": 1, "chains": 1, "draws": 10,
     }  # fmt: skip
     check_numbers(config, least, ("start_scale", "base_scale", "student_rate", "fake_rate", "clip"))
     return config

@@ -340,13 +340,20 @@ class InferConfig:
     width: int = option(128, "units of a hidden block, in layers and fake scores")
     depth: int = option(2, "hidden blocks")
     start_scale: float = option(0.5, "every layer's sd before training")
-    base_scale: float = option(1.0, "sd of the base that x_K is drawn from")
+    base_scale: float = option(1.0, "sd of the base that x_K is drawn from, in the frame")
+    frame: str = option(
+        "auto",
+        "coordinates of the layers: those in which the target's best Gaussian is N(0, I), the "
+        "target's own, or auto: its own up to two coordinates or with --bridge diffusion",
+        choices=("auto", "gaussian", "none"),
+    )
 
     # the objective
     objective: str = option(
-        "sm",
-        "score matching, the lower bound with --mixing samples, or kernel Stein",
-        choices=("sm", "lb", "ksivi"),
+        "reverse-kl",
+        "reverse KL by a fake score, score matching, the lower bound with --mixing samples, or "
+        "kernel Stein",
+        choices=("reverse-kl", "sm", "lb", "ksivi"),
     )
     bridge: str = option(
         "geometric",
@@ -355,8 +362,8 @@ class InferConfig:
         choices=("geometric", "diffusion"),
     )
     lambdas: str = option(
-        "linear",
-        "the target's share at layers 0 to K: linear, or K+1 numbers falling from 1 to 0",
+        "auto",
+        "the target's share at layers 0 to K: auto, or K+1 numbers falling from 1 to 0",
     )
     mixing: int = option(100, "lb's fresh mixing samples (J)")
     a: float = option(0.5, "sm's a: 0.5 is the paper's, 1 to 1.2 pushes harder where q is narrow")
@@ -386,6 +393,16 @@ class InferConfig:
     count: int = option(10_000, "samples to draw at the end", run_only=True)
     minutes: float | None = option(None, MINUTES, run_only=True)
     checkpoint_every: int = option(200, "steps between checkpoints", run_only=True)
+    device: str | None = option(
+        None, "cuda, cuda:1, cpu, ...; the default is CUDA where there is one", run_only=True
+    )
+    compare: bool = option(
+        False,
+        "also run mean-field and full-rank Gaussian inference and NUTS, and measure all",
+        run_only=True,
+    )
+    chains: int = option(4, "NUTS chains of --compare", run_only=True)
+    draws: int = option(2000, "draws of each chain, after 500 to adapt", run_only=True)
 
     @property
     def nfe(self) -> int:

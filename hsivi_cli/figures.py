@@ -48,38 +48,71 @@ def layers_png(marginals: Tensor, log_prob) -> bytes:
     return png(figure)
 
 
-def pairs_png(samples: Tensor, most: int = 6) -> bytes:
-    """Histograms of the first coordinates on the diagonal, and of their pairs below it.
+def densities_png(drawn: dict[str, Tensor]) -> bytes:
+    """Histograms of sets of plane points beside each other, by their names; the last one sets the
+    colours' scale. Each [N, 2]
+    """
+    *_, last = drawn.values()
+    reach, side = 1.1 * last.abs().quantile(0.999, dim=0).max().item(), 100
+    box = (-reach, reach, -reach, reach)
+    seen = {}
+    for name, x in drawn.items():
+        hist = torch.histogramdd(x, bins=[side, side], range=list(box)).hist
+        seen[name] = hist.T.numpy() / len(x)
+    top = max(list(seen.values())[-1].max(), 1e-9)
+    figure, axes = new_figure(1, len(drawn), 2.6)
+    for ax, (name, values) in zip(axes[0], seen.items(), strict=True):
+        ax.imshow(values, origin="lower", extent=box, cmap="viridis", vmin=0, vmax=top)
+        ax.set(xticks=[], yticks=[], title=name)
+    return png(figure)
 
-    samples  [N, dim]
+
+def pairs_png(samples: Tensor, truth: Tensor | None = None, most: int = 6) -> bytes:
+    """Histograms of the first coordinates on the diagonal, the truth's as lines, and of their pairs
+    below it, the truth's mirrored above.
+
+    samples, truth  [N, dim]
     """
     count = min(most, samples.shape[1])
     figure, axes = new_figure(count, count, 1.8)
-    values = samples.cpu().numpy()
+    below, above = samples.numpy(), None if truth is None else truth.numpy()
     for i in range(count):
         for j in range(count):
             ax = axes[i, j]
             if i == j:
-                ax.hist(values[:, i], bins=60, density=True, histtype="stepfilled")
+                ax.hist(below[:, i], bins=60, density=True, histtype="stepfilled")
+                if above is not None:
+                    ax.hist(above[:, i], bins=60, density=True, histtype="step", color="black")
                 ax.set_title(f"x[{i}]", fontsize=8)
                 ax.set_yticks([])
             elif j < i:
-                ax.hist2d(values[:, j], values[:, i], bins=60)
+                ax.hist2d(below[:, j], below[:, i], bins=60)
+            elif above is not None:
+                ax.hist2d(above[:, j], above[:, i], bins=60)
             else:
                 ax.axis("off")
             ax.tick_params(labelsize=6)
     return png(figure)
 
 
-def band_png(samples: Tensor) -> bytes:
-    """Each coordinate's median with its 50 % and 90 % intervals. samples [N, dim]"""
+def band_png(samples: Tensor, truth: Tensor | None = None) -> bytes:
+    """Each coordinate's median with its 50 % and 90 % intervals; the truth's as black lines.
+
+    samples, truth  [N, dim]
+    """
     figure, axes = new_figure(1, 1, 4.5)
+    figure.set_size_inches(8, 4.5)
+    ax, at = axes[0, 0], range(samples.shape[1])
     level = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95])
-    low, lower, middle, upper, high = samples.cpu().quantile(level, dim=0).numpy()
-    at = range(samples.shape[1])
-    axes[0, 0].fill_between(at, low, high, alpha=0.25, step="mid", label="90 %")
-    axes[0, 0].fill_between(at, lower, upper, alpha=0.5, step="mid", label="50 %")
-    axes[0, 0].plot(at, middle, drawstyle="steps-mid", label="median")
-    axes[0, 0].set(xlabel="coordinate")
-    axes[0, 0].legend()
+    low, lower, middle, upper, high = samples.quantile(level, dim=0).numpy()
+    ax.fill_between(at, low, high, alpha=0.25, step="mid", label="90 %")
+    ax.fill_between(at, lower, upper, alpha=0.5, step="mid", label="50 %")
+    ax.plot(at, middle, drawstyle="steps-mid", label="median")
+    if truth is not None:
+        lines = [torch.stack([c.quantile(q) for c in truth.T]).numpy() for q in level]
+        for line in lines:
+            ax.plot(at, line, drawstyle="steps-mid", color="black", linewidth=0.6)
+        ax.plot([], [], color="black", linewidth=0.6, label="the truth's")
+    ax.set(xlabel="coordinate")
+    ax.legend()
     return png(figure)

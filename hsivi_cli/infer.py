@@ -8,8 +8,9 @@ In Python, with any torch function of [B, dim] -> [B]:
 
 and `load(folder)` gives the family of a run. A run's folder holds model.safetensors (the averaged
 layers), infer.json (what they are), samples.npz, summary.json, plots and, where ArviZ is installed,
-posterior.nc; beside them metrics.jsonl and checkpoint/ as in training. The same command again goes
-on where the last checkpoint was.
+posterior.nc; beside them metrics.jsonl and checkpoint/ as in training, and with --compare what
+other methods make of the target. The same command again goes on where the last checkpoint was,
+and with more --steps beyond the end.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import importlib.util
 import json
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -30,6 +30,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import __version__
+from .baselines import diagnosis, errors, exact_truth, nuts, nuts_truth, quietly, table
 from .checkpoint import (
     checkpoints,
     load_checkpoint,
@@ -43,9 +44,21 @@ from .checkpoint import (
     writing,
 )
 from .config import HsiviError, InferConfig, command_line
+from .device import pick_device
 from .distill import rng, warmup_rounds
-from .figures import band_png, layers_png, pairs_png
-from .inference import Bridge, Family, Players, lower_bound, make_players, parse_lambdas, play_round
+from .figures import band_png, densities_png, layers_png, pairs_png
+from .gaussian import Affine
+from .inference import (
+    Family,
+    Players,
+    best_gaussian,
+    check_finite,
+    has_fake_scores,
+    lower_bound,
+    make_players,
+    parse_lambdas,
+    play_round,
+)
 from .runs import Interrupt, append, is_finite, say, whole_lines
 from .targets import TARGETS, Density, logistic_regression, neural_regression, waveform
 
@@ -60,29 +73,55 @@ def waveform_posterior() -> Density:
 
 
 def breast_cancer_posterior() -> Density:
-    data = scikit_learn().load_breast_cancer()
+    data = packaged("sklearn.datasets").load_breast_cancer()
     return logistic_regression(standard(data.data), torch.as_tensor(data.target))
 
 
+def digits_posterior() -> Density:
+    """Whether a digit is odd, by its 61 pixels that vary."""
+    data = packaged("sklearn.datasets").load_digits()
+    varies = data.data.std(0) > 0
+    return logistic_regression(standard(data.data[:, varies]), torch.as_tensor(data.target % 2))
+
+
 def diabetes_posterior() -> Density:
-    data = scikit_learn().load_diabetes()
-    return neural_regression(standard(data.data), standard(data.target))
+    return neural_regression(*(standard(part) for part in diabetes()))
+
+
+def abalone_posterior() -> Density:
+    return neural_regression(*(standard(part) for part in abalone()))
+
+
+def diabetes() -> tuple[np.ndarray, np.ndarray]:
+    """442 patients' 10 measures, and the disease's progress."""
+    data = packaged("sklearn.datasets").load_diabetes()
+    return data.data, data.target
+
+
+def abalone() -> tuple[np.ndarray, np.ndarray]:
+    """4,177 shells' 7 measures and two indicators of their sex, and their rings."""
+    inputs, rings = packaged("sklego.datasets").load_abalone(return_X_y=True)
+    sexes = [inputs[:, 0] == sex for sex in ("M", "F")]
+    return np.column_stack([*sexes, inputs[:, 1:]]).astype(float), rings.astype(float)
 
 
 POSTERIORS = {
     "logistic-waveform": waveform_posterior,
     "logistic-breast-cancer": breast_cancer_posterior,
+    "logistic-digits": digits_posterior,
     "regression-diabetes": diabetes_posterior,
+    "regression-abalone": abalone_posterior,
 }
 
 
-def scikit_learn():
-    """scikit-learn's data sets, those that lie within the package."""
+def packaged(module: str):
+    """A module of data sets that lie within their package."""
     try:
-        return importlib.import_module("sklearn.datasets")
+        return importlib.import_module(module)
     except ImportError as error:
         raise HsiviError(
-            f"this target's data come with scikit-learn ({error}): pip install 'hsivi[infer]' first"
+            f"this target's data come with another package ({error}): pip install 'hsivi[infer]' "
+            "first"
         ) from error
 
 
@@ -126,17 +165,16 @@ def imported(module: str, attribute: str) -> Callable:
     return function
 
 
-def probe(bridge: Bridge, base_scale: float, seed: int) -> None:
+def probe(config: InferConfig, target, device="cpu") -> None:
     """Refuse a target whose density or gradient cannot be used, before anything is written."""
-    target = bridge.target
-    if bridge.kind == "diffusion" and not getattr(target, "levels", False):
+    if config.bridge == "diffusion" and not getattr(target, "levels", False):
         raise HsiviError(
             "--bridge diffusion needs a target whose diffused density is known: two-gaussians, "
             "x-shape, 25-gaussians, checkerboard, swiss-roll, circles"
         )
-    x = base_scale * torch.randn(64, target.dim, generator=rng(seed, "probe"))
+    x = config.base_scale * torch.randn(64, target.dim, generator=rng(config.seed, "probe"))
     try:
-        bridge.score(x, 0)
+        check_finite(target.score(x.to(device)), x)
     except (ValueError, TypeError, RuntimeError, IndexError) as error:
         reason = str(error).strip().splitlines()[0]
         raise HsiviError(f"the target fails on points {list(x.shape)}: {reason}") from error
@@ -154,8 +192,8 @@ def fit(log_prob: Callable, dim: int, progress: bool = True, **options) -> Famil
     """
     config = InferConfig(**options)
     target = log_prob if hasattr(log_prob, "score") else Density(log_prob, dim)
+    probe(config, target)
     players = make_players(config, target)
-    probe(players.bridge, config.base_scale, config.seed)
     first = first_round(config)
     for round_ in tqdm(range(first, last_round(config)), disable=not progress, unit="step"):
         if not all(map(is_finite, play_round(players, config, round_).values())):
@@ -164,8 +202,8 @@ def fit(log_prob: Callable, dim: int, progress: bool = True, **options) -> Famil
 
 
 def first_round(config: InferConfig) -> int:
-    """Rounds are numbered with the fake scores' warm-up, which only sm has."""
-    return 0 if config.objective == "sm" else warmup_rounds(config)
+    """Rounds are numbered with the fake scores' warm-up, which not all objectives have."""
+    return 0 if has_fake_scores(config) else warmup_rounds(config)
 
 
 def last_round(config: InferConfig) -> int:
@@ -197,13 +235,18 @@ def read_info(out: Path) -> dict:
 def run(config: InferConfig, name: str, dim: int | None, out: Path) -> None:
     """Train, or go on training, the layers in the folder `out`; draw, sum up and plot."""
     begin = time.monotonic()
-    parse_lambdas(config.lambdas, config.layers)
+    parse_lambdas(config.lambdas, config.layers, config.bridge)
+    device = pick_device(config.device)
     target = load_target(name, dim)
+    if config.compare:
+        for package in ("arviz", "nutpie"):
+            quietly(package)
     earlier = check_out(out, config, name, target.dim)
-    players = make_players(config, target)
-    probe(players.bridge, config.base_scale, config.seed)
+    probe(config, target, device)
     state = {"round": first_round(config), "seconds": 0.0}
     resumed = load_checkpoint(out / "checkpoint") if earlier else None
+    frame = (resumed[0]["family.centre"], resumed[0]["family.factor"]) if resumed else None
+    players = make_players(config, target, frame, device)
     if resumed:
         state = restore(players, *resumed)
     before, warmup, last = state["seconds"], warmup_rounds(config), last_round(config)
@@ -245,6 +288,8 @@ def run(config: InferConfig, name: str, dim: int | None, out: Path) -> None:
                     sys.exit(128 + interrupt.number)
                 return
     report(out, players, config)
+    if config.compare:
+        compare(out, players.ema, config, name, target)
     say(f"{out}: {config.layers} layers, {config.steps} steps, {state['seconds'] / 60:.1f} minutes")
 
 
@@ -274,7 +319,8 @@ def check_out(out: Path, config: InferConfig, name: str, dim: int) -> bool:
         )
     for item in fields(InferConfig):
         new, old = getattr(config, item.name), info["config"].get(item.name)
-        if not item.metadata.get("run_only") and new != old:
+        more_steps = item.name == "steps" and new >= old
+        if not item.metadata.get("run_only") and new != old and not more_steps:
             flag = "--" + item.name.replace("_", "-")
             raise HsiviError(
                 f"{out} was begun with {flag} {old}, not {new}: use that to resume, or another "
@@ -335,12 +381,12 @@ def export(out: Path, family: Family, config: InferConfig, name: str, step, seco
 
 def report(out: Path, players: Players, config: InferConfig) -> None:
     """samples.npz, summary.json, the plots and, where ArviZ is installed, posterior.nc."""
-    marginals = players.ema.marginals(config.count, config.seed)
-    samples = marginals[0]
+    samples = players.ema.sample(config.count, config.seed).cpu()
     with replacing(out / "samples.npz") as temporary:
         np.savez_compressed(temporary, x=samples.numpy())
     write_text(out / "summary.json", json.dumps(summary(players, samples, config), indent=1) + "\n")
     if samples.shape[1] == 2:
+        marginals = players.ema.marginals(config.count, config.seed)
         write_bytes(out / "layers.png", layers_png(marginals, players.bridge.log_prob))
     else:
         write_bytes(out / "pairs.png", pairs_png(samples))
@@ -351,20 +397,65 @@ def report(out: Path, players: Players, config: InferConfig) -> None:
 
 def write_arviz(path: Path, samples: Tensor) -> None:
     """ArviZ's own netCDF file: one chain of independent draws of x."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # ArviZ 0.23 announces 1.0 when it is imported
-        import arviz
-
-        draws = {"x": samples.numpy()[None]}  # chain x draw x coordinate
-        old = arviz.__version__.startswith("0.")
-        data = arviz.from_dict(posterior=draws) if old else arviz.from_dict({"posterior": draws})
-        with replacing(path) as temporary:
-            data.to_netcdf(temporary)
+    arviz = quietly("arviz")
+    draws = {"x": samples.numpy()[None]}  # chain x draw x coordinate
+    old = arviz.__version__.startswith("0.")
+    data = arviz.from_dict(posterior=draws) if old else arviz.from_dict({"posterior": draws})
+    with replacing(path) as temporary:
+        data.to_netcdf(temporary)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
     with replacing(path) as temporary:
         temporary.write_bytes(data)
+
+
+def compare(out: Path, family: Family, config: InferConfig, name: str, target) -> None:
+    """compare.json, compare.png and a table on stdout: the samples, the nearest Gaussians and NUTS,
+    all measured from exact draws where the target has them, else from NUTS.
+    """
+    rows, drawn, device = [], {}, family.centre.device
+
+    def timed(label: str, make: Callable):
+        began = time.process_time()
+        made = make()
+        rows.append({"name": label, "cpu_seconds": time.process_time() - began})
+        return made
+
+    drawn["hsivi"] = timed("hsivi", lambda: family.sample(config.count, config.seed))
+    frames = {}
+    for label in ("full-rank", "mean-field"):
+        full = label == "full-rank"
+        found = timed(label, lambda full=full: best_gaussian(config, target, full, device))
+        frames[label] = Affine(target, *found)
+        noise = torch.randn(config.count, target.dim, generator=rng(config.seed, label))
+        drawn[label] = frames[label].out(noise.to(device))
+    frame = frames["full-rank"]
+    chains = timed("nuts", lambda: nuts(frame, config.chains, config.draws, config.seed))
+    drawn["nuts"] = chains.flatten(0, 1)
+    truth = nuts_truth(chains)
+    own_error = truth.error
+    if getattr(target, "draw", None) or not isinstance(target, Density):
+        truth = exact_truth(target.sample(200_000, rng(config.seed, "truth")).to(device))
+    for row in rows:
+        if row["name"] == "nuts":
+            row |= diagnosis(chains)
+        if row["name"] != truth.kind:
+            own = own_error if row["name"] == "nuts" else None
+            row |= errors(drawn[row["name"]], truth, own)
+    about = {"target": name, "truth": truth.kind, "truth_count": len(truth.draws)}
+    about |= {"chains": config.chains, "draws": config.draws}
+    text = json.dumps({"rows": rows, "about": about}, indent=1) + "\n"
+    write_text(out / "compare.json", text)
+    drawn = {label: x.cpu() for label, x in drawn.items()}
+    if target.dim == 2:
+        drawn |= {"exact": truth.draws.cpu()} if truth.kind == "exact" else {}
+        write_bytes(out / "compare.png", densities_png(drawn))
+    else:
+        write_bytes(out / "compare.png", band_png(drawn["hsivi"], truth.draws.cpu()))
+        write_bytes(out / "pairs.png", pairs_png(drawn["hsivi"], truth.draws.cpu()))
+    print(f"measured from {truth.kind} draws")
+    print(table(rows))
 
 
 def summary(players: Players, samples: Tensor, config: InferConfig) -> dict:

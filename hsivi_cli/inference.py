@@ -1,12 +1,17 @@
 """Hierarchical semi-implicit inference of a density: its layers, bridge and rounds of training.
 
-    x_K ~ N(0, base_scale^2 I),    x_{k-1} = x_k + net_k(x_k, u_k) + std_k noise,    k = K..1
+    x_K ~ N(0, base_scale^2 I),    x_{k-1} = keep x_k + net_k(x_k, u_k) + std_k noise,    k = K..1
+    a sample = centre + factor x_0
+
+keep^2 = 1 - (start_scale / base_scale)^2, so that before training every marginal is the base. The
+*frame* (centre, factor) is the target's best Gaussian (gaussian.py) with --frame gaussian, where
+training begins at it and learns what it lacks; else it is the identity.
 
 The walk is chain.py's and the losses are objective.py's, where sigma = 1 makes an eps minus a
 score; u_k are extra normal inputs (none unless asked for), handed to the walk as its labels. Each
 marginal is matched to a bridge p_{k-1} between the base and the target p_0.
 
-A *round* is a roll-out, the fake scores' updates (score matching alone has them) and a student
+A *round* is a roll-out, the fake scores' updates (where the objective has them) and a student
 update, as in distill.py; everything random is a function of (seed, round, purpose).
 """
 
@@ -24,6 +29,7 @@ from torch import Tensor, nn
 from .chain import Chain, walk
 from .config import HsiviError, InferConfig
 from .distill import Share, active_layers, make_optimizer, rng, student_rate, update, warmup_rounds
+from .gaussian import Affine, fit_gaussian
 from .objective import (
     divergence_bound,
     fake_score_loss,
@@ -31,6 +37,8 @@ from .objective import (
     lower_bound_loss,
     median_bandwidth,
     normal_log_density,
+    pair_log_density,
+    reverse_kl_loss,
     score_matching_loss,
 )
 
@@ -48,7 +56,9 @@ def mlp(inputs: int, outputs: int, width: int, depth: int) -> nn.Sequential:
 
 
 class Layer(nn.Module):
-    """q(x_{k-1} | x_k, u_k): a normal, its mean x_k + net(x_k, u_k), its sd per coordinate free."""
+    """q(x_{k-1} | x_k, u_k): a normal, its mean keep x_k + net(x_k, u_k), its sd per coordinate
+    free.
+    """
 
     def __init__(self, dim: int, config: InferConfig):
         super().__init__()
@@ -65,7 +75,10 @@ class Family(nn.Module):
     def __init__(self, dim: int, config: InferConfig):
         super().__init__()
         self.dim, self.noise_dim, self.base_scale = dim, config.noise_dim, config.base_scale
+        self.keep = math.sqrt(max(0.0, 1 - (config.start_scale / config.base_scale) ** 2))
         self.layers = nn.ModuleList(Layer(dim, config) for _ in range(config.layers))
+        self.register_buffer("centre", torch.zeros(dim))
+        self.register_buffer("factor", torch.eye(dim))
 
     def __getitem__(self, k: int) -> Layer:
         return self.layers[k - 1]
@@ -77,10 +90,15 @@ class Family(nn.Module):
 
     def start(self, count: int, draw: torch.Generator) -> tuple[Tensor, list[Tensor], Tensor]:
         """x_K [count, dim], the noises of all layers from K down, and u [count, K, noise_dim]."""
-        count_layers = len(self.layers)
+        layers = len(self.layers)
         x = self.base_scale * torch.randn(count, self.dim, generator=draw)
-        noise = [torch.randn(count, self.dim, generator=draw) for _ in range(count_layers)]
-        return x, noise, torch.randn(count, count_layers, self.noise_dim, generator=draw)
+        noise = [torch.randn(count, self.dim, generator=draw) for _ in range(layers)]
+        u = torch.randn(count, layers, self.noise_dim, generator=draw)
+        return x.to(self.centre), [n.to(self.centre) for n in noise], u.to(self.centre)
+
+    def mean(self, k: int, x: Tensor, u: Tensor) -> Tensor:
+        """The mean of x_{k-1} [B, dim], given x_k and u_k."""
+        return self.keep * x + self[k].shift(x, u)
 
     def visits(self, x: Tensor, noise: Sequence[Tensor], u: Tensor):
         """chain.walk over these layers."""
@@ -89,26 +107,33 @@ class Family(nn.Module):
             k = int(time[0])
             return self[k].shift(x, labels[:, k - 1])
 
-        return walk(network, free_chain(len(self.layers)), x, noise, self.log_scale, u)
+        return walk(network, free_chain(len(self.layers), self.keep), x, noise, self.log_scale, u)
 
     @torch.no_grad()
     def marginals(self, count: int, seed: int = 0) -> Tensor:
-        """Joint draws of all states, [K+1, count, dim]: entry k is x_k, entry 0 the samples."""
+        """Joint draws of all states, [K+1, count, dim]: entry k is x_k, entry 0 the samples in
+        their frame.
+        """
         x, noise, u = self.start(count, rng(seed, "samples"))
         visits = list(self.visits(x, noise, u))
         last = visits[-1].mean + self[1].log_scale.exp() * noise[-1]
         return torch.stack([last, *(visit.x for visit in reversed(visits))])
 
+    @torch.no_grad()
     def sample(self, count: int, seed: int = 0) -> Tensor:
         """Independent samples [count, dim]; the same for the same seed."""
-        return self.marginals(count, seed)[0]
+        return self.framed(None).out(self.marginals(count, seed)[0])
+
+    def framed(self, target) -> Affine:
+        """A target as the layers see it."""
+        return Affine(target, self.centre, self.factor)
 
 
-def free_chain(count: int) -> Chain:
-    """The chain without a schedule: x_{k-1} = x_k + eps_k + exp(log_scale_k) noise."""
+def free_chain(count: int, keep: float) -> Chain:
+    """The chain without a schedule: x_{k-1} = keep x_k + eps_k + exp(log_scale_k) noise."""
     ones = torch.ones(count + 1, dtype=torch.float64)
     time = torch.arange(count + 1, dtype=torch.float64)
-    return Chain(time, alpha_bar=ones, cx=ones, ce=torch.eye(count + 1).double(), s0=ones)
+    return Chain(time, alpha_bar=ones, cx=keep * ones, ce=torch.eye(count + 1).double(), s0=ones)
 
 
 # ---- the bridge ----------------------------------------------------------------------------------
@@ -168,17 +193,18 @@ def check_finite(score: Tensor, x: Tensor) -> Tensor:
     )
 
 
-def parse_lambdas(text: str, count: int) -> tuple[float, ...]:
-    """--lambdas: "linear", or K+1 numbers of layers 0 to K, from 1 down to 0."""
+def parse_lambdas(text: str, count: int, kind: str) -> tuple[float, ...]:
+    """--lambdas: "auto", or K+1 numbers of layers 0 to K, from 1 down to 0."""
     if count < 1:
         raise HsiviError(f"--layers {count} must be at least 1")
-    if text == "linear":
-        return tuple(1 - k / count for k in range(count + 1))
+    if text == "auto":  # at a VP level, equal steps of sigma; else equal steps of the power
+        power = 2 if kind == "diffusion" else 1
+        return tuple(1 - (k / count) ** power for k in range(count + 1))
     try:
         numbers = tuple(float(word) for word in text.split(","))
     except ValueError:
         raise HsiviError(
-            f"--lambdas {text!r} is neither linear nor numbers such as 1,0.5,0"
+            f"--lambdas {text!r} is neither auto nor numbers such as 1,0.5,0"
         ) from None
     falling = all(a > b for a, b in pairwise(numbers))
     if len(numbers) != count + 1 or not falling or (numbers[0], numbers[-1]) != (1, 0):
@@ -207,15 +233,27 @@ class Players:
     fake_optimizer: torch.optim.Optimizer
 
 
-def make_players(config: InferConfig, target) -> Players:
-    """Networks whose weights are a function of the seed alone, and their optimizers."""
-    dim, lambdas = target.dim, parse_lambdas(config.lambdas, config.layers)
+def make_players(
+    config: InferConfig, target, frame: tuple[Tensor, Tensor] | None = None, device="cpu"
+) -> Players:
+    """Networks whose weights are a function of the seed alone, and their optimizers.
+
+    frame  centre and factor, where they are known already; else --frame says how to find them
+    """
+    dim, lambdas = target.dim, parse_lambdas(config.lambdas, config.layers, config.bridge)
+    if config.bridge == "diffusion" and has_frame(config, dim):
+        raise HsiviError("--bridge diffusion goes with --frame none: it has coordinates of its own")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng(config.seed, "weights").initial_seed())
-        family = Family(dim, config)
+        family = Family(dim, config).to(device)
         fake_scores = nn.ModuleList(
             mlp(dim, dim, config.width, config.depth) for _ in range(config.layers)
-        )
+        ).to(device)
+    if has_frame(config, dim):
+        frame = frame or best_gaussian(config, target, True, device)
+        family.centre.copy_(frame[0])
+        family.factor.copy_(frame[1])
+        target = family.framed(target)
     return Players(
         family,
         copy.deepcopy(family).requires_grad_(False),
@@ -234,6 +272,28 @@ def make_players(config: InferConfig, target) -> Players:
     )
 
 
+def best_gaussian(config: InferConfig, target, full: bool, device="cpu") -> tuple[Tensor, Tensor]:
+    """Mean and factor of the target's nearest Gaussian; the same for the same seed."""
+    start = 0.1 * torch.randn(target.dim, generator=rng(config.seed, "mode"))
+    return fit_gaussian(
+        target, start.to(device), full, rng(config.seed, "frame"), config.base_scale
+    )
+
+
+PLANE = 2  # coordinates up to which a target may well have many modes, and costs little
+
+
+def has_frame(config: InferConfig, dim: int) -> bool:
+    """Whether the layers start from the target's best Gaussian."""
+    if config.frame == "auto":
+        return dim > PLANE and config.bridge == "geometric"
+    return config.frame == "gaussian"
+
+
+def has_fake_scores(config: InferConfig) -> bool:
+    return config.objective in ("sm", "reverse-kl")
+
+
 @dataclass(frozen=True)
 class Pool:
     """A roll-out: x_k, u_k and the mean of x_{k-1}, by k. Each [N, ...]."""
@@ -247,7 +307,7 @@ class Pool:
 def roll_out(players: Players, config: InferConfig, round_: int, lowest: int) -> Pool:
     """Chains down to the lowest layer that trains; no mean is used more than about twice."""
     count = config.batch_size
-    if config.objective == "sm":
+    if has_fake_scores(config):
         count *= math.ceil((1 + config.fake_updates) / 2)
     if config.objective == "lb":
         count += config.mixing  # the rows after the batch's own are the z_j
@@ -261,13 +321,23 @@ def roll_out(players: Players, config: InferConfig, round_: int, lowest: int) ->
     return pool
 
 
+def fake_eps(players: Players, config: InferConfig, x: Tensor, k: int, teacher_eps) -> Tensor:
+    """The fake score of layer k's marginal, as an eps: its network, and what it begins at.
+
+    Within a frame that is the base's, which costs nothing; else the bridge's, teacher_eps(), as the
+    gap is what vanishes in the end.
+    """
+    framed = has_frame(config, x.shape[1])
+    known = x / config.base_scale**2 if framed else teacher_eps()
+    return known + players.fake_scores[k - 1](x)
+
+
 def fake_loss(players: Players, config, pool: Pool, k: int, rows: Tensor, noise: Tensor) -> Tensor:
     """Denoising score matching of layer k's marginal, weighted by its variance (a constant)."""
     with torch.no_grad():
         std = players.family[k].log_scale.exp()
         x = pool.mean[k][rows] + std * noise
-        teacher_eps = -players.bridge.score(x, k - 1)
-    f_eps = teacher_eps + players.fake_scores[k - 1](x)
+    f_eps = fake_eps(players, config, x, k, lambda: -players.bridge.score(x, k - 1))
     weight = std.square().mean().clamp(max=1)
     return fake_score_loss(f_eps, noise / std, weight).mean() / x.shape[1]
 
@@ -278,26 +348,40 @@ def student_loss(
     """Layer k's loss and its estimate of the divergence: Fisher's, KL's less a constant, or the
     squared kernel Stein discrepancy.
     """
-    layer, bridge = players.family[k], players.bridge
+    bridge, family = players.bridge, players.family
     x_k, u = pool.x[k], pool.u[k]
-    size, std = config.batch_size, layer.log_scale.exp()
-    mean = x_k[:size] + layer.shift(x_k[:size], u[:size])
+    size, std, dim = config.batch_size, family[k].log_scale.exp(), family.dim
+    mean = family.mean(k, x_k[:size], u[:size])
     x = mean + std * noise
     if config.objective == "lb":
-        others = x_k[size:] + layer.shift(x_k[size:], u[size:])
-        log_others = normal_log_density(x[:, None], others[None], std)
+        others = family.mean(k, x_k[size:], u[size:])
         bound = lower_bound_loss(
-            normal_log_density(x, mean, std), log_others, bridge.log_prob(x, k - 1)
+            normal_log_density(x, mean, std),
+            pair_log_density(x, others, std),
+            bridge.log_prob(x, k - 1),
         )
-        return bound.mean() / x.shape[1], bound.mean()
-    layer_eps, teacher_eps = noise / std, -bridge.score(x, k - 1)
+        return bound.mean() / dim, bound.mean()
+    layer_eps = noise / std
+    with torch.set_grad_enabled(config.objective != "reverse-kl"):
+        teacher_eps = -bridge.score(x, k - 1)
     if config.objective == "ksivi":
         losses = kernel_stein_loss(x, teacher_eps, layer_eps, median_bandwidth(x))
-        return losses.mean() / x.shape[1], losses.mean()
-    f_eps = teacher_eps + players.fake_scores[k - 1](x)
-    losses = score_matching_loss(f_eps, teacher_eps, layer_eps, 1.0, config.a)
+        return losses.mean() / dim, losses.mean()
+    with torch.set_grad_enabled(config.objective != "reverse-kl"):
+        f_eps = fake_eps(players, config, x, k, lambda: teacher_eps)
+    losses = (
+        reverse_kl_loss(x, f_eps, teacher_eps, 1.0)
+        if config.objective == "reverse-kl"
+        else score_matching_loss(f_eps, teacher_eps, layer_eps, 1.0, config.a)
+    )
     bound = divergence_bound(f_eps.detach(), teacher_eps.detach(), layer_eps.detach())
-    return losses.mean() / x.shape[1], bound.mean()
+    return losses.mean() / dim, bound.mean()
+
+
+def fresh_noise(pool: Pool, k: int, count: int, draw: torch.Generator) -> Tensor:
+    """Standard normals like x_k, [count, dim]."""
+    x = pool.x[k]
+    return torch.randn(count, x.shape[1], generator=draw).to(x)
 
 
 def play_round(players: Players, config: InferConfig, round_: int) -> dict[str, float]:
@@ -305,15 +389,15 @@ def play_round(players: Players, config: InferConfig, round_: int) -> dict[str, 
     step = round_ - warmup_rounds(config)
     layers = active_layers(config, config.nfe, max(0, step))
     pool = roll_out(players, config, round_, min(layers))
-    measured, size, dim = {}, config.batch_size, players.family.dim
-    if config.objective == "sm":
+    measured, size = {}, config.batch_size
+    if has_fake_scores(config):
         players.fake_scores.requires_grad_(True)
         losses, norms = [], []
         for i in range(config.fake_updates):
             draw = rng(config.seed, round_, "fake score", i)
             rows = torch.arange(i * size, (i + 1) * size) % len(pool.x[layers[-1]])
             loss = sum(
-                fake_loss(players, config, pool, k, rows, torch.randn(size, dim, generator=draw))
+                fake_loss(players, config, pool, k, rows, fresh_noise(pool, k, size, draw))
                 for k in layers
             )
             loss.backward()
@@ -327,8 +411,7 @@ def play_round(players: Players, config: InferConfig, round_: int) -> dict[str, 
         group["lr"] = student_rate(config, step) * group.get("factor", 1)
     draw = rng(config.seed, round_, "student")
     found = {
-        k: student_loss(players, config, pool, k, torch.randn(size, dim, generator=draw))
-        for k in layers
+        k: student_loss(players, config, pool, k, fresh_noise(pool, k, size, draw)) for k in layers
     }
     loss = sum(loss for loss, _ in found.values())
     loss.backward()
@@ -352,6 +435,8 @@ def ema_update(players: Players, config: InferConfig, step: int) -> None:
 def lower_bound(family: Family, target, count: int, mixing: int, seed: int = 0) -> dict:
     """What the samples weigh against the target, with q's density from J fresh z.
 
+    target  in the family's frame
+
     lower_bound     of log of the target's constant: mean of log p(x) - log q(x), standard error
                     beside. Where p is normalised, minus this is at least KL(q || p)
     importance_ess  effective sample size of the weights p / q, out of `count`
@@ -363,7 +448,7 @@ def lower_bound(family: Family, target, count: int, mixing: int, seed: int = 0) 
     own = normal_log_density(x[:count], last.mean[:count], std)
     weight = []
     for part, part_own in zip(x[:count].split(500), own.split(500), strict=True):
-        others = normal_log_density(part[:, None], last.mean[None, count:], std)
+        others = pair_log_density(part, last.mean[count:], std)
         weight.append(-lower_bound_loss(part_own, others, target.log_prob(part)))
     weight = torch.cat(weight).double()
     ess = (2 * weight.logsumexp(0) - (2 * weight).logsumexp(0)).exp()

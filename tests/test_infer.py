@@ -5,6 +5,7 @@ on.
 import json
 import os
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ def refused(target, out, *options):
 # ---- the mathematics -----------------------------------------------------------------------------
 
 
-def test_the_walk_without_a_schedule_is_x_plus_network_plus_noise():
+def test_the_walk_without_a_schedule_keeps_x_and_adds_network_and_noise():
     family = Family(3, InferConfig(layers=2, noise_dim=2, width=8, depth=1))
     for parameter in family.parameters():
         torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(1))
@@ -46,11 +47,24 @@ def test_the_walk_without_a_schedule_is_x_plus_network_plus_noise():
     expected = x
     for k, e in zip((2, 1), noise, strict=True):
         inputs = torch.cat([expected, u[:, k - 1]], 1)
-        expected = expected + family[k].net(inputs) + family[k].log_scale.exp() * e
+        kept = 0.75**0.5 * expected  # start_scale .5 of base_scale 1
+        expected = kept + family[k].net(inputs) + family[k].log_scale.exp() * e
     last = list(family.visits(x, noise, u))[-1]
     torch.testing.assert_close(last.mean + family[1].log_scale.exp() * noise[-1], expected)
-    states = list(walk(lambda x, *rest: 0 * x, free_chain(2), x, noise, family.log_scale))
+    states = list(walk(lambda x, *rest: 0 * x, free_chain(2, 1.0), x, noise, family.log_scale))
     torch.testing.assert_close(states[-1].mean, x + family[2].log_scale.exp() * noise[0])
+
+
+def test_untrained_marginals_are_the_base_and_untrained_samples_the_best_gaussian():
+    config = InferConfig(layers=3, base_scale=2.0, start_scale=1.2, width=4, frame="none")
+    states = Family(2, config).marginals(50_000)
+    # 4 standard errors of a sd of 2
+    torch.testing.assert_close(states.std(1), torch.full((4, 2), 2.0), rtol=0, atol=0.026)
+    mean, cov = torch.tensor([5.0, -3.0, 0.0]), torch.diag(torch.tensor([9.0, 1.0, 0.04]))
+    target = targets.GaussianMixture(mean[None], cov)
+    x = make_players(InferConfig(layers=2, width=4), target).ema.sample(50_000)
+    torch.testing.assert_close(x.mean(0), mean, rtol=0, atol=0.1)  # the fit is within .01 sd
+    torch.testing.assert_close(x.T.cov(), cov, rtol=0.05, atol=0.05)
 
 
 @pytest.mark.parametrize("kind", ["geometric", "diffusion"])
@@ -76,6 +90,8 @@ MEAN, COV = torch.tensor([0.8, -0.5]), torch.tensor([[1.0, 0.6], [0.6, 0.8]])
         {"objective": "lb", "layers": 1},
         {"objective": "lb", "layers": 2, "order": "sequential", "noise_dim": 1},
         {"objective": "ksivi", "layers": 1},
+        {"objective": "reverse-kl", "layers": 1},
+        {"objective": "reverse-kl", "layers": 2},
     ],
     ids=lambda o: "-".join(map(str, o.values())),
 )
@@ -121,7 +137,7 @@ def test_a_function_is_fitted_in_three_lines():
 # ---- runs ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("objective", ["sm", "lb", "ksivi"])
+@pytest.mark.parametrize("objective", ["reverse-kl", "sm", "lb", "ksivi"])
 def test_a_run_leaves_its_layers_samples_summary_and_plots(tmp_path, objective):
     infer("two-gaussians", tmp_path / "y", "--objective", objective)
     names = {path.name for path in (tmp_path / "y").iterdir()} - {"posterior.nc"}
@@ -145,7 +161,7 @@ def test_more_coordinates_have_marginals_and_pairs(tmp_path):
     assert {"pairs.png", "marginals.png"} <= {p.name for p in (tmp_path / "y").iterdir()}
 
 
-@pytest.mark.parametrize("objective", ["sm", "lb"])
+@pytest.mark.parametrize("objective", ["reverse-kl", "lb"])
 def test_a_run_that_was_interrupted_ends_as_one_that_was_not(tmp_path, monkeypatch, objective):
     options = ("--objective", objective, "--bridge", "diffusion")
     infer("circles", tmp_path / "whole", *options)
@@ -167,6 +183,42 @@ def test_a_run_that_was_interrupted_ends_as_one_that_was_not(tmp_path, monkeypat
         assert same[0] == same[1], name
 
 
+def test_a_finished_run_goes_on_with_more_steps_and_not_with_fewer(tmp_path):
+    infer("banana", tmp_path / "y")
+    infer("banana", tmp_path / "y", "--steps", 6)
+    assert [row["step"] for row in rows(tmp_path / "y" / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+    assert json.loads((tmp_path / "y" / "infer.json").read_text())["step"] == 6
+    assert "begun with --steps 6, not 4" in refused("banana", tmp_path / "y")
+
+
+def test_a_framed_run_goes_on_in_its_frame_without_searching_it_anew(tmp_path, monkeypatch):
+    infer("diffusion-path", tmp_path / "y")
+    frame = load(tmp_path / "y").factor
+    assert frame.shape == (100, 100) and not frame.equal(torch.eye(100))
+    monkeypatch.setattr("hsivi_cli.inference.fit_gaussian", None)
+    infer("diffusion-path", tmp_path / "y", "--steps", 5)
+    assert load(tmp_path / "y").factor.equal(frame)
+
+
+def test_compare_measures_all_from_exact_draws_or_from_nuts(tmp_path):
+    pytest.importorskip("nutpie")
+    options = ("--chains", 2, "--draws", 100)
+    infer("two-gaussians", tmp_path / "y")
+    said = infer("two-gaussians", tmp_path / "y", "--compare", *options).stdout
+    assert said.startswith("measured from exact draws") and "mean-field" in said
+    found = json.loads((tmp_path / "y" / "compare.json").read_text())
+    names = [row["name"] for row in found["rows"]]
+    assert names == ["hsivi", "full-rank", "mean-field", "nuts"]
+    assert all({"js", "w1", "mean_z", "sd_error"} <= row.keys() for row in found["rows"])
+    assert found["rows"][3].keys() >= {"rhat", "ess"}
+    assert (tmp_path / "y" / "compare.png").is_file()
+    infer("diffusion-path", tmp_path / "z", "--compare", *options)
+    full, diagonal, chains = json.loads((tmp_path / "z" / "compare.json").read_text())["rows"][1:]
+    # a path's neighbours are correlated: the diagonal Gaussian is far too narrow, the full one not
+    assert full["sd_error"] < 0.35 < diagonal["sd_error"]  # 200 draws of NUTS know a sd to 5 %
+    assert "mean_error" not in chains
+
+
 def test_the_same_command_on_a_finished_run_changes_nothing(tmp_path):
     infer("banana", tmp_path / "y", "--objective", "lb")
     before = (tmp_path / "y" / "model.safetensors").read_bytes()
@@ -176,7 +228,7 @@ def test_the_same_command_on_a_finished_run_changes_nothing(tmp_path):
 
 def test_a_folder_of_another_run_is_refused(tmp_path):
     infer("banana", tmp_path / "y", "--objective", "lb")
-    assert "begun with --objective lb, not sm" in refused("banana", tmp_path / "y")
+    assert "begun with --objective lb, not reverse-kl" in refused("banana", tmp_path / "y")
     assert "another target (banana" in refused("x-shape", tmp_path / "y")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("")
@@ -223,6 +275,9 @@ def test_a_target_that_cannot_be_used_is_refused_before_anything_is_written(modu
     assert "is no target: banana" in refused("bananas", out)
     assert "has 2 coordinates" in refused("banana", out, "--dim", 3)
     assert "--bridge diffusion needs" in refused("banana", out, "--bridge", "diffusion")
+    framed = ("--bridge", "diffusion", "--frame", "gaussian")
+    assert "goes with --frame none" in refused("circles", out, *framed)
+    assert "--device" in refused("banana", out, "--device", "nowhere")
     assert not out.exists()
 
 
@@ -250,6 +305,21 @@ def test_a_loss_that_is_not_finite_stops_with_advice(tmp_path):
 
 
 def test_without_scikit_learn_its_data_sets_say_how_to_have_them(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "sklearn.datasets", None)
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     line = refused("regression-diabetes", tmp_path / "y")
     assert "pip install 'hsivi[infer]'" in line
+
+
+def test_the_packaged_data_have_the_sizes_that_are_said():
+    pytest.importorskip("sklego")
+    sizes = {name: make().dim for name, make in infer_module.POSTERIORS.items()}
+    # hidden units 10: 10 D + 10 + 10 + 1 + 1
+    assert sizes == {
+        "logistic-waveform": 22,
+        "logistic-breast-cancer": 31,
+        "logistic-digits": 62,
+        "regression-diabetes": 122,
+        "regression-abalone": 112,
+    }
+    inputs, rings = infer_module.abalone()
+    assert inputs.shape == (4177, 9) and rings.min() == 1 and rings.max() == 29

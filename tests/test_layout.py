@@ -26,8 +26,9 @@ FLOORS = {
         "runs",
         "start",
         "figures",
+        "baselines",
     },
-    1: {"chain", "distill", "targets", "inference"},
+    1: {"chain", "distill", "targets", "gaussian", "inference"},
     0: {"schedule", "objective", "frechet", "points", "config"},
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}

@@ -1,0 +1,65 @@
+"""The nearest Gaussian: that of a Gaussian exactly, and a frame that changes no density."""
+
+import math
+
+import pytest
+import torch
+
+from hsivi_cli.gaussian import Affine, curvature, fit_gaussian, laplace
+from hsivi_cli.targets import Density, GaussianMixture, logistic_regression, waveform
+
+
+def rng(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+MEAN = torch.tensor([30.0, -2.0, 0.5])
+COV = torch.tensor([[100.0, 9.0, 0.0], [9.0, 1.0, 0.0], [0.0, 0.0, 0.01]])
+
+
+def test_newtons_mode_and_curvature_of_a_gaussian_are_its_own():
+    target = GaussianMixture(MEAN[None], COV)
+    mean, factor = laplace(target, torch.zeros(3), 1.0)
+    torch.testing.assert_close(mean, MEAN, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(factor @ factor.T, COV, rtol=1e-3, atol=1e-4)  # float32 scores
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_the_nearest_gaussian_has_the_mean_and_the_precisions_diagonal(full):
+    # reverse KL: the full one is the target, the diagonal one has the variances 1 / precision_ii
+    target = GaussianMixture(MEAN[None], COV)
+    mean, factor = fit_gaussian(target, torch.zeros(3), full, rng(), steps=800)
+    cov = COV if full else (1 / COV.inverse().diagonal()).diag()
+    sd = cov.diagonal().sqrt()
+    # the gradient's noise is 0 at the full one; at the other its last steps leave about .01 sd
+    torch.testing.assert_close((mean - MEAN) / sd, torch.zeros(3), rtol=0, atol=0.05)
+    torch.testing.assert_close(factor @ factor.T / torch.outer(sd, sd), cov / torch.outer(sd, sd),
+                               rtol=0, atol=0.05)  # fmt: skip
+
+
+def test_a_start_where_the_density_curves_upward_still_climbs():
+    two = GaussianMixture(torch.tensor([[-3.0], [3.0]]), 1.0)  # x = 0.1 lies in the valley
+    mean, factor = laplace(two, torch.tensor([0.1]), 1.0)
+    assert mean.item() == pytest.approx(3, abs=0.01)
+    assert factor.item() == pytest.approx(1, abs=0.01)
+
+
+def test_a_density_without_second_derivatives_begins_at_the_scale_given():
+    flat = Density(lambda x: -x.abs().sum(1), 2)
+    _, values, _ = curvature(flat, torch.ones(1, 2), 0.5)
+    torch.testing.assert_close(values, torch.full((2,), 4.0).double())
+    mean, factor = fit_gaussian(flat, torch.ones(2), True, rng(), 0.5, steps=800)
+    # E|x| under N(0, s^2) is s sqrt(2 / pi): the best s is sqrt(pi / 2)
+    assert factor.diagonal().abs().tolist() == pytest.approx([math.sqrt(math.pi / 2)] * 2, rel=0.1)
+    assert mean.abs().max() < 0.1
+
+
+def test_a_frame_has_the_targets_density_and_score():
+    target = logistic_regression(*waveform(30, rng()))
+    factor = 0.3 * torch.randn(22, 22, generator=rng(1))
+    frame = Affine(target, torch.randn(22, generator=rng(2)), factor)
+    y = torch.randn(4, 22, generator=rng(3)).requires_grad_()
+    expected = target.log_prob(frame.out(y)) + factor.slogdet()[1]
+    torch.testing.assert_close(frame.log_prob(y), expected)
+    (slope,) = torch.autograd.grad(expected.sum(), y)
+    torch.testing.assert_close(frame.score(y), slope, rtol=1e-4, atol=1e-4)  # sums of 30 rows
