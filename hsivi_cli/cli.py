@@ -184,7 +184,8 @@ def check_train(config: TrainConfig) -> TrainConfig:
     """Refuse numbers that mean nothing."""
     least = {
         "batch_size": 1, "accumulate": 1, "fake_updates": 1, "checkpoint_every": 1,
-        "eval_every": 1, "eval_count": 2, "steps": 0, "fake_warmup": 0, "rate_warmup": 0,
+        "eval_every": 1, "eval_count": 2, "steps": 0, "fit_steps": 0, "fake_warmup": 0,
+        "rate_warmup": 0,
     }  # fmt: skip
     check_numbers(config, least, ("student_rate", "fake_rate", "clip"))
     if len(config.budgets) > 1:

@@ -2,8 +2,7 @@
 moved until it sends each x_K to where a longer walk over the same network sends it.
 
 These are K (K+1)/2 + 2K numbers, so a few hundred pairs and some minutes are enough; the network
-stays as it is. They are moved as additions to a solver's own, which the fit begins with
-[generalised solvers: Frankel et al. 2025; Wang et al. 2025].
+stays as it is. They are moved as additions to a solver's own, which the fit begins with.
 """
 
 from __future__ import annotations
@@ -16,8 +15,6 @@ from torch import Tensor, nn
 
 from .chain import Chain, Network
 
-TIME_UNIT = 100  # the told times move in hundreds, as fast as the coefficients in ones
-
 
 class Coefficients(nn.Module):
     """What is added to a chain's cx, ce and told times, nothing at first."""
@@ -25,6 +22,7 @@ class Coefficients(nn.Module):
     def __init__(self, chain: Chain, device: torch.device):
         super().__init__()
         self.chain = chain
+        self.unit = chain.time[-1].item() / 10  # of times, to move as coefficients do in ones
         self.cx = nn.Parameter(torch.zeros(chain.nfe + 1, device=device))
         self.ce = nn.Parameter(torch.zeros(chain.nfe + 1, chain.nfe + 1, device=device))
         self.time = nn.Parameter(torch.zeros(chain.nfe + 1, device=device))
@@ -33,7 +31,7 @@ class Coefficients(nn.Module):
         """chain.sample without noise, differentiable in the additions. x [B, ...] -> [B, ...]"""
         chain, history = self.chain, {}
         for k in range(chain.nfe, 0, -1):
-            told = chain.time[k].float().to(x.device) + TIME_UNIT * self.time[k]
+            told = chain.time[k].float().to(x.device) + self.unit * self.time[k]
             level = chain.alpha_bar[k].to(x.device, torch.float32).expand(len(x))
             history[k] = network(x, told.expand(len(x)), labels, level)
             x = (chain.cx[k].item() + self.cx[k]) * x
@@ -47,7 +45,7 @@ class Coefficients(nn.Module):
         chain = self.chain
         return replace(
             chain,
-            time=chain.time + TIME_UNIT * time,
+            time=chain.time + self.unit * time,
             cx=chain.cx + cx,
             ce=(chain.ce + ce).triu(),
         )
@@ -66,8 +64,7 @@ def fit_coefficients(
 ) -> Chain:
     """The chain that sends x [N, ...] nearest to `wanted` [N, ...], over the frozen network.
 
-    The distance of a pair is its root mean square, so that the few pairs that a short walk sends to
-    another mode do not rule; Adam with a rate that falls to 0 as a cosine, on random batches.
+    Least squares by Adam on random batches, its rate falling to 0 as a cosine.
 
     chain    without noise (s0 = 0)
     labels   [N] or None
@@ -79,8 +76,7 @@ def fit_coefficients(
         optimizer.param_groups[0]["lr"] = rate * (1 + math.cos(math.pi * step / steps)) / 2
         pick = torch.randint(len(x), (batch_size,), generator=rng).to(x.device)
         own = None if labels is None else labels[pick]
-        gap = model.sample(network, x[pick], own) - wanted[pick]
-        loss = gap.square().flatten(1).mean(1).sqrt().mean()
+        loss = (model.sample(network, x[pick], own) - wanted[pick]).square().mean()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

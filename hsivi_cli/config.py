@@ -89,6 +89,11 @@ class TrainConfig:
         "take (dpm++2, dpm++3, unipc, deis, ipndm, each with -lu, -karras, -leading, -trailing "
         "where it has them), or auto for the one whose images lie nearest to the teacher's own",
     )
+    fit_steps: int = option(
+        0,
+        "before training, fit the start's coefficients and told times to the teacher's own images "
+        "by this many updates (300 are enough); with --steps 0 they are all that is trained",
+    )
     noise_share: str = option(
         "1",
         "noise share s0/sigma of each layer in [0, 1]: one number, K numbers from layer 1 up, or "

@@ -10,10 +10,13 @@ from torch import Tensor
 from . import chain as chains
 from . import schedule
 from .chain import Chain, ddim_chain, eta_shares, with_noise_share
+from .coefficients import fit_coefficients
 from .config import HsiviError, TrainConfig
+from .distill import rng
 from .teacher import Teacher, solver, solver_names
 
-PAIRS = 100  # noises by which `nearest_start` compares
+PAIRS = 100  # noises by which --start auto compares
+FIT_PAIRS = 512  # noises on which --fit-steps fits
 JUDGE = ("dpm++2-linspace", 50)  # whose images stand for the teacher's own
 
 
@@ -38,6 +41,13 @@ def make_chain(config: TrainConfig, nfe: int, teacher: Teacher, start: str | Non
             f"--start {start} says nothing at --noise-share 1, which keeps only x0: give a "
             "share below 1"
         )
+    if config.fit_steps:
+        if max(share) >= 1:
+            raise HsiviError(
+                "--fit-steps fits how much of the states and predictions a layer keeps, and at "
+                "--noise-share 1 it keeps only x0: give shares below 1"
+            )
+        chain = fitted(config, teacher, chain)
     chain = with_noise_share(chain, share)
     if config.levels == "own" and not all(chain.s0[1:] > 0):
         raise HsiviError(
@@ -99,9 +109,7 @@ def choose_starts(config: TrainConfig, teacher: Teacher) -> dict[int, str]:
             found[nfe] = "ddim"
             continue
         if truth is None:
-            name, calls = JUDGE
-            calls = min(calls, len(teacher.table) // 2)
-            truth = images(teacher, solver(name, calls, teacher.scheduler, teacher.table))
+            truth = images(teacher, truth_chain(teacher))
         found[nfe] = min(gaps(config, nfe, teacher, truth).items(), key=lambda pair: pair[1])[0]
     return found
 
@@ -118,14 +126,47 @@ def gaps(config: TrainConfig, nfe: int, teacher: Teacher, truth: Tensor) -> dict
     return found
 
 
-@torch.inference_mode()
-def images(teacher: Teacher, chain: Chain) -> Tensor:
-    """The images [PAIRS, C, H, W] of a chain without noise over the teacher, of the same noises."""
+# ---- samples of a chain without noise ------------------------------------------------------------
+
+
+def truth_chain(teacher: Teacher) -> Chain:
+    """The many calls whose images stand for the teacher's own."""
+    name, calls = JUDGE
+    return solver(name, min(calls, len(teacher.table) // 2), teacher.scheduler, teacher.table)
+
+
+def noises(teacher: Teacher, count: int) -> tuple[Tensor, Tensor | None]:
+    """x_K [count, C, H, W] and labels [count], always the same ones."""
     device = teacher.unet.device
     draw = torch.Generator().manual_seed(0)
-    x = torch.randn(PAIRS, *teacher.shape, generator=draw).to(device)
-    labels = None
-    if teacher.label_count is not None:
-        labels = torch.randint(teacher.label_count, (PAIRS,), generator=draw).to(device)
-    scale = torch.zeros(1, *[1] * len(teacher.shape), device=device)
-    return chains.sample(teacher.network(), chain, x, None, scale, labels)
+    x = torch.randn(count, *teacher.shape, generator=draw).to(device)
+    if teacher.label_count is None:
+        return x, None
+    return x, torch.randint(teacher.label_count, (count,), generator=draw).to(device)
+
+
+@torch.no_grad()
+def images(teacher: Teacher, chain: Chain, count: int | None = None) -> Tensor:
+    """The images [count, C, H, W] of a chain without noise over the teacher, of the same noises."""
+    x, labels = noises(teacher, count or PAIRS)
+    scale = torch.zeros(1, *[1] * len(teacher.shape), device=x.device)
+    network, size = teacher.network(), 64
+    labels = [None] * len(x) if labels is None else labels.split(size)
+    parts = zip(x.split(size), labels, strict=False)
+    return torch.cat([chains.sample(network, chain, a, None, scale, b) for a, b in parts])
+
+
+def fitted(config: TrainConfig, teacher: Teacher, chain: Chain) -> Chain:
+    """--fit-steps: the chain with coefficients and told times that draw the teacher's own images
+    best.
+    """
+    x, labels = noises(teacher, FIT_PAIRS)
+    wanted = images(teacher, truth_chain(teacher), FIT_PAIRS)
+    draw = rng(config.seed, "fit", chain.nfe)
+    found = fit_coefficients(teacher.network(), chain, x, wanted, labels, config.fit_steps, draw)
+    if not (found.time.diff() > 0).all() or not found.ce.isfinite().all():
+        raise HsiviError(
+            f"--fit-steps {config.fit_steps} led to times out of order at {chain.nfe} calls: give "
+            "another --start or fewer --fit-steps"
+        )
+    return found

@@ -44,7 +44,7 @@ from .frechet import frechet_distance
 from .images import save_grid
 from .runs import Interrupt, append, is_finite, say, whole_lines
 from .start import choose_starts, make_chains
-from .student import is_student, load_student, save_student, write_info
+from .student import is_student, load_chains, load_student, save_student, write_info
 from .teacher import Teacher, difference, load_teacher, read_json
 
 EVAL_SEED = 1_000_000_000  # the seeds that judge a training are none that a user is likely to draw
@@ -83,7 +83,7 @@ def run(config: TrainConfig, teacher_options: dict, out: Path) -> None:
     teacher = load_teacher(**teacher_options, device=device)
     earlier = check_out(out, config, teacher)
     starts = find_starts(out if earlier else None, config, teacher, accelerator)
-    chains = make_chains(config, teacher, starts)
+    chains = find_chains(out if earlier else None, config, teacher, starts, accelerator)
     judge = make_judge(config, device) if accelerator.is_main_process else None
     players = make_players(config, teacher, chains, device)
     state = {"round": 0, "best": None, "seconds": 0.0}
@@ -199,6 +199,27 @@ def find_starts(
         for nfe, name in starts.items():
             say(f"--start auto at {nfe} calls: {name}")
     return starts
+
+
+def find_chains(
+    earlier: Path | None,
+    config: TrainConfig,
+    teacher: Teacher,
+    starts: dict[int, str],
+    accelerator: Accelerator,
+) -> list[Chain]:
+    """The chains of the budgets; fitted ones as an earlier part of this run, or the main process,
+    has them.
+    """
+    if not config.fit_steps:
+        return make_chains(config, teacher, starts)
+    if earlier and (earlier / "chain.safetensors").exists():
+        stored, _ = load_chains(earlier)
+        return [stored[nfe] for nfe in config.budgets]
+    found = [make_chains(config, teacher, starts) if accelerator.is_main_process else None]
+    if accelerator.is_main_process:
+        say(f"fitted the coefficients of {one_of(config.budgets)} calls")
+    return broadcast_object_list(found)[0]
 
 
 def make_players(

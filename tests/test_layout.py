@@ -28,7 +28,7 @@ FLOORS = {
         "figures",
         "baselines",
     },
-    1: {"chain", "distill", "targets", "gaussian", "inference"},
+    1: {"chain", "coefficients", "distill", "targets", "gaussian", "inference"},
     0: {"schedule", "objective", "frechet", "points", "config"},
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
