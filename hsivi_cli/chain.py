@@ -302,20 +302,18 @@ LEVELS = ("segment", "above", "own")
 MARGIN = 5  # times between a layer's own level and the lowest at which it is observed
 
 
-def draw_levels(
-    chain: Chain, layer: Tensor, uniform: Tensor, levels: str, time_count: int
-) -> Tensor:
+def draw_levels(chain: Chain, layer: Tensor, place: Tensor, levels: str, time_count: int) -> Tensor:
     """The integer times tau at which layers are observed.
 
-    segment  uniform over [time[k-1] + MARGIN, time[k]); the top layer's segment reaches to the end
+    segment  within [time[k-1] + MARGIN, time[k]); the top layer's segment reaches to the end
              of the schedule.
              A level then belongs to one layer, and a shared fake score does not learn a mixture of
              layers
-    above    uniform over [time[k-1] + MARGIN, T)
+    above    within [time[k-1] + MARGIN, T)
     own      time[k-1]: the HSIVI paper's
 
     layer    [B]  k in 1..K
-    uniform  [B]  in [0, 1)
+    place    [B]  in [0, 1), from the lowest level to the highest
     Returns  [B]  long
     """
     low = chain.time.to(layer.device)[layer - 1].clamp(min=0)
@@ -327,4 +325,4 @@ def draw_levels(
     )  # a last call at time 0 is judged there
     high = torch.where((layer == chain.nfe) | (levels == "above"), time_count, high)
     low = torch.minimum(low, high - 1)
-    return (low + uniform.double() * (high - low)).floor().long()
+    return (low + place.double() * (high - low)).floor().long()

@@ -187,7 +187,7 @@ def check_train(config: TrainConfig) -> TrainConfig:
         "eval_every": 1, "eval_count": 2, "steps": 0, "fit_steps": 0, "fake_warmup": 0,
         "rate_warmup": 0,
     }  # fmt: skip
-    check_numbers(config, least, ("student_rate", "fake_rate", "clip"))
+    check_numbers(config, least, ("student_rate", "fake_rate", "clip", "level_power"))
     if len(config.budgets) > 1:
         for flag, text in (("--grid", config.grid), ("--noise-share", config.noise_share)):
             if "," in text:

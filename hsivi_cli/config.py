@@ -125,6 +125,11 @@ class TrainConfig:
         "where a layer is judged: its own segment of levels, all above it, or its own level",
         choices=("segment", "above", "own"),
     )
+    level_power: float = option(
+        1.0,
+        "levels are drawn at low + (high - low) u^power, u uniform: above 1 the low ones are seen "
+        "more often",
+    )
     fake_score: str = option(
         "auto",
         "whether the fake score is told which layer it judges, of which budget, or shared by all "

@@ -212,9 +212,8 @@ def draw_batch(
     device, size, chain = players.log_scale.device, config.batch_size, players.chain(round_)
     index, layer = pick(torch.arange(size) + update * size, pool_size(config, len(layers)), layers)
     draw = rng(config.seed, round_, purpose, update)
-    tau = draw_levels(
-        chain, layer, torch.rand(size, generator=draw), config.levels, len(players.table)
-    )
+    place = torch.rand(size, generator=draw) ** config.level_power
+    tau = draw_levels(chain, layer, place, config.levels, len(players.table))
     noise = torch.randn(size, *players.shape, generator=draw)
     mine = slice(share.rank, None, share.world)
     index = torch.div(

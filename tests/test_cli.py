@@ -212,6 +212,7 @@ def test_ctrl_c_exits_130_with_a_line(monkeypatch):
         ("batch_size", 0), ("accumulate", 0), ("fake_updates", 0), ("steps", -1),
         ("fake_warmup", -1), ("rate_warmup", -1), ("checkpoint_every", 0), ("eval_every", 0),
         ("eval_count", 1), ("student_rate", 0.0), ("fake_rate", -1.0), ("clip", 0.0),
+        ("level_power", 0.0),
         ("student_rate", float("nan")), ("student_beta1", 1.0), ("fake_beta1", -0.1), ("ema", 1.0),
         ("minutes", 0.0), ("minutes", -1.0),
     ],

@@ -159,6 +159,16 @@ def test_the_levels_of_a_batch_are_its_layers_own():
         assert tau.min() < low + 0.1 * (high - low) and tau.max() > high - 0.1 * (high - low)
 
 
+@pytest.mark.parametrize("power", [1.0, 3.0])
+def test_a_level_power_above_1_draws_low_levels_more_often(power):
+    config = replace(CONFIG, nfe="1", batch_size=4096, level_power=power)
+    batch = draw_batch(make(times=[0, 500]), config, 0, "student", 0, [1], Share())
+    for share in (0.1, 0.5, 0.9):
+        below = (batch.tau < 5 + share * 995).double().mean().item()
+        # P(u^power < share); three sd of 4,096 draws, and levels are whole numbers
+        assert below == pytest.approx(share ** (1 / power), abs=0.025)
+
+
 def test_noises_differ_between_rounds_purposes_and_updates_and_repeat_within_them():
     players = make()
     keys = [(0, "fake score", 0), (0, "fake score", 1), (1, "fake score", 0), (0, "student", 0)]
