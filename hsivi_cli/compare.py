@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 
@@ -44,7 +45,7 @@ from .detector import (
 from .device import pick_device
 from .draw import Sampler, chain_digest, draw, solver_sampler, student_sampler
 from .frechet import frechet_distance, precision_recall
-from .images import NotFinite, save_grid
+from .images import NotFinite, read_npz, save_grid, save_npz
 from .runs import whole_lines
 from .student import Student, is_student, load_student
 from .teacher import (
@@ -382,7 +383,8 @@ class Ruler:
         except NotFinite:
             return float("inf")
 
-    def statistics(self, sampler: Sampler, seed: int, count: int) -> tuple[Statistics, float]:
+    def file(self, sampler: Sampler, seed: int, count: int) -> Path:
+        """Where the cache keeps a draw, without suffix: a name made of all that decides it."""
         key = {
             "network": sampler.digest,
             "chain": chain_digest(sampler),
@@ -391,13 +393,26 @@ class Ruler:
             "batch_size": self.config.batch_size,
             "detector": self.detector.stamp,
         }
-        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
-        file, note = self.cache / f"{name}.npz", self.cache / f"{name}.json"
-        if file.exists() and note.exists():
+        return (
+            self.cache / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+        )
+
+    def statistics(self, sampler: Sampler, seed: int, count: int) -> tuple[Statistics, float]:
+        """The statistics of images of seeds seed.. and the seconds that drawing took, from the
+        cache or drawn; then the first images are kept too.
+        """
+        file = self.file(sampler, seed, count)
+        kept, note, grid = (file.with_suffix(end) for end in (".npz", ".json", ".first.npz"))
+        if kept.exists() and note.exists():
             with contextlib.suppress(HsiviError, KeyError):  # damaged: draw again
-                return load_statistics(file), read_json(note)["seconds"]
-        clock = Clock()
-        seeds = range(seed, seed + count)
+                return load_statistics(kept), read_json(note)["seconds"]
+        clock, first = Clock(), []
+
+        def looked_at(batches: Iterator[Tensor]) -> Iterator[Tensor]:
+            for images in batches:
+                first.extend(images[: GRID_COUNT - len(first)])
+                yield images
+
         with tqdm(
             total=count,
             unit=" images",
@@ -405,18 +420,23 @@ class Ruler:
             disable=None,
             leave=False,
         ) as bar:
-            batches = clock.time(
-                draw(sampler, seeds, min(count, self.config.batch_size), self.device), bar
-            )
-            moments, features = moments_of(batches, self.detector, keep_features=True)
-        statistics = Statistics(moments, self.detector.stamp, features[:RECALL_COUNT])
-        save_statistics(file, statistics)
-        write_text(note, json.dumps(key | {"name": sampler.name, "seconds": clock.seconds}) + "\n")
-        return load_statistics(file), clock.seconds  # features rounded, as a later run reads them
+            seeds, size = range(seed, seed + count), min(count, self.config.batch_size)
+            batches = clock.time(draw(sampler, seeds, size, self.device), bar)
+            moments, features = moments_of(looked_at(batches), self.detector, keep_features=True)
+        save_statistics(kept, Statistics(moments, self.detector.stamp, features[:RECALL_COUNT]))
+        save_npz(torch.stack(first), grid)
+        facts = {"name": sampler.name, "nfe": sampler.nfe, "seconds": clock.seconds}
+        write_text(note, json.dumps(facts) + "\n")
+        return load_statistics(kept), clock.seconds  # features rounded, as a later run reads them
 
     def first_images(self, sampler: Sampler) -> Tensor:
-        seeds = range(self.config.seed, self.config.seed + GRID_COUNT)
-        return torch.cat(list(draw(sampler, seeds, GRID_COUNT, self.device)))
+        """The first of the images that a row was measured on."""
+        seed, count = self.config.seed, self.config.count
+        grid = self.file(sampler, seed, count).with_suffix(".first.npz")
+        with contextlib.suppress(HsiviError):
+            return read_npz(grid)
+        seeds = range(seed, seed + min(count, GRID_COUNT))  # the cache has lost them
+        return torch.cat(list(draw(sampler, seeds, len(seeds), self.device)))
 
 
 class Clock:

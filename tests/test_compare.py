@@ -16,7 +16,7 @@ from hsivi_cli.config import weights_folder
 from hsivi_cli.detector import load_detector, moments_of
 from hsivi_cli.draw import draw, solver_sampler, student_sampler
 from hsivi_cli.frechet import frechet_distance
-from hsivi_cli.images import NotFinite, save_npz
+from hsivi_cli.images import NotFinite, grid_png, save_npz
 from hsivi_cli.student import load_student
 from hsivi_cli.teacher import load_teacher, solver_names
 
@@ -127,6 +127,24 @@ def test_a_damaged_cache_is_drawn_again(home, measure, tmp_path, drawings):
     assert len(drawings) == 1 and second[0]["distance"] == first[0]["distance"]
 
 
+def test_grids_show_the_images_that_were_measured_without_drawing_them_again(
+    home, measure, tmp_path, drawings
+):
+    arguments = (home / "two", "--solvers", "none", "--grids", tmp_path / "grids")
+    measure(*arguments)
+    drawings.clear()
+    measure(*arguments)
+    assert not drawings
+    (file,) = (tmp_path / "grids").iterdir()
+    sampler = student_sampler(load_student(home / "two"))
+    shown = torch.cat(list(draw(sampler, range(40), 16, "cpu")))[: compare.GRID_COUNT]
+    assert file.read_bytes() == grid_png(shown)
+    (kept,) = (tmp_path / "cache").glob("*.first.npz")
+    kept.unlink()  # a cache that has lost them draws them again
+    measure(*arguments)
+    assert [seeds for _, _, seeds in drawings] == [range(compare.GRID_COUNT)]
+
+
 def test_all_rows_use_the_same_seeds_and_repeats_use_others(home, measure, drawings):
     arguments = ("--solvers", "ddim-linspace", "--repeats", 2, "--seed", 100)
     rows, result = measure(home / "two", home / "three", *arguments)
@@ -214,7 +232,7 @@ def test_the_cache_lies_where_the_environment_says(home, measure, tmp_path, monk
     monkeypatch.setenv("HSIVI_CACHE", str(tmp_path / "environment"))
     arguments = [a for a in small(home, tmp_path) if a not in ("--cache", tmp_path / "cache")]
     hsivi("compare", home / "two", "--solvers", "none", *arguments)
-    assert len(list((tmp_path / "environment").glob("*.npz"))) == 1
+    assert len(list((tmp_path / "environment").glob("*.json"))) == 1
 
 
 @pytest.mark.parametrize(
