@@ -164,18 +164,19 @@ def checkerboard(side: int = 4, cell: float = 1.0, edge: float = 0.1) -> Density
     of sd `edge` is added, so that there is a score everywhere.
     """
     line = (torch.arange(side) - (side - 1) / 2) * cell
-    row, column = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
-    centre = torch.cartesian_prod(line, line)[((row + column) % 2 == 0).flatten()]
+    cells = torch.cartesian_prod(torch.arange(side), torch.arange(side))
+    row, column = cells[cells.sum(1) % 2 == 0].T
+    centre = torch.stack([line[row], line[column]], 1)
 
     def log_prob(x, alpha_bar=None):
         level = torch.ones_like(x[:, 0]) if alpha_bar is None else alpha_bar.to(x)
         level = level[:, None, None]
         half, width = level.sqrt() * cell / 2, (level * edge**2 + 1 - level).sqrt()
-        distance = (x[:, None] - level.sqrt() * centre.to(x)).abs()
+        distance = (x[:, :, None] - level.sqrt() * line.to(x)).abs()  # [B, 2, side]
         high = torch.special.log_ndtr((half - distance) / width)
         low = torch.special.log_ndtr((-half - distance) / width)
         side_log = high + torch.log1p(-(low - high).exp().clamp(max=1 - 1e-6)) - (2 * half).log()
-        return side_log.sum(2).logsumexp(1) - math.log(len(centre))
+        return (side_log[:, 0, row] + side_log[:, 1, column]).logsumexp(1) - math.log(len(centre))
 
     def draw(count, rng):
         which = torch.randint(len(centre), (count,), generator=rng)
