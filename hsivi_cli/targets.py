@@ -273,18 +273,22 @@ def neural_regression(inputs: Tensor, outputs: Tensor, hidden: int = 10) -> Dens
     inputs   [N, D]
     outputs  [N]
     """
-    width = inputs.shape[1]
-    sizes = [width * hidden, hidden, hidden, 1, 1]
 
     def log_prob(x):
-        first, bias, second, last, s = x.split(sizes, 1)
-        h = torch.einsum("nd,bdh->bnh", inputs.to(x), first.view(-1, width, hidden))
-        mean = torch.einsum("bnh,bh->bn", (h + bias[:, None]).tanh(), second) + last
+        mean, s = neural_network(x, inputs, hidden)
         squares = (outputs.to(x) - mean).square().sum(1)
-        fit = -squares * s[:, 0].exp() / 2 + len(outputs) * s[:, 0] / 2
+        fit = -squares * s.exp() / 2 + len(outputs) * s / 2
         return fit - x.square().sum(1) / 2
 
-    return Density(log_prob, sum(sizes))
+    return Density(log_prob, (inputs.shape[1] + 2) * hidden + 2)
+
+
+def neural_network(x: Tensor, inputs: Tensor, hidden: int = 10) -> tuple[Tensor, Tensor]:
+    """The means [B, N] and log precision s [B] that parameters x [B, dim] give to inputs [N, D]."""
+    width = inputs.shape[1]
+    first, bias, second, last, s = x.split([width * hidden, hidden, hidden, 1, 1], 1)
+    h = torch.einsum("nd,bdh->bnh", inputs.to(x), first.view(-1, width, hidden))
+    return torch.einsum("bnh,bh->bn", (h + bias[:, None]).tanh(), second) + last, s[:, 0]
 
 
 def drift(x: Tensor) -> Tensor:
