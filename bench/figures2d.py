@@ -31,10 +31,10 @@ def main() -> None:
     parser.add_argument("target", choices=[n for n in TARGETS if n != "diffusion-path"])
     parser.add_argument("settings", nargs="*", help="key=value of InferConfig")
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--objective", default="sm")
+    parser.add_argument("--objective", default="auto")
     parser.add_argument("--json", help="append one JSON line to this file")
     args = parser.parse_intermixed_args()
-    kinds = {f.name: type(f.default) for f in fields(InferConfig)}
+    kinds = {f.name: type(f.default) for f in fields(InferConfig)} | {"sines": int}
     chosen = dict(word.split("=") for word in args.settings)
     chosen = {key: kinds[key](value) for key, value in chosen.items()}
     target = TARGETS[args.target]()

@@ -349,33 +349,38 @@ class InferConfig:
     noise_dim: int = option(0, "extra normal inputs of every layer")
     width: int = option(128, "units of a hidden block, in layers and fake scores")
     depth: int = option(2, "hidden blocks")
+    sines: int | None = option(
+        None,
+        "octaves of sines of x that the networks see beside it; default: 4 for one or two "
+        "coordinates, else 0",
+    )
     start_scale: float = option(0.5, "every layer's sd before training")
     base_scale: float = option(1.0, "sd of the base that x_K is drawn from, in the frame")
     frame: str = option(
         "auto",
-        "coordinates of the layers: those in which the target's best Gaussian is N(0, I), the "
-        "target's own, or auto: its own up to two coordinates or with --bridge diffusion",
+        "coordinates of the layers: those in which the target's best Gaussian is N(0, I), or its "
+        "own; auto: its own up to two of them or with --bridge diffusion",
         choices=("auto", "gaussian", "none"),
     )
 
     # the objective
     objective: str = option(
-        "reverse-kl",
-        "reverse KL by a fake score, score matching, the lower bound with --mixing samples, or "
-        "kernel Stein",
-        choices=("reverse-kl", "sm", "lb", "ksivi"),
+        "auto",
+        "the lower bound with --mixing samples, reverse KL by a fake score, score matching, or "
+        "kernel Stein; auto: lb up to two coordinates, else reverse-kl",
+        choices=("auto", "lb", "reverse-kl", "sm", "ksivi"),
     )
     bridge: str = option(
-        "geometric",
-        "what the layers are matched to: powers of base and target, or the diffused target where "
-        "it is known (mixtures, checkerboard, swiss-roll, circles)",
-        choices=("geometric", "diffusion"),
+        "auto",
+        "what the layers are matched to: powers of base and target, or the diffused target, auto "
+        "where it is known (mixtures, checkerboard, swiss-roll, circles)",
+        choices=("auto", "geometric", "diffusion"),
     )
     lambdas: str = option(
         "auto",
         "the target's share at layers 0 to K: auto, or K+1 numbers falling from 1 to 0",
     )
-    mixing: int = option(100, "lb's fresh mixing samples (J)")
+    mixing: int = option(500, "lb's fresh mixing samples (J)")
     a: float = option(0.5, "sm's a: 0.5 is the paper's, 1 to 1.2 pushes harder where q is narrow")
     order: str = option(
         "joint",
@@ -386,8 +391,8 @@ class InferConfig:
     # the optimisation
     steps: int = option(2000, "updates of the layers; 0 writes the untrained family")
     batch_size: int = option(256, "samples of each layer per update")
-    fake_updates: int = option(5, "sm's fake-score updates between two steps")
-    fake_warmup: int = option(60, "sm's fake-score updates before the first step")
+    fake_updates: int = option(5, "fake-score updates between two steps")
+    fake_warmup: int = option(60, "fake-score updates before the first step")
     student_rate: float = option(1e-3, "the layers' learning rate")
     fake_rate: float = option(2e-3, "the fake scores' learning rate")
     rate_warmup: int = option(10, "steps over which the layers' rate rises")

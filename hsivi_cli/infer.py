@@ -56,8 +56,8 @@ from .inference import (
     has_fake_scores,
     lower_bound,
     make_players,
-    parse_lambdas,
     play_round,
+    resolved,
 )
 from .runs import Interrupt, append, is_finite, say, whole_lines
 from .targets import TARGETS, Density, logistic_regression, neural_regression, waveform
@@ -99,10 +99,11 @@ def diabetes() -> tuple[np.ndarray, np.ndarray]:
 
 
 def abalone() -> tuple[np.ndarray, np.ndarray]:
-    """4,177 shells' 7 measures and two indicators of their sex, and their rings."""
-    inputs, rings = packaged("sklego.datasets").load_abalone(return_X_y=True)
-    sexes = [inputs[:, 0] == sex for sex in ("M", "F")]
-    return np.column_stack([*sexes, inputs[:, 1:]]).astype(float), rings.astype(float)
+    """4,177 shells' sex as two indicators and 7 measures, and their rings."""
+    shells = packaged("sklego.datasets").load_abalone(as_frame=True)
+    sex, rings = shells.pop("sex"), shells.pop("rings")
+    inputs = np.column_stack([sex == "M", sex == "F", shells.to_numpy(float)])
+    return inputs, rings.to_numpy(float)
 
 
 POSTERIORS = {
@@ -190,8 +191,8 @@ def fit(log_prob: Callable, dim: int, progress: bool = True, **options) -> Famil
               score and dim, as in targets.py
     Returns   the averaged family: .sample(count, seed) draws [count, dim]
     """
-    config = InferConfig(**options)
     target = log_prob if hasattr(log_prob, "score") else Density(log_prob, dim)
+    config = resolved(InferConfig(**options), target)
     probe(config, target)
     players = make_players(config, target)
     first = first_round(config)
@@ -235,9 +236,9 @@ def read_info(out: Path) -> dict:
 def run(config: InferConfig, name: str, dim: int | None, out: Path) -> None:
     """Train, or go on training, the layers in the folder `out`; draw, sum up and plot."""
     begin = time.monotonic()
-    parse_lambdas(config.lambdas, config.layers, config.bridge)
     device = pick_device(config.device)
     target = load_target(name, dim)
+    config = resolved(config, target)
     if config.compare:
         for package in ("arviz", "nutpie"):
             quietly(package)

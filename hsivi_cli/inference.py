@@ -20,7 +20,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -45,14 +45,46 @@ from .objective import (
 # ---- the family ----------------------------------------------------------------------------------
 
 
-def mlp(inputs: int, outputs: int, width: int, depth: int) -> nn.Sequential:
-    """`depth` hidden blocks of SiLU units; the last block begins at zero."""
-    widths = [inputs] + [width] * depth
+PLANE = 2  # coordinates up to which mixing samples cover the target, and it may have many modes
+
+
+def resolved(config: InferConfig, target) -> InferConfig:
+    """The settings with each `auto` decided for a target."""
+    plane, levels = target.dim <= PLANE, getattr(target, "levels", False)
+    bridge = "diffusion" if levels else "geometric"
+    bridge = bridge if config.bridge == "auto" else config.bridge
+    frame = "none" if plane or bridge == "diffusion" else "gaussian"
+    objective = "lb" if plane else "reverse-kl"
+    return replace(
+        config,
+        bridge=bridge,
+        frame=frame if config.frame == "auto" else config.frame,
+        objective=objective if config.objective == "auto" else config.objective,
+        sines=(4 if plane else 0) if config.sines is None else config.sines,
+    )
+
+
+class Sines(nn.Module):
+    """x beside sines and cosines of it, `octaves` of them from a period of 8 base_scale down."""
+
+    def __init__(self, octaves: int, base_scale: float):
+        super().__init__()
+        self.frequency = [math.pi / 4 / base_scale * 2**i for i in range(octaves)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat(
+            [x, *(f(w * x) for w in self.frequency for f in (torch.sin, torch.cos))], 1
+        )
+
+
+def mlp(inputs: int, outputs: int, config: InferConfig) -> nn.Sequential:
+    """`depth` hidden blocks of SiLU units over x and its sines; the last block begins at zero."""
+    widths = [inputs * (1 + 2 * config.sines)] + [config.width] * config.depth
     blocks = [b for a, b in pairwise(widths) for b in (nn.Linear(a, b), nn.SiLU())]
-    last = nn.Linear(width, outputs)
+    last = nn.Linear(config.width, outputs)
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
-    return nn.Sequential(*blocks, last)
+    return nn.Sequential(Sines(config.sines, config.base_scale), *blocks, last)
 
 
 class Layer(nn.Module):
@@ -62,7 +94,7 @@ class Layer(nn.Module):
 
     def __init__(self, dim: int, config: InferConfig):
         super().__init__()
-        self.net = mlp(dim + config.noise_dim, dim, config.width, config.depth)
+        self.net = mlp(dim + config.noise_dim, dim, config)
         self.log_scale = nn.Parameter(torch.full((dim,), math.log(config.start_scale)))
 
     def shift(self, x: Tensor, u: Tensor) -> Tensor:
@@ -238,18 +270,17 @@ def make_players(
 ) -> Players:
     """Networks whose weights are a function of the seed alone, and their optimizers.
 
+    config  resolved
     frame  centre and factor, where they are known already; else --frame says how to find them
     """
     dim, lambdas = target.dim, parse_lambdas(config.lambdas, config.layers, config.bridge)
-    if config.bridge == "diffusion" and has_frame(config, dim):
+    if config.bridge == "diffusion" and config.frame == "gaussian":
         raise HsiviError("--bridge diffusion goes with --frame none: it has coordinates of its own")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng(config.seed, "weights").initial_seed())
         family = Family(dim, config).to(device)
-        fake_scores = nn.ModuleList(
-            mlp(dim, dim, config.width, config.depth) for _ in range(config.layers)
-        ).to(device)
-    if has_frame(config, dim):
+        fake_scores = nn.ModuleList(mlp(dim, dim, config) for _ in range(config.layers)).to(device)
+    if config.frame == "gaussian":
         frame = frame or best_gaussian(config, target, True, device)
         family.centre.copy_(frame[0])
         family.factor.copy_(frame[1])
@@ -278,16 +309,6 @@ def best_gaussian(config: InferConfig, target, full: bool, device="cpu") -> tupl
     return fit_gaussian(
         target, start.to(device), full, rng(config.seed, "frame"), config.base_scale
     )
-
-
-PLANE = 2  # coordinates up to which a target may well have many modes, and costs little
-
-
-def has_frame(config: InferConfig, dim: int) -> bool:
-    """Whether the layers start from the target's best Gaussian."""
-    if config.frame == "auto":
-        return dim > PLANE and config.bridge == "geometric"
-    return config.frame == "gaussian"
 
 
 def has_fake_scores(config: InferConfig) -> bool:
@@ -327,8 +348,7 @@ def fake_eps(players: Players, config: InferConfig, x: Tensor, k: int, teacher_e
     Within a frame that is the base's, which costs nothing; else the bridge's, teacher_eps(), as the
     gap is what vanishes in the end.
     """
-    framed = has_frame(config, x.shape[1])
-    known = x / config.base_scale**2 if framed else teacher_eps()
+    known = x / config.base_scale**2 if config.frame == "gaussian" else teacher_eps()
     return known + players.fake_scores[k - 1](x)
 
 

@@ -164,18 +164,19 @@ def checkerboard(side: int = 4, cell: float = 1.0, edge: float = 0.1) -> Density
     of sd `edge` is added, so that there is a score everywhere.
     """
     line = (torch.arange(side) - (side - 1) / 2) * cell
-    row, column = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
-    centre = torch.cartesian_prod(line, line)[((row + column) % 2 == 0).flatten()]
+    cells = torch.cartesian_prod(torch.arange(side), torch.arange(side))
+    row, column = cells[cells.sum(1) % 2 == 0].T
+    centre = torch.stack([line[row], line[column]], 1)
 
     def log_prob(x, alpha_bar=None):
         level = torch.ones_like(x[:, 0]) if alpha_bar is None else alpha_bar.to(x)
         level = level[:, None, None]
         half, width = level.sqrt() * cell / 2, (level * edge**2 + 1 - level).sqrt()
-        distance = (x[:, None] - level.sqrt() * centre.to(x)).abs()
+        distance = (x[:, :, None] - level.sqrt() * line.to(x)).abs()  # [B, 2, side]
         high = torch.special.log_ndtr((half - distance) / width)
         low = torch.special.log_ndtr((-half - distance) / width)
         side_log = high + torch.log1p(-(low - high).exp().clamp(max=1 - 1e-6)) - (2 * half).log()
-        return side_log.sum(2).logsumexp(1) - math.log(len(centre))
+        return (side_log[:, 0, row] + side_log[:, 1, column]).logsumexp(1) - math.log(len(centre))
 
     def draw(count, rng):
         which = torch.randint(len(centre), (count,), generator=rng)
@@ -272,18 +273,22 @@ def neural_regression(inputs: Tensor, outputs: Tensor, hidden: int = 10) -> Dens
     inputs   [N, D]
     outputs  [N]
     """
-    width = inputs.shape[1]
-    sizes = [width * hidden, hidden, hidden, 1, 1]
 
     def log_prob(x):
-        first, bias, second, last, s = x.split(sizes, 1)
-        h = torch.einsum("nd,bdh->bnh", inputs.to(x), first.view(-1, width, hidden))
-        mean = torch.einsum("bnh,bh->bn", (h + bias[:, None]).tanh(), second) + last
+        mean, s = neural_network(x, inputs, hidden)
         squares = (outputs.to(x) - mean).square().sum(1)
-        fit = -squares * s[:, 0].exp() / 2 + len(outputs) * s[:, 0] / 2
+        fit = -squares * s.exp() / 2 + len(outputs) * s / 2
         return fit - x.square().sum(1) / 2
 
-    return Density(log_prob, sum(sizes))
+    return Density(log_prob, (inputs.shape[1] + 2) * hidden + 2)
+
+
+def neural_network(x: Tensor, inputs: Tensor, hidden: int = 10) -> tuple[Tensor, Tensor]:
+    """The means [B, N] and log precision s [B] that parameters x [B, dim] give to inputs [N, D]."""
+    width = inputs.shape[1]
+    first, bias, second, last, s = x.split([width * hidden, hidden, hidden, 1, 1], 1)
+    h = torch.einsum("nd,bdh->bnh", inputs.to(x), first.view(-1, width, hidden))
+    return torch.einsum("bnh,bh->bn", (h + bias[:, None]).tanh(), second) + last, s[:, 0]
 
 
 def drift(x: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The 25-Gaussian ground: its metrics, the solvers' recorded numbers, and a short training."""
 
 import importlib.util
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,17 +14,17 @@ from hsivi_cli.config import TrainConfig
 from hsivi_cli.teacher import solver
 
 
-def load_bench():
-    """bench/gaussians25.py as a module, by its path: bench/ is no package."""
-    file = Path(__file__).parent.parent / "bench" / "gaussians25.py"
-    spec = importlib.util.spec_from_file_location("gaussians25", file)
+def load_bench(name):
+    """bench/NAME.py as a module, by its path: bench/ is no package."""
+    file = Path(__file__).parent.parent / "bench" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, file)
     module = importlib.util.module_from_spec(spec)
-    sys.modules["gaussians25"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
 
-bench = load_bench()
+bench = load_bench("gaussians25")
 NO_SCALE = torch.zeros(1, 1)
 
 
@@ -115,3 +116,14 @@ def test_a_short_training_moves_the_student_towards_the_truth_and_repeats():
 def test_settings_are_read_with_their_fields_types():
     chosen = bench.settings(["steps=30", "a=1", "objective=score-matching", "width=9"], TrainConfig)
     assert chosen == {"steps": 30, "a": 1.0, "objective": "score-matching"}
+
+
+def test_a_regressions_score_is_that_of_its_networks_by_hand():
+    # zero weights predict the last bias; two draws, of biases -1 and 1 and precisions 1 and e
+    draws, inputs, outputs = torch.zeros(2, 32), torch.randn(5, 1), torch.full((5,), 0.5)
+    draws[:, -2:] = torch.tensor([[-1.0, 0.0], [1.0, 1.0]])
+    found = load_bench("regression").score(draws, inputs, outputs)
+    assert found["rmse"] == pytest.approx(0.5)
+    each = [torch.distributions.Normal(m, s).log_prob(outputs[0]).exp()
+            for m, s in ((-1.0, 1.0), (1.0, math.e**-0.5))]  # fmt: skip
+    assert found["log_likelihood"] == pytest.approx((sum(each) / 2).log().item(), abs=1e-5)
