@@ -96,7 +96,7 @@ def verdicts(rows: list[dict]) -> list[str]:
     d_T) where it can be told.
     """
     budgets = sorted({row["nfe"] for row in rows if row["kind"] in ("student", "solver")})
-    return [f"{nfe} calls: {verdict(rows, nfe)}.".replace("1 calls", "1 call") for nfe in budgets]
+    return [f"{nfe} call{'s' if nfe > 1 else ''}: {verdict(rows, nfe)}." for nfe in budgets]
 
 
 def verdict(rows: list[dict], nfe: int) -> str:

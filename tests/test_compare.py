@@ -458,6 +458,11 @@ def test_calls_that_only_one_side_has_are_said_so():
     )
 
 
+def test_numbers_of_calls_that_end_in_one_are_many():
+    (told,) = report.verdicts([row("student", "a", 11, 2.0)])
+    assert told.startswith("11 calls: a 2.00")
+
+
 def test_recall_stands_beside_the_distance():
     (told,) = report.verdicts([row("student", "a", 4, 2.0, recall=0.61), ROWS[0]])
     assert told == "4 calls: a (student) wins, 2.00 (recall 0.61) against 90.00 of ddim-quad."
