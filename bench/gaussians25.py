@@ -163,7 +163,7 @@ RECIPE = {
     "fake_rate": 3e-3,
 }
 OF_NFE = {
-    "1": {"grid": "0,500", "objective": "score-matching", "weight": "ratio"},
+    "1": {"grid": "0,500", "level_power": 3.0, "steps": 2400},
     "5": {"grid": "0,20,90,240,460,760", "noise_share": "0.7"},
 }
 

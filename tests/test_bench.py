@@ -113,6 +113,30 @@ def test_a_short_training_moves_the_student_towards_the_truth_and_repeats():
     }
 
 
+def test_a_network_told_its_row_starts_as_the_fit_in_every_row_and_hears_it():
+    plain = bench.EpsMLP(16, 2)
+    told = plain.told(3)
+    x, level = torch.randn(6, 2), bench.TABLE[torch.arange(6) * 150]
+    rows = torch.arange(6) % 3
+    assert torch.equal(told(x, None, rows, level), plain(x, None, None, level))
+    with torch.no_grad():
+        told.rows.weight[1] += 1
+    moved = (told(x, None, rows, level) != plain(x, None, None, level)).any(1)
+    assert moved.tolist() == [False, True, False] * 2
+
+
+def test_one_training_serves_several_budgets():
+    small = bench.Bench(width=16, depth=2, fit_steps=50)
+    config = replace(TrainConfig(nfe="1,3"), **bench.recipe("1,3") | {"steps": 4, "batch_size": 64})
+    players = bench.make_players(config, bench.fit(small, 0))
+    assert players.told and len(players.fake_score.rows.weight) == 4
+    row = {"w1", "js", "near", "seconds"}
+    assert {nfe: told.keys() for nfe, told in bench.train(config, small, None).items()} == {
+        1: row,
+        3: row,
+    }
+
+
 def test_settings_are_read_with_their_fields_types():
     chosen = bench.settings(["steps=30", "a=1", "objective=score-matching", "width=9"], TrainConfig)
     assert chosen == {"steps": 30, "a": 1.0, "objective": "score-matching"}
