@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=512)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--rate", type=float, default=5e-3)
     parser.add_argument("--count", type=int, default=1000, help="images that are scored")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -60,7 +60,7 @@ def fit_coefficients(
     steps: int,
     rng: torch.Generator,
     batch_size: int = 16,
-    rate: float = 2e-3,
+    rate: float = 5e-3,
 ) -> Chain:
     """The chain that sends x [N, ...] nearest to `wanted` [N, ...], over the frozen network.
 
