@@ -77,7 +77,7 @@ def nuts(frame: Affine, chains: int, draws: int, seed: int) -> Tensor:
 def diagnosis(chains: Tensor) -> dict[str, float]:
     """ArviZ's worst R-hat and effective sample size of NUTS chains [chains, draws, dim]."""
     arviz = quietly("arviz")
-    data = arviz.convert_to_dataset(chains.double().cpu().numpy())
+    data = arviz.convert_to_dataset(chains.double().numpy())
     rhat, ess = (function(data)["x"].to_numpy() for function in (arviz.rhat, arviz.ess))
     return {"rhat": float(np.max(rhat)), "ess": float(np.min(ess))}
 
@@ -105,8 +105,8 @@ def exact_truth(draws: Tensor) -> Truth:
 
 def nuts_truth(chains: Tensor) -> Truth:
     arviz = quietly("arviz")
-    error = arviz.mcse(arviz.convert_to_dataset(chains.double().cpu().numpy()))["x"].to_numpy()
-    return Truth("nuts", chains.flatten(0, 1), torch.as_tensor(error.copy()).to(chains.device))
+    error = arviz.mcse(arviz.convert_to_dataset(chains.double().numpy()))["x"].to_numpy()
+    return Truth("nuts", chains.flatten(0, 1), torch.as_tensor(error.copy()))
 
 
 def errors(draws: Tensor, truth: Truth, own_error: Tensor | None = None) -> dict[str, float]:

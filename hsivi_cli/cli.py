@@ -281,7 +281,7 @@ def check_infer(config: InferConfig) -> InferConfig:
     least = {
         "layers": 1, "noise_dim": 0, "width": 1, "depth": 1, "mixing": 1, "steps": 0,
         "batch_size": 2, "fake_updates": 1, "fake_warmup": 0, "rate_warmup": 0, "count": 1,
-        "checkpoint_every": 1, "chains": 1, "draws": 10,
+        "checkpoint_every": 1, "chains": 2, "draws": 10,
     }  # fmt: skip
     least |= {"sines": 0} if config.sines is not None else {}
     check_numbers(config, least, ("start_scale", "base_scale", "student_rate", "fake_rate", "clip"))

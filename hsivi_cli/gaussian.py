@@ -35,21 +35,21 @@ class Affine:
 
     def out(self, y: Tensor) -> Tensor:
         """The points x that y [B, dim] stand for."""
-        return self.centre + y @ self.factor.T
+        return self.centre.to(y) + y @ self.factor.to(y).T
 
     def log_prob(self, y: Tensor, *level: Tensor) -> Tensor:
         inside = self.target.log_prob(self.out(y), *level)
         return inside + torch.linalg.slogdet(self.factor)[1]
 
     def score(self, y: Tensor, *level: Tensor) -> Tensor:
-        return self.target.score(self.out(y), *level) @ self.factor
+        return self.target.score(self.out(y), *level) @ self.factor.to(y)
 
 
 RATE, BATCH, CLIP = 0.02, 64, 5.0
 
 
 def fit_gaussian(
-    target, start: Tensor, full: bool, rng: torch.Generator, scale: float = 1.0, steps: int = 1500
+    target, start: Tensor, full: bool, rng: torch.Generator, scale: float = 1.0, steps: int = 1000
 ) -> tuple[Tensor, Tensor]:
     """The mean [dim] and factor [dim, dim] of the Gaussian with the least KL(q || target); the
     factor is diagonal where not `full`.

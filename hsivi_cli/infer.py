@@ -411,11 +411,16 @@ def write_bytes(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
+EXACT_COUNT = 200_000  # draws of all but NUTS, where there are exact ones: histograms need many
+
+
 def compare(out: Path, family: Family, config: InferConfig, name: str, target) -> None:
     """compare.json, compare.png and a table on stdout: the samples, the nearest Gaussians and NUTS,
     all measured from exact draws where the target has them, else from NUTS.
     """
     rows, drawn, device = [], {}, family.centre.device
+    exact = bool(getattr(target, "draw", None)) or not isinstance(target, Density)
+    count = max(config.count, EXACT_COUNT) if exact else config.count
 
     def timed(label: str, make: Callable):
         began = time.process_time()
@@ -423,21 +428,21 @@ def compare(out: Path, family: Family, config: InferConfig, name: str, target) -
         rows.append({"name": label, "cpu_seconds": time.process_time() - began})
         return made
 
-    drawn["hsivi"] = timed("hsivi", lambda: family.sample(config.count, config.seed))
+    drawn["hsivi"] = timed("hsivi", lambda: family.sample(count, config.seed)).cpu()
     frames = {}
     for label in ("full-rank", "mean-field"):
         full = label == "full-rank"
         found = timed(label, lambda full=full: best_gaussian(config, target, full, device))
         frames[label] = Affine(target, *found)
-        noise = torch.randn(config.count, target.dim, generator=rng(config.seed, label))
-        drawn[label] = frames[label].out(noise.to(device))
+        noise = torch.randn(count, target.dim, generator=rng(config.seed, label))
+        drawn[label] = frames[label].out(noise.to(device)).cpu()
     frame = frames["full-rank"]
-    chains = timed("nuts", lambda: nuts(frame, config.chains, config.draws, config.seed))
+    chains = timed("nuts", lambda: nuts(frame, config.chains, config.draws, config.seed)).cpu()
     drawn["nuts"] = chains.flatten(0, 1)
     truth = nuts_truth(chains)
     own_error = truth.error
-    if getattr(target, "draw", None) or not isinstance(target, Density):
-        truth = exact_truth(target.sample(200_000, rng(config.seed, "truth")).to(device))
+    if exact:
+        truth = exact_truth(target.sample(count, rng(config.seed, "truth")))
     for row in rows:
         if row["name"] == "nuts":
             row |= diagnosis(chains)
@@ -448,13 +453,12 @@ def compare(out: Path, family: Family, config: InferConfig, name: str, target) -
     about |= {"chains": config.chains, "draws": config.draws}
     text = json.dumps({"rows": rows, "about": about}, indent=1) + "\n"
     write_text(out / "compare.json", text)
-    drawn = {label: x.cpu() for label, x in drawn.items()}
     if target.dim == 2:
-        drawn |= {"exact": truth.draws.cpu()} if truth.kind == "exact" else {}
+        drawn |= {"exact": truth.draws} if exact else {}
         write_bytes(out / "compare.png", densities_png(drawn))
     else:
-        write_bytes(out / "compare.png", band_png(drawn["hsivi"], truth.draws.cpu()))
-        write_bytes(out / "pairs.png", pairs_png(drawn["hsivi"], truth.draws.cpu()))
+        write_bytes(out / "compare.png", band_png(drawn["hsivi"], truth.draws))
+        write_bytes(out / "pairs.png", pairs_png(drawn["hsivi"], truth.draws))
     print(f"measured from {truth.kind} draws")
     print(table(rows))
 
