@@ -176,7 +176,7 @@ def test_a_solver_draws_the_networks_own_images(home, tmp_path, source):
         ("classes-run", "--out {} --labels cat", "--labels cat"),
         ("teacher", "--out {}", "--solver unipc --nfe 20"),
         ("teacher", "--out {} --solver ddim", "--solver needs --nfe"),
-        ("teacher", "--out {} --solver heun --nfe 3", "no solver 'heun'"),
+        ("teacher", "--out {} --solver rk45 --nfe 3", "no solver 'rk45'"),
         ("teacher", "--out {} --solver ddim-lu --nfe 3", "spacings"),
         ("teacher", "--out {} --solver ddim --nfe 0", "0 calls"),
         ("nothing", "--out {}", "nothing"),
