@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+# the networks are tiny: on a busy machine two threads spend most of their time waiting for another
+torch.set_num_threads(1)
+
 
 def pytest_configure(config):
     # diffusers' multistep schedulers hand NumPy 2 their tensors; not ours to mend
