@@ -261,7 +261,8 @@ def run(config: InferConfig, name: str, dim: int | None, out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     export(out, players.ema, config, name, max(0, state["round"] - warmup), before)
     trim(out / "metrics.jsonl", state["round"] - warmup)
-    steps = tqdm(total=config.steps, initial=max(0, state["round"] - warmup), unit="step")
+    done = max(0, state["round"] - warmup)
+    steps = tqdm(total=config.steps, initial=done, unit="step", disable=None)
     with Interrupt() as interrupt, steps as bar:
         for round_ in range(state["round"], last):
             step = round_ - warmup + 1  # updates made when this round is over
