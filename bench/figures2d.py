@@ -12,9 +12,9 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import fields
 
 import torch
+from common import append_rows, refuse_unknown, settings
 
 from hsivi_cli.config import InferConfig
 from hsivi_cli.distill import rng
@@ -34,9 +34,8 @@ def main() -> None:
     parser.add_argument("--objective", default="auto")
     parser.add_argument("--json", help="append one JSON line to this file")
     args = parser.parse_intermixed_args()
-    kinds = {f.name: type(f.default) for f in fields(InferConfig)} | {"sines": int}
-    chosen = dict(word.split("=") for word in args.settings)
-    chosen = {key: kinds[key](value) for key, value in chosen.items()}
+    chosen = settings(args.settings, InferConfig)
+    refuse_unknown(parser, args.settings, chosen)
     target = TARGETS[args.target]()
     truth = target.sample(COUNT, rng(0, "truth"))
     other = target.sample(COUNT, rng(1, "truth"))
@@ -48,9 +47,7 @@ def main() -> None:
         row[f"{name}js"] = jensen_shannon(x, truth, reach=4.5)
         row[f"{name}w1"] = sliced_w1(x, truth)
     print(json.dumps(row), flush=True)
-    if args.json:
-        with open(args.json, "a") as file:
-            file.write(json.dumps(row) + "\n")
+    append_rows(args.json, [row])
 
 
 if __name__ == "__main__":

@@ -19,16 +19,16 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import math
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from types import SimpleNamespace
 
 import torch
+from common import append_rows, refuse_unknown, settings
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
@@ -125,22 +125,22 @@ class Bench:
 
     width: int = 128
     depth: int = 3
-    fit_steps: int = 1500
-    fit_rate: float = 5e-3
-    fit_batch: int = 512
+    mlp_steps: int = 1500
+    mlp_rate: float = 5e-3
+    mlp_batch: int = 512
 
 
 def fit(bench: Bench, seed: int) -> EpsMLP:
     """An MLP fitted to the exact noise prediction on exact draws, low levels drawn more often."""
     torch.manual_seed(seed)
     network = EpsMLP(bench.width, bench.depth)
-    optimizer = torch.optim.Adam(network.parameters(), lr=bench.fit_rate)
+    optimizer = torch.optim.Adam(network.parameters(), lr=bench.mlp_rate)
     draw = distill.rng(seed, "fit")
-    for step in range(bench.fit_steps):
+    for step in range(bench.mlp_steps):
         optimizer.param_groups[0]["lr"] = (
-            bench.fit_rate * (1 + math.cos(math.pi * step / bench.fit_steps)) / 2
+            bench.mlp_rate * (1 + math.cos(math.pi * step / bench.mlp_steps)) / 2
         )
-        x0 = TARGET.sample(bench.fit_batch, draw)
+        x0 = TARGET.sample(bench.mlp_batch, draw)
         level = (len(TABLE) * torch.rand(len(x0), generator=draw).square()).long()
         alpha_bar = TABLE[level]
         x = schedule.add_noise(x0, torch.randn(x0.shape, generator=draw), alpha_bar)
@@ -260,14 +260,6 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def settings(words: list[str], cls) -> dict:
-    """key=value words as fields of a dataclass, of their default's type."""
-    own = [f for f in fields(cls) if not f.metadata.get("run_only")]
-    kinds = {f.name: type(f.default) for f in own} | {"grid_top": int}
-    pairs = (word.partition("=")[::2] for word in words)
-    return {key: kinds[key](value) for key, value in pairs if key in kinds}
-
-
 def solver_rows(args) -> Iterator[dict]:
     for name in solver_names():
         for nfe in TrainConfig(nfe=args.nfe).budgets:
@@ -282,9 +274,7 @@ def solver_rows(args) -> Iterator[dict]:
 
 def student_rows(args, parser: argparse.ArgumentParser) -> Iterator[dict]:
     chosen, own = settings(args.settings, TrainConfig), settings(args.settings, Bench)
-    for word in args.settings:
-        if word.partition("=")[0] not in chosen.keys() | own.keys():
-            parser.error(f"{word}: no setting has this name")
+    refuse_unknown(parser, args.settings, chosen, own)
     config = replace(TrainConfig(nfe=args.nfe), **(recipe(args.nfe) | chosen))
     for seed in map(int, args.seeds.split(",")):
         rows = train(replace(config, seed=seed), Bench(**own), args.eval_every)
@@ -297,7 +287,7 @@ def main() -> None:
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser(description="Train few-call samplers of 25 Gaussians.")
     parser.add_argument(
-        "settings", nargs="*", help="key=value of TrainConfig, or width, depth, fit_*"
+        "settings", nargs="*", help="key=value of TrainConfig, or width, depth, mlp_*"
     )
     parser.add_argument("--nfe", default="5", help="calls, or several: 1,2,5 for one student")
     parser.add_argument("--seeds", default="0,1,2")
@@ -306,9 +296,7 @@ def main() -> None:
     parser.add_argument("--json", help="append one JSON line a row to this file")
     args = parser.parse_args()
     rows = list(solver_rows(args) if args.solvers else student_rows(args, parser))
-    if args.json:
-        with open(args.json, "a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+    append_rows(args.json, rows)
 
 
 if __name__ == "__main__":

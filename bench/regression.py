@@ -13,9 +13,9 @@ import argparse
 import json
 import math
 import time
-from dataclasses import fields
 
 import torch
+from common import append_rows, refuse_unknown, settings
 from torch import Tensor
 
 from hsivi_cli import infer
@@ -75,9 +75,8 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=COUNT, help="NUTS draws; 0 leaves NUTS out")
     parser.add_argument("--json", help="append one JSON line a row to this file")
     args = parser.parse_intermixed_args()
-    kinds = {f.name: type(f.default) for f in fields(InferConfig)}
-    chosen = dict(word.split("=") for word in args.settings)
-    chosen = {key: kinds[key](value) for key, value in chosen.items()}
+    chosen = settings(args.settings, InferConfig)
+    refuse_unknown(parser, args.settings, chosen)
     for seed in range(args.splits):
         inputs, outputs, *test = split(args.data, seed)
         target = neural_regression(inputs, outputs)
@@ -88,9 +87,7 @@ def main() -> None:
             row = {"data": args.data, "split": seed, "name": name, "settings": args.settings}
             row |= {"cpu_seconds": round(time.process_time() - began)} | score(drawn, *test)
             print(json.dumps(row), flush=True)
-            if args.json:
-                with open(args.json, "a") as file:
-                    file.write(json.dumps(row) + "\n")
+            append_rows(args.json, [row])
 
 
 if __name__ == "__main__":

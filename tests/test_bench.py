@@ -1,6 +1,6 @@
 """The 25-Gaussian ground: its metrics, the solvers' recorded numbers, and a short training."""
 
-import importlib.util
+import importlib
 import math
 import sys
 from dataclasses import replace
@@ -15,13 +15,13 @@ from hsivi_cli.teacher import solver
 
 
 def load_bench(name):
-    """bench/NAME.py as a module, by its path: bench/ is no package."""
-    file = Path(__file__).parent.parent / "bench" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, file)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+    """bench/NAME.py as a module: bench/ is no package."""
+    folder = str(Path(__file__).parent.parent / "bench")
+    sys.path.insert(0, folder)  # they import one another, as scripts of one folder do
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(folder)
 
 
 bench = load_bench("gaussians25")
@@ -85,7 +85,7 @@ def test_the_untrained_quad_chain_reaches_its_recorded_numbers():
 
 def test_the_fit_comes_near_to_the_exact_noise_prediction():
     # training would repair a bad start, so only this sees one; 300 narrow steps explain most of it
-    network = bench.fit(bench.Bench(width=48, depth=2, fit_steps=300), 0)
+    network = bench.fit(bench.Bench(width=48, depth=2, mlp_steps=300), 0)
     x0 = bench.TARGET.sample(4000, distill.rng(1, "fit test"))
     for time in (50, 200, 700):
         alpha_bar = bench.TABLE[torch.full((len(x0),), time)]
@@ -99,7 +99,7 @@ def test_the_fit_comes_near_to_the_exact_noise_prediction():
 
 def test_a_short_training_moves_the_student_towards_the_truth_and_repeats():
     # seconds: a narrow network, few steps; the recipe's own settings otherwise
-    small = bench.Bench(width=48, depth=2, fit_steps=300)
+    small = bench.Bench(width=48, depth=2, mlp_steps=300)
     config = replace(TrainConfig(nfe="2"), **bench.recipe("2") | {"steps": 60, "batch_size": 256})
     torch.manual_seed(0)
     start = bench.fit(small, 0)
@@ -126,7 +126,7 @@ def test_a_network_told_its_row_starts_as_the_fit_in_every_row_and_hears_it():
 
 
 def test_one_training_serves_several_budgets():
-    small = bench.Bench(width=16, depth=2, fit_steps=50)
+    small = bench.Bench(width=16, depth=2, mlp_steps=50)
     config = replace(TrainConfig(nfe="1,3"), **bench.recipe("1,3") | {"steps": 4, "batch_size": 64})
     players = bench.make_players(config, bench.fit(small, 0))
     assert players.told and len(players.fake_score.rows.weight) == 4
