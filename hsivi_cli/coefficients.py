@@ -66,7 +66,7 @@ def fit_coefficients(
 
     Least squares by Adam on random batches, its rate falling to 0 as a cosine.
 
-    chain    without noise (s0 = 0)
+    chain    its noise is left out of the fit and kept in what is returned
     labels   [N] or None
     Returns  the same levels with other cx, ce and told times
     """

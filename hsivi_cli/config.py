@@ -408,9 +408,7 @@ class InferConfig:
     count: int = option(10_000, "samples to draw at the end", run_only=True)
     minutes: float | None = option(None, MINUTES, run_only=True)
     checkpoint_every: int = option(200, "steps between checkpoints", run_only=True)
-    device: str | None = option(
-        None, "cuda, cuda:1, cpu, ...; the default is CUDA where there is one", run_only=True
-    )
+    device: str | None = option(None, DEVICE, run_only=True)
     compare: bool = option(
         False,
         "also run mean-field and full-rank Gaussian inference and NUTS, and measure all",

@@ -25,11 +25,12 @@ def make_chains(config: TrainConfig, teacher: Teacher, starts: dict[int, str]) -
 
     starts  by budget, what --start auto chose
     """
-    return [make_chain(config, nfe, teacher, starts.get(nfe)) for nfe in config.budgets]
+    made = [make_chain(config, nfe, teacher, starts.get(nfe)) for nfe in config.budgets]
+    return fitted(config, teacher, made) if config.fit_steps else made
 
 
 def make_chain(config: TrainConfig, nfe: int, teacher: Teacher, start: str | None = None) -> Chain:
-    """The chain of one budget.
+    """The chain of one budget, before any --fit-steps.
 
     start  what --start auto chose, in place of the configuration's own
     """
@@ -41,13 +42,11 @@ def make_chain(config: TrainConfig, nfe: int, teacher: Teacher, start: str | Non
             f"--start {start} says nothing at --noise-share 1, which keeps only x0: give a "
             "share below 1"
         )
-    if config.fit_steps:
-        if max(share) >= 1:
-            raise HsiviError(
-                "--fit-steps fits how much of the states and predictions a layer keeps, and at "
-                "--noise-share 1 it keeps only x0: give shares below 1"
-            )
-        chain = fitted(config, teacher, chain)
+    if config.fit_steps and max(share) >= 1:
+        raise HsiviError(
+            "--fit-steps fits how much of the states and predictions a layer keeps, and at "
+            "--noise-share 1 it keeps only x0: give shares below 1"
+        )
     chain = with_noise_share(chain, share)
     if config.levels == "own" and not all(chain.s0[1:] > 0):
         raise HsiviError(
@@ -156,17 +155,19 @@ def images(teacher: Teacher, chain: Chain, count: int | None = None) -> Tensor:
     return torch.cat([chains.sample(network, chain, a, None, scale, b) for a, b in parts])
 
 
-def fitted(config: TrainConfig, teacher: Teacher, chain: Chain) -> Chain:
-    """--fit-steps: the chain with coefficients and told times that draw the teacher's own images
-    best.
+def fitted(config: TrainConfig, teacher: Teacher, made: list[Chain]) -> list[Chain]:
+    """--fit-steps: the chains with the coefficients and told times that draw the teacher's own
+    images best.
     """
     x, labels = noises(teacher, FIT_PAIRS)
-    wanted = images(teacher, truth_chain(teacher), FIT_PAIRS)
-    draw = rng(config.seed, "fit", chain.nfe)
-    found = fit_coefficients(teacher.network(), chain, x, wanted, labels, config.fit_steps, draw)
-    if not (found.time.diff() > 0).all() or not found.ce.isfinite().all():
-        raise HsiviError(
-            f"--fit-steps {config.fit_steps} led to times out of order at {chain.nfe} calls: give "
-            "another --start or fewer --fit-steps"
-        )
+    wanted, network, found = images(teacher, truth_chain(teacher), FIT_PAIRS), teacher.network(), []
+    for chain in made:
+        draw = rng(config.seed, "fit", chain.nfe)
+        chain = fit_coefficients(network, chain, x, wanted, labels, config.fit_steps, draw)
+        if not (chain.time.diff() > 0).all() or not chain.ce.isfinite().all():
+            raise HsiviError(
+                f"--fit-steps {config.fit_steps} led to times out of order at {chain.nfe} calls: "
+                "give another --start or fewer --fit-steps"
+            )
+        found.append(chain)
     return found

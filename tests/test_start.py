@@ -1,6 +1,7 @@
 """What a training begins with: --start auto's choice and its memory."""
 
 import json
+from dataclasses import replace
 
 import diffusers
 import pytest
@@ -9,7 +10,7 @@ from command import QUICK, TINY, refusal, train
 
 from hsivi_cli import start
 from hsivi_cli import train as train_module
-from hsivi_cli.config import TrainConfig
+from hsivi_cli.config import HsiviError, TrainConfig
 from hsivi_cli.start import choose_starts, gaps, make_chain, make_chains
 from hsivi_cli.student import load_student
 from hsivi_cli.teacher import load_teacher, solver, solver_names
@@ -150,3 +151,17 @@ def test_a_resumed_run_keeps_its_fit(folder, tmp_path, monkeypatch):
 def test_a_fit_needs_shares_below_one(folder, tmp_path):
     error = refusal("train", folder, "--out", tmp_path / "run", "--fit-steps", 3)
     assert "--fit-steps" in error and "--noise-share 1" in error
+
+
+def test_the_teachers_images_are_drawn_once_for_all_budgets_and_after_every_refusal(
+    teacher, monkeypatch
+):
+    drawn = []
+    draw = start.images
+    monkeypatch.setattr(start, "images", lambda *args: drawn.append(args) or draw(*args))
+    config = TrainConfig(nfe="2,3", start="deis", noise_share="0", fit_steps=1)
+    assert [chain.nfe for chain in make_chains(config, teacher, {})] == [2, 3]
+    assert len(drawn) == 1
+    with pytest.raises(HsiviError, match="--levels own needs noise"):
+        make_chains(replace(config, levels="own"), teacher, {})
+    assert len(drawn) == 1
