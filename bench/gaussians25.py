@@ -224,13 +224,13 @@ def train(config: TrainConfig, bench: Bench, eval_every: int | None) -> dict[int
     start = fit(bench, config.seed)
     fitted = time.process_time()
     players = make_players(config, start)
-    last = distill.warmup_rounds(config) + config.steps
+    last = distill.opening_rounds(config) + config.steps
     spent = fitted - began
     say(f"fit: {spent:.0f} s, untrained: {show_all(measure_ema(players))}")
     tick = time.process_time()
     for round_ in range(last):
         measured = distill.play_round(players, config, round_)
-        step = round_ - distill.warmup_rounds(config) + 1
+        step = round_ - distill.opening_rounds(config) + 1
         if eval_every and step > 0 and step % eval_every == 0 and step < config.steps:
             spent += time.process_time() - tick
             numbers = " ".join(f"{k} {v:.4f}" for k, v in measured.items())

@@ -184,10 +184,10 @@ def check_train(config: TrainConfig) -> TrainConfig:
     """Refuse numbers that mean nothing."""
     least = {
         "batch_size": 1, "accumulate": 1, "fake_updates": 1, "checkpoint_every": 1,
-        "eval_every": 1, "eval_count": 2, "steps": 0, "fit_steps": 0, "fake_warmup": 0,
-        "rate_warmup": 0,
+        "eval_every": 1, "eval_count": 2, "steps": 0, "fit_steps": 0,
+        "regress_steps": 0, "fake_warmup": 0, "rate_warmup": 0,
     }  # fmt: skip
-    check_numbers(config, least, ("student_rate", "fake_rate", "clip", "level_power"))
+    check_numbers(config, least, ("student_rate", "fake_rate", "regress_rate", "clip", "level_power"))
     if len(config.budgets) > 1:
         for flag, text in (("--grid", config.grid), ("--noise-share", config.noise_share)):
             if "," in text:

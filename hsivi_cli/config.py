@@ -94,6 +94,12 @@ class TrainConfig:
         "before training, fit the start's coefficients and told times to the teacher's own images "
         "by this many updates (300 are enough); with --steps 0 they are all that is trained",
     )
+    regress_steps: int = option(
+        0,
+        "before training, updates that teach every call the end of the teacher's own path from "
+        "where the call begins; for layers that keep only x0",
+    )
+    regress_rate: float = option(3e-4, "the student's learning rate in --regress-steps")
     noise_share: str = option(
         "1",
         "noise share s0/sigma of each layer in [0, 1]: one number, K numbers from layer 1 up, or "

@@ -32,10 +32,23 @@ from .objective import (
     divergence_bound,
     fake_score_loss,
     level_weight,
+    regression_loss,
     reverse_kl_loss,
     score_matching_loss,
 )
 from .schedule import eps_to_x0, over
+
+
+@dataclass(frozen=True)
+class Path:
+    """A teacher's own way down through a student's levels.
+
+    chain   a solver, without noise
+    places  of the student's layers 1..K: layer k begins where the path's layer places[k-1] does
+    """
+
+    chain: Chain
+    places: list[int]
 
 
 @dataclass
@@ -52,6 +65,7 @@ class Players:
     shape                 of one sample
     label_count           classes of the teacher, None without
     told                  whether the fake score's labels are those of `fake_labels`
+    paths                 of the teacher through each chain's levels, where the student regresses
     """
 
     student: nn.Module
@@ -69,6 +83,7 @@ class Players:
     told: bool
     student_optimizer: torch.optim.Optimizer
     fake_optimizer: torch.optim.Optimizer
+    paths: Sequence[Path] = ()
 
     def chain(self, round_: int) -> Chain:
         """The chain whose turn a round is."""
@@ -110,6 +125,19 @@ def student_rate(config: TrainConfig, step: int) -> float:
 
 def warmup_rounds(config: TrainConfig) -> int:
     return math.ceil(config.fake_warmup / config.fake_updates)
+
+
+REGRESS_UPDATES = 64  # of a round of regression
+USES = 8  # of each of its pairs
+
+
+def regress_rounds(config: TrainConfig) -> int:
+    return math.ceil(config.regress_steps / REGRESS_UPDATES)
+
+
+def opening_rounds(config: TrainConfig) -> int:
+    """Rounds before the first that ends with a step."""
+    return regress_rounds(config) + warmup_rounds(config)
 
 
 def active_layers(config: TrainConfig, nfe: int, step: int) -> list[int]:
@@ -297,7 +325,7 @@ def student_update(
     """
     players.fake_score.requires_grad_(False)
     for group in players.student_optimizer.param_groups:
-        group["lr"] = student_rate(config, step)
+        group["lr"], group["betas"] = student_rate(config, step), (config.student_beta1, 0.999)
     chain, total, bounds = pool.chain, 0.0, []
     for part in batch.parts(config.accumulate):
         device = part.noise.device
@@ -343,8 +371,12 @@ def play_round(
     """One round, in place. Returns its measurements, by name: averages over its updates and over
     processes, and the calls of its chain.
     """
-    step = round_ - warmup_rounds(config)
-    chain = players.chain(round_)
+    chain, regressing = players.chain(round_), regress_rounds(config)
+    if round_ < regressing:
+        return regress(players, config, round_, share) | {"nfe": chain.nfe}
+    if round_ == regressing:
+        players.student_optimizer.state.clear()  # of another loss
+    step = round_ - opening_rounds(config)
     layers = active_layers(config, chain.nfe, max(0, step))
     pool = roll_out(players, config, round_, layers, share)
     fake_losses, norms = [], []
@@ -359,7 +391,84 @@ def play_round(
         loss, bounds, norm = student_update(players, config, pool, batch, step, share)
         ema_update(players, config, step)
         measured |= {"loss": loss, "divergence": bounds.mean().item(), "norm": norm}
-    if share.world > 1:
-        values = share.mean(torch.tensor(list(measured.values()), device=players.log_scale.device))
-        measured = dict(zip(measured, values.tolist(), strict=True))
-    return measured | {"nfe": chain.nfe}
+    return averaged(measured, players, share) | {"nfe": chain.nfe}
+
+
+def averaged(measured: dict[str, float], players: Players, share: Share) -> dict[str, float]:
+    """Measurements averaged over processes."""
+    if share.world == 1:
+        return measured
+    values = share.mean(torch.tensor(list(measured.values()), device=players.log_scale.device))
+    return dict(zip(measured, values.tolist(), strict=True))
+
+
+# ---- regression ----------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def walk_paths(
+    players: Players, config: TrainConfig, round_: int, updates: int, share: Share
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """This process's paths of a round of regression: x_k of every layer [K, N, ...], where the
+    paths end [N, ...], and labels [N] or None.
+    """
+    path = players.paths[round_ % len(players.chains)]
+    device, mine = players.log_scale.device, slice(share.rank, None, share.world)
+    draw = rng(config.seed, round_, "paths")
+    count = path_count(config, updates, len(path.places))
+    noise = torch.randn(count, *players.shape, generator=draw)[mine].to(device)
+    labels = None
+    if players.label_count is not None:
+        labels = torch.randint(players.label_count, (count,), generator=draw)[mine].to(device)
+    states, ends = [], []
+    for part in torch.arange(len(noise)).split(config.batch_size):
+        heard = None if labels is None else labels[part]
+        unused = torch.zeros_like(players.log_scale)
+        visits = list(walk(players.teacher_eps, path.chain, noise[part], None, unused, heard))
+        states.append(torch.stack([visits[-place].x for place in path.places]))
+        ends.append(visits[-1].mean)
+    return torch.cat(states, 1), torch.cat(ends), labels
+
+
+def path_count(config: TrainConfig, updates: int, layer_count: int) -> int:
+    """Paths of a round of regression, a multiple of 8."""
+    return 8 * math.ceil(updates * config.batch_size / (USES * layer_count) / 8)
+
+
+def regress(players: Players, config: TrainConfig, round_: int, share: Share) -> dict[str, float]:
+    """A round of regression: paths of the teacher, and updates that teach every layer's x0 their
+    ends.
+    """
+    chain, size = players.chain(round_), config.batch_size
+    done = round_ * REGRESS_UPDATES
+    updates = min(REGRESS_UPDATES, config.regress_steps - done)
+    x, ends, labels = walk_paths(players, config, round_, updates, share)
+    count, layers = path_count(config, updates, chain.nfe), list(range(1, chain.nfe + 1))
+    losses = []
+    for i in range(updates):
+        fall = 0.5 * (1 + math.cos(math.pi * (done + i) / config.regress_steps))
+        rise = min(1.0, (done + i + 1) / max(1, config.rate_warmup))
+        for group in players.student_optimizer.param_groups:
+            group["lr"], group["betas"] = config.regress_rate * min(rise, fall), (0.9, 0.999)
+        index, layer = pick(torch.arange(size) + i * size, count, layers)
+        mine = slice(share.rank, None, share.world)
+        index = torch.div(index[mine], share.world, rounding_mode="floor").to(x.device)
+        layer, total = layer[mine].to(x.device), 0.0
+        parts = zip(
+            *(t.tensor_split(config.accumulate) for t in (index, layer)), strict=True
+        )
+        for index_, layer_ in parts:
+            if not len(index_):
+                continue
+            x_k, own = x[layer_ - 1, index_], None if labels is None else labels[index_]
+            time, alpha_bar = (
+                t.to(x.device)[layer_].float() for t in (chain.time, chain.alpha_bar)
+            )
+            x0 = eps_to_x0(players.student_eps(x_k, time, own, alpha_bar), x_k, alpha_bar)
+            loss = regression_loss(x0, ends[index_]).sum() / (len(index) * x[0, 0].numel())
+            loss.backward()
+            total += loss.item()
+        norm = update(players.student_optimizer, config.clip, share)
+        ema_update(players, config, done + i)
+        losses.append(total if math.isfinite(norm) else norm)
+    return averaged({"regression_loss": sum(losses) / len(losses)}, players, share)

@@ -53,6 +53,14 @@ def reverse_kl_loss(x: Tensor, f_eps: Tensor, teacher_eps: Tensor, weight: Tenso
     return -weight * dot((f_eps - teacher_eps).detach(), x)
 
 
+HUBER = 0.03  # of images in [-1, 1], four grey levels: below it errors count by their squares
+
+
+def regression_loss(x0: Tensor, wanted: Tensor) -> Tensor:
+    """Pseudo-Huber distance sqrt(d^2 + HUBER^2) - HUBER of each element, d = x0 - wanted."""
+    return ((x0 - wanted).square() + HUBER**2).sqrt().sub(HUBER).flatten(1).sum(1)
+
+
 def divergence_bound(f_eps: Tensor, teacher_eps: Tensor, layer_eps: Tensor) -> Tensor:
     """2 gap.(layer_eps - teacher_eps) - |gap|^2: its mean is at most E|eps_q - teacher_eps|^2, and
     equal when f is exact.

@@ -4,6 +4,9 @@ on a teacher's schedule.
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -12,9 +15,10 @@ from . import schedule
 from .chain import Chain, ddim_chain, eta_shares, with_noise_share
 from .coefficients import fit_coefficients
 from .config import HsiviError, TrainConfig
-from .distill import rng
-from .teacher import Teacher, solver, solver_names
+from .distill import Path, rng
+from .teacher import Teacher, solver, solver_names, unipc_at
 
+PATH_CALLS = 8  # of the teacher's paths that --regress-steps regresses on
 PAIRS = 100  # noises by which --start auto compares
 FIT_PAIRS = 512  # noises on which --fit-steps fits
 JUDGE = ("dpm++2-linspace", 50)  # whose images stand for the teacher's own
@@ -46,6 +50,11 @@ def make_chain(config: TrainConfig, nfe: int, teacher: Teacher, start: str | Non
         raise HsiviError(
             "--fit-steps fits how much of the states and predictions a layer keeps, and at "
             "--noise-share 1 it keeps only x0: give shares below 1"
+        )
+    if config.regress_steps and min(share) < 1:
+        raise HsiviError(
+            "--regress-steps teaches calls the ends of paths, which is what layers that keep only "
+            "x0 draw: give --noise-share 1"
         )
     chain = with_noise_share(chain, share)
     if config.levels == "own" and not all(chain.s0[1:] > 0):
@@ -89,6 +98,32 @@ def parse_share(text: str, chain: Chain) -> list[float]:
             f"--noise-share has {len(shares)} numbers; give one, or {chain.nfe}, from layer 1 up"
         )
     return shares * (chain.nfe if len(shares) == 1 else 1)
+
+
+# ---- --regress-steps -----------------------------------------------------------------------------
+
+
+def make_path(chain: Chain, teacher: Teacher) -> Path:
+    """The teacher's own way down, in about PATH_CALLS calls of UniPC, through the levels of a
+    chain.
+
+    It begins near full noise, above the chain's top where that is lower: there a solver's images
+    are good, while x_K is standard normal in both.
+    """
+    times = [int(t) for t in chain.time]
+    above = schedule.grid("auto", min(PATH_CALLS, len(teacher.table) // 2), teacher.table)[-1]
+    ends = [*times[:-1], max(times[-1], above)]
+    depth = (-teacher.table.log()).sqrt() ** (1 / 1.2)  # equal steps of it are the auto grid's
+    share = torch.linspace(0, 1, 1 + math.ceil(PATH_CALLS / chain.nfe), dtype=torch.float64)[1:]
+    visited = set()
+    for low, high in pairwise(ends):
+        inner = schedule.nearest(depth, depth[low] + share * (depth[high] - depth[low]))
+        visited |= {min(max(int(t), low + 1), high) for t in inner}
+    visited = sorted(visited)
+    return Path(
+        unipc_at(visited, teacher.scheduler, teacher.table),
+        [visited.index(t) + 1 for t in ends[1:]],
+    )
 
 
 # ---- --start auto --------------------------------------------------------------------------------

@@ -434,6 +434,13 @@ def at_times(made, times: list[int], table: Tensor) -> None:
     made.sigmas = torch.cat([ratio.to(made.sigmas), made.sigmas[-1:]])
 
 
+def unipc_at(times: list[int], scheduler: DDPMScheduler, table: Tensor) -> Chain:
+    """UniPC of third order over these rising times of network calls, as a chain."""
+    made = multistep("unipc", "linspace", len(times), scheduler)
+    at_times(made, times, table)
+    return chains.solver_chain(made)
+
+
 def check_times(name: str, times: list, nfe: int) -> None:
     """Refuse a spacing that rounds two calls to one time: diffusers fails there with an IndexError,
     or walks wrongly.

@@ -43,7 +43,7 @@ from .draw import Sampler, draw
 from .frechet import frechet_distance
 from .images import save_grid
 from .runs import Interrupt, append, is_finite, say, whole_lines
-from .start import choose_starts, make_chains
+from .start import choose_starts, make_chains, make_path
 from .student import is_student, load_chains, load_student, save_student, write_info
 from .teacher import Teacher, difference, load_teacher, read_json
 
@@ -99,17 +99,18 @@ def run(config: TrainConfig, teacher_options: dict, out: Path) -> None:
     book = Book(out, config, teacher, players, starts, accelerator, judge, state, begin)
     accelerator.wait_for_everyone()  # all have looked at the folder as it was
     book.open()
-    warmup = distill.warmup_rounds(config)
-    last = warmup + config.steps if config.steps else 0
+    opening = distill.opening_rounds(config)
+    regressed = distill.regress_rounds(config)
+    last = opening + config.steps if config.steps else regressed
     bar = tqdm(
         total=config.steps,
-        initial=max(0, state["round"] - warmup),
+        initial=max(0, state["round"] - opening),
         unit="step",
         disable=None if book.writes else True,
     )
     with Interrupt() as interrupt, bar:
         for round_ in range(state["round"], last):
-            step = round_ - warmup + 1  # student updates made when this round is over
+            step = round_ - opening + 1  # student updates made when this round is over
             try:
                 measured = distill.play_round(players, config, round_, share)
             except torch.OutOfMemoryError as error:
@@ -129,16 +130,19 @@ def run(config: TrainConfig, teacher_options: dict, out: Path) -> None:
             if share.world > 1:  # signals and clocks differ; all stop at the same round
                 stop = share.mean(torch.tensor(float(stop), device=device)).item() > 0
             last_step = round_ + 1 == last
-            if judge and step > 0 and (step % config.eval_every == 0 or last_step):
-                book.evaluate(step)
-            if stop or last_step or (step > 0 and step % config.checkpoint_every == 0):
+            start = round_ + 1 == regressed  # the student is regressed and not yet distilled
+            if start:
+                book.regressed(measured)
+            if judge and (start or last_step or (step > 0 and step % config.eval_every == 0)):
+                book.evaluate(max(0, step))
+            if stop or last_step or start or (step > 0 and step % config.checkpoint_every == 0):
                 book.save(max(0, step))
             if stop and not last_step:
                 book.leave(interrupt.number, max(0, step))
                 return
     if state["round"] == last and not resumed and last == 0:
         book.save(0)
-    book.close(last - warmup if last else 0)
+    book.close(config.steps)
 
 
 def is_installed(package: str) -> bool:
@@ -248,6 +252,7 @@ def make_players(
         shape=teacher.shape,
         label_count=teacher.label_count,
         told=config.tells,
+        paths=[make_path(chain, teacher) for chain in chains] if config.regress_steps else [],
         student_optimizer=distill.make_optimizer(
             kind, trained, config.student_rate, config.student_beta1
         ),
@@ -345,7 +350,7 @@ class Book:
         with writing(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
         write_info(self.out, self.info())
-        done = self.state["round"] - distill.warmup_rounds(self.config)
+        done = max(0, self.state["round"] - distill.opening_rounds(self.config))
         for name in ("metrics.jsonl", "timing.jsonl", "evaluations.jsonl"):
             path = self.out / name
             if path.exists():
@@ -366,7 +371,7 @@ class Book:
             "nfe": self.config.budgets,
             "config": asdict(self.config),
             "starts": self.starts,
-            "step": max(0, self.state["round"] - distill.warmup_rounds(self.config)),
+            "step": max(0, self.state["round"] - distill.opening_rounds(self.config)),
             "seconds": round(self.state["seconds"], 1),
             "best": self.state["best"],
         }
@@ -377,7 +382,10 @@ class Book:
             return
         now = self.seconds()
         if step <= 0:
-            bar.set_description("warming the fake score up")
+            error = measured.get("regression_loss")
+            bar.set_description(
+                "warming the fake score up" if error is None else f"regressing, error {error:.4f}"
+            )
             self.last = now
             return
         bound = measured["divergence"]
@@ -398,6 +406,14 @@ class Book:
         bar.update()
         if self.config.log_with:
             self.accelerator.log(measured | {"images_per_second": rate}, step=step)
+
+    def regressed(self, measured: dict[str, float]) -> None:
+        """Say how near the calls came to the ends of the teacher's paths."""
+        if self.writes:
+            say(
+                f"{self.config.regress_steps} updates of regression on the teacher's paths: error "
+                f"{measured['regression_loss']:.4f} an element"
+            )
 
     def sampler(self, chain: Chain) -> Sampler:
         players, teacher = self.players, self.teacher

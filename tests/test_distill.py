@@ -17,6 +17,7 @@ from hsivi_cli import distill
 from hsivi_cli.chain import ddim_chain, ipndm_chain, observe, std_of, walk, with_noise_share
 from hsivi_cli.config import TrainConfig
 from hsivi_cli.distill import (
+    Path,
     Players,
     Share,
     active_layers,
@@ -28,6 +29,7 @@ from hsivi_cli.distill import (
     student_rate,
     student_update,
     update,
+    walk_paths,
     warmup_rounds,
 )
 from hsivi_cli.objective import (
@@ -36,7 +38,7 @@ from hsivi_cli.objective import (
     reverse_kl_loss,
     score_matching_loss,
 )
-from hsivi_cli.schedule import over
+from hsivi_cli.schedule import eps_to_x0, over
 
 CONFIG = TrainConfig(
     nfe="2", steps=10, batch_size=16, fake_updates=3, fake_warmup=6, rate_warmup=1,
@@ -261,6 +263,69 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been():
     for round_ in range(2, 4):
         play_round(resumed, CONFIG, round_)
     assert torch.equal(weights(resumed), weights(whole))
+
+
+# ---- regression ----------------------------------------------------------------------------------
+
+
+def paths_for(players, steps=60):
+    """A fine walk from the top level itself, through a student's levels."""
+    time = players.chains[0].time.tolist()
+    fine = sorted({round(t) for t in torch.linspace(0, time[-1], steps + 1).tolist()} | set(time))
+    table = players.table[[int(t) for t in fine]]
+    return [Path(ddim_chain(fine, table), [fine.index(t) for t in time[1:]])]
+
+
+def test_regression_teaches_each_call_where_the_teachers_path_ends():
+    config = replace(CONFIG, regress_steps=1200, regress_rate=0.02, batch_size=64)
+    players = make(config)
+    players.paths = paths_for(players)
+    for round_ in range(distill.regress_rounds(config)):
+        measured = play_round(players, config, round_)
+    chain, x = players.chains[0], torch.linspace(-2, 2, 9)[:, None].repeat(1, 2)
+    for k in (1, 2):
+        time, level = chain.time[k].float().expand(9), chain.alpha_bar[k].expand(9)
+        x0 = eps_to_x0(players.student_eps(x, time, None, level), x, level)
+        # the flow of N(1, 0.25) carries quantiles to quantiles; 60 DDIM steps are 1 % short of it
+        scale = (0.25 / (0.25 * level[0] + 1 - level[0])).sqrt().float()
+        wanted = 1 + scale * (x - level[0].sqrt().float())
+        torch.testing.assert_close(x0, wanted, rtol=0, atol=0.06)
+    assert 0 <= measured["regression_loss"] < 0.02 and measured["nfe"] == 2
+
+
+def test_regression_leaves_the_fake_score_alone_and_hands_on_a_fresh_optimizer():
+    config = replace(CONFIG, regress_steps=70)  # one round and six updates
+    players = make(config)
+    players.paths = paths_for(players)
+    before = copy.deepcopy(players.fake_score.state_dict())
+    for round_ in range(2):
+        play_round(players, config, round_)
+    assert all(torch.equal(t, before[n]) for n, t in players.fake_score.state_dict().items())
+    steps = [state["step"].item() for state in players.student_optimizer.state.values()]
+    assert set(steps) == {70}
+    assert not players.fake_optimizer.state
+    for round_ in range(2, 5):  # two of warm-up and a step
+        play_round(players, config, round_)
+    steps = [state["step"].item() for state in players.student_optimizer.state.values()]
+    assert set(steps) == {1}
+    assert players.student_optimizer.param_groups[0]["betas"] == (config.student_beta1, 0.999)
+
+
+def test_the_paths_of_a_round_are_its_processes_parts_put_together():
+    config = replace(CONFIG, regress_steps=10)
+    players = make(labels=10)
+    players.paths = paths_for(players)
+    x, ends, labels = walk_paths(players, config, 0, 10, Share())
+    parts = [walk_paths(players, config, 0, 10, Share(rank, 2)) for rank in range(2)]
+    assert x.shape == (2, 16, 2) and ends.shape == (16, 2)  # 160 uses of pairs, eight of each
+    for rank, (own_x, own_ends, own_labels) in enumerate(parts):
+        torch.testing.assert_close(own_x, x[:, rank::2], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(own_ends, ends[rank::2], rtol=1e-5, atol=1e-5)
+        assert torch.equal(own_labels, labels[rank::2])
+    path = players.paths[0].chain
+    again = list(walk(players.teacher_eps, path, x[1], None, torch.zeros(1, 1), labels))
+    torch.testing.assert_close(again[-1].mean, ends)
+    assert any(torch.allclose(visit.x, x[0]) for visit in again)
 
 
 # ---- rates, layers and averages ------------------------------------------------------------------

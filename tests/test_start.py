@@ -11,7 +11,7 @@ from command import QUICK, TINY, refusal, train
 from hsivi_cli import start
 from hsivi_cli import train as train_module
 from hsivi_cli.config import HsiviError, TrainConfig
-from hsivi_cli.start import choose_starts, gaps, make_chain, make_chains
+from hsivi_cli.start import choose_starts, gaps, make_chain, make_chains, make_path
 from hsivi_cli.student import load_student
 from hsivi_cli.teacher import load_teacher, solver, solver_names
 
@@ -165,3 +165,20 @@ def test_the_teachers_images_are_drawn_once_for_all_budgets_and_after_every_refu
     with pytest.raises(HsiviError, match="--levels own needs noise"):
         make_chains(replace(config, levels="own"), teacher, {})
     assert len(drawn) == 1
+
+
+# ---- --regress-steps -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nfe", [1, 2, 3, 5, 8, 12])
+@pytest.mark.parametrize("times", [1000, 100, 30])
+def test_a_path_goes_through_every_level_of_its_chain(save_teacher, nfe, times):
+    scheduler = diffusers.DDPMScheduler(times)
+    teacher = load_teacher(str(save_teacher(scheduler=scheduler, **TINY)))
+    chain = make_chain(TrainConfig(), nfe, teacher)
+    path = make_path(chain, teacher)
+    own, visited = chain.time.tolist(), path.chain.time.tolist()
+    assert [visited[place] for place in path.places[:-1]] == own[1:-1]
+    assert path.places[-1] == path.chain.nfe and visited[-1] >= own[-1]
+    assert min(start.PATH_CALLS, times // 2, nfe) <= path.chain.nfe <= 2 * max(8, nfe)
+    assert path.chain.alpha_bar[0] == 1 and not path.chain.s0.any()  # ends clean, without noise

@@ -60,6 +60,7 @@ def kept_checkpoints(out):
 # ---- going on ------------------------------------------------------------------------------------
 
 SEVERAL = ("--nfe", "1,2,3", "--noise-share", 0.5, "--fake-warmup", 1)
+REGRESSED = ("--regress-steps", 4, "--nfe", "1,3", "--fake-warmup", 2)
 MIXED = (
     *("--objective", "score-matching", "--noise-share", 0.5, "--log-scale", "pixel"),
     *("--order", "sequential", "--optimizer", "amsgrad", "--accumulate", 2),
@@ -75,6 +76,17 @@ def test_a_run_broken_off_after_every_round_ends_bit_for_bit_like_an_unbroken_on
     for done in (0, 1, 2, 3, 4):  # a round of warm-up and four steps
         train(teacher, broken, "--steps", 4, *options, "--minutes", 1e-9)
         assert load_student(broken).info["step"] == done
+    assert student_files(broken) == student_files(whole)
+
+
+def test_a_run_that_regresses_first_may_be_broken_off_there_too(teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr(distill, "REGRESS_UPDATES", 3)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    told = train(teacher, whole, "--steps", 1, *REGRESSED).stderr
+    assert "4 updates of regression" in told
+    for _ in range(5):  # two rounds of regression, two of warm-up, a step
+        train(teacher, broken, "--steps", 1, *REGRESSED, "--minutes", 1e-9)
+    assert load_student(broken).info["step"] == 1
     assert student_files(broken) == student_files(whole)
 
 
@@ -650,6 +662,9 @@ def test_a_run_begins_with_another_runs_student(teacher, save_teacher, tmp_path)
         ("--start deis", "--noise-share 1"),
         ("--log-scale pixel", "frozen"),
         ("--levels own --noise-share 0", "--levels own"),
+        ("--regress-steps 5 --noise-share 0.9", "--noise-share 1"),
+        ("--regress-steps -1", "--regress-steps"),
+        ("--regress-rate 0", "--regress-rate"),
         ("--grid 0,300", "2"),
         ("--nfe 0", "--nfe 0"),
         ("--minutes 0", "--minutes"),
@@ -669,6 +684,22 @@ def test_a_tracker_that_is_not_installed_is_named(teacher, tmp_path, monkeypatch
     monkeypatch.setattr(train_module, "is_installed", lambda name: False)
     told = refusal("train", teacher, "--out", tmp_path / "x", *QUICK, "--log-with", "wandb")
     assert "wandb" in told and "pip install" in told
+
+
+def test_the_regressed_student_is_judged_and_kept_if_nothing_betters_it(teacher, tmp_path):
+    save_detector(tmp_path / "detector")
+    out, options = tmp_path / "x", ("--regress-steps", 2, "--detector", tmp_path / "detector")
+    hsivi("sample", teacher, "--solver", "ddim", "--nfe", 3, "--count", 16, "--out", tmp_path / "r")
+    judged = (*options, "--reference", tmp_path / "r", "--eval-count", 16)
+    train(teacher, out, *judged, "--steps", 0)
+    assert [row["step"] for row in rows(out / "evaluations.jsonl")] == [0]
+    untrained, regressed = load_teacher(str(teacher)).unet, load_student(out).model.unet
+    assert any(
+        not torch.equal(a, b)
+        for a, b in zip(untrained.parameters(), regressed.parameters(), strict=True)
+    )
+    train(teacher, out, *judged, "--steps", 2)  # goes on from there, and forgets no evaluation
+    assert [row["step"] for row in rows(out / "evaluations.jsonl")] == [0, 2]
 
 
 # ---- several processes ---------------------------------------------------------------------------
