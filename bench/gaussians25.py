@@ -39,6 +39,7 @@ from hsivi_cli.config import HsiviError, TrainConfig
 from hsivi_cli.objective import dot
 from hsivi_cli.points import jensen_shannon, sliced_w1
 from hsivi_cli.start import make_chains as of_teacher
+from hsivi_cli.start import make_path
 from hsivi_cli.targets import GaussianMixture, grid_mixture
 from hsivi_cli.teacher import solver, solver_names
 
@@ -173,9 +174,12 @@ def recipe(nfe: str) -> dict:
     return RECIPE | OF_NFE.get(nfe, {})
 
 
+TEACHER = SimpleNamespace(table=TABLE, scheduler=SCHEDULER)  # what chains are made of
+
+
 def make_chains(config: TrainConfig) -> list[Chain]:
     """The chains that `hsivi train` would make on this schedule."""
-    return of_teacher(config, SimpleNamespace(table=TABLE, scheduler=SCHEDULER), {})
+    return of_teacher(config, TEACHER, {})
 
 
 def make_players(config: TrainConfig, start: EpsMLP) -> distill.Players:
@@ -201,6 +205,7 @@ def make_players(config: TrainConfig, start: EpsMLP) -> distill.Players:
         shape=(2,),
         label_count=None,
         told=config.tells,
+        paths=[make_path(chain, TEACHER) for chain in own] if config.regress_steps else [],
         student_optimizer=distill.make_optimizer(
             config.optimizer, trained, config.student_rate, config.student_beta1
         ),

@@ -18,6 +18,7 @@ import click
 
 from . import __version__
 from .config import (
+    OF_NFE,
     PRESETS,
     CompareConfig,
     FidConfig,
@@ -121,7 +122,7 @@ def read_config(path: str) -> dict:
 
 
 def resolve(context: click.Context, preset: str, config: str | None, given: dict) -> dict:
-    """Defaults, then the preset, then the --config file, then what was typed."""
+    """Defaults, those of --nfe, then the preset, then the --config file, then what was typed."""
     typed = {
         name
         for name in given
@@ -133,7 +134,9 @@ def resolve(context: click.Context, preset: str, config: str | None, given: dict
         value = read.get(option.name)
         if value is not None or option.name in read.keys() & never_null:
             read[option.name] = option.type_cast_value(context, str(value))
-    return given | PRESETS[preset] | read | {name: given[name] for name in typed}
+    told = PRESETS[preset] | read | {name: given[name] for name in typed}
+    plain = preset == "default" and told.get("noise_share", "1") == "1"
+    return given | (OF_NFE.get(told.get("nfe"), {}) if plain else {}) | told
 
 
 @main.command()

@@ -135,6 +135,11 @@ def regress_rounds(config: TrainConfig) -> int:
     return math.ceil(config.regress_steps / REGRESS_UPDATES)
 
 
+def regressed(config: TrainConfig, round_: int) -> int:
+    """Updates of regression that were made before a round."""
+    return min(config.regress_steps, round_ * REGRESS_UPDATES)
+
+
 def opening_rounds(config: TrainConfig) -> int:
     """Rounds before the first that ends with a step."""
     return regress_rounds(config) + warmup_rounds(config)
@@ -440,8 +445,8 @@ def regress(players: Players, config: TrainConfig, round_: int, share: Share) ->
     ends.
     """
     chain, size = players.chain(round_), config.batch_size
-    done = round_ * REGRESS_UPDATES
-    updates = min(REGRESS_UPDATES, config.regress_steps - done)
+    done = regressed(config, round_)
+    updates = regressed(config, round_ + 1) - done
     x, ends, labels = walk_paths(players, config, round_, updates, share)
     count, layers = path_count(config, updates, chain.nfe), list(range(1, chain.nfe + 1))
     losses = []

@@ -47,6 +47,7 @@ from .start import choose_starts, make_chains, make_path
 from .student import is_student, load_chains, load_student, save_student, write_info
 from .teacher import Teacher, difference, load_teacher, read_json
 
+SAVE_REGRESSION = 4  # rounds of regression between checkpoints, as long as some 50 steps
 EVAL_SEED = 1_000_000_000  # the seeds that judge a training are none that a user is likely to draw
 GRID_COUNT = 64  # images of a kept grid
 
@@ -100,11 +101,11 @@ def run(config: TrainConfig, teacher_options: dict, out: Path) -> None:
     accelerator.wait_for_everyone()  # all have looked at the folder as it was
     book.open()
     opening = distill.opening_rounds(config)
-    regressed = distill.regress_rounds(config)
-    last = opening + config.steps if config.steps else regressed
+    regression = distill.regress_rounds(config)
+    last = opening + config.steps if config.steps else regression
     bar = tqdm(
-        total=config.steps,
-        initial=max(0, state["round"] - opening),
+        total=config.regress_steps + config.steps,
+        initial=distill.regressed(config, state["round"]) + max(0, state["round"] - opening),
         unit="step",
         disable=None if book.writes else True,
     )
@@ -130,12 +131,14 @@ def run(config: TrainConfig, teacher_options: dict, out: Path) -> None:
             if share.world > 1:  # signals and clocks differ; all stop at the same round
                 stop = share.mean(torch.tensor(float(stop), device=device)).item() > 0
             last_step = round_ + 1 == last
-            start = round_ + 1 == regressed  # the student is regressed and not yet distilled
+            start = round_ + 1 == regression  # the student is regressed and not yet distilled
             if start:
                 book.regressed(measured)
             if judge and (start or last_step or (step > 0 and step % config.eval_every == 0)):
                 book.evaluate(max(0, step))
-            if stop or last_step or start or (step > 0 and step % config.checkpoint_every == 0):
+            due = step > 0 and step % config.checkpoint_every == 0
+            due = due or (round_ < regression and round_ % SAVE_REGRESSION == 0)
+            if stop or last_step or start or due:
                 book.save(max(0, step))
             if stop and not last_step:
                 book.leave(interrupt.number, max(0, step))
@@ -382,10 +385,10 @@ class Book:
             return
         now = self.seconds()
         if step <= 0:
-            error = measured.get("regression_loss")
-            bar.set_description(
-                "warming the fake score up" if error is None else f"regressing, error {error:.4f}"
-            )
+            bar.set_description("warming the fake score up")
+            if "regression_loss" in measured:
+                bar.set_description(f"regressing, error {measured['regression_loss']:.4f}")
+                bar.update(distill.regressed(self.config, self.state["round"]) - bar.n)
             self.last = now
             return
         bound = measured["divergence"]

@@ -15,6 +15,7 @@ from command import QUICK, TINY, hsivi, refusal, train
 import hsivi_cli
 from hsivi_cli import cli
 from hsivi_cli.config import (
+    OF_NFE,
     PRESETS,
     CompareConfig,
     FidConfig,
@@ -71,6 +72,18 @@ def test_a_preset_wins_over_defaults_a_file_over_it_and_typing_over_all(tmp_path
     assert told["clip"] == TrainConfig().clip
     # typed, a value wins even where it is the default
     assert dry_run("--config", file, "--batch-size", 32)["batch_size"] == 32
+
+
+def test_one_call_has_defaults_of_its_own_which_presets_files_and_typing_win_over(tmp_path):
+    own = OF_NFE["1"]
+    told = dry_run("--nfe", 1)
+    assert {key: told[key] for key in own} == own != {k: getattr(TrainConfig(), k) for k in own}
+    assert dry_run("--nfe", 1, "--steps", 7)["steps"] == 7
+    file = written(tmp_path, {"nfe": "1", "regress_steps": 0})
+    assert dry_run("--config", file)["regress_steps"] == 0
+    assert dry_run("--preset", "sid")["regress_steps"] == 0
+    assert dry_run("--nfe", 1, "--noise-share", 0.5)["regress_steps"] == 0  # which refuses it
+    cli.check_train(TrainConfig(nfe="1", **own))
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -3,7 +3,8 @@
 python weights/ship.py student runs/x ...
     weights/students/K: the run's student, weights in float16
 python weights/ship.py rows a.json b.json ...
-    weights/recorded.json: rows of `hsivi compare --json`, each with its command and date
+    weights/recorded.json: rows of `hsivi compare --json` beside those it has, each with its
+    command and date
 python weights/ship.py stamp
     write the teacher's identity anew into the students' hsivi.json and into recorded.json; no
     tensor changes, and files of other weights are refused
@@ -46,8 +47,10 @@ def stamp() -> None:
 
 
 def record_rows(files: list[str]) -> None:
-    """Later files win over earlier ones, row by row."""
-    rows = {}
+    """Later files win over earlier ones and over what is recorded, row by row."""
+    record = WEIGHTS / "recorded.json"
+    old = json.loads(record.read_text())["rows"] if record.exists() else []
+    rows = {(row["name"], row["nfe"]): row for row in old}
     for file in files:
         found = json.loads(Path(file).read_text())
         for row in found["rows"]:
@@ -59,7 +62,7 @@ def record_rows(files: list[str]) -> None:
                 }
                 rows[row["name"], row["nfe"]] = kept
     recorded = {"teacher": load_teacher().identity, "rows": list(rows.values())}
-    (WEIGHTS / "recorded.json").write_text(json.dumps(recorded, indent=1) + "\n")
+    record.write_text(json.dumps(recorded, indent=1) + "\n")
 
 
 if __name__ == "__main__":
