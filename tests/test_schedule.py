@@ -106,7 +106,7 @@ def test_the_auto_grid_begins_where_its_rule_says(nfe):
     table = linear_table()
     times = grid("auto", nfe, table)
     ratio = noise_to_signal(table)
-    top = 3.4 * nfe**1.4
+    top = 1.3 if nfe == 1 else 3.4 * nfe**1.4
     assert ratio[times[-1] - 1] < top <= ratio[times[-1]]
     depth = (-table.log()).sqrt()
     told = depth[times[-1]] * torch.linspace(0, 1, nfe + 1, dtype=torch.float64) ** 1.2

@@ -604,7 +604,7 @@ def test_a_student_of_several_budgets_begins_with_another_runs(teacher, tmp_path
 @pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
 def test_teachers_of_other_predictions_train(save_teacher, tmp_path, prediction):
     scheduler = diffusers.DDPMScheduler(prediction_type=prediction)
-    train(save_teacher(scheduler=scheduler, **TINY), tmp_path / "run")
+    train(save_teacher(scheduler=scheduler, **TINY), tmp_path / "run", "--regress-steps", 2)
     student = load_student(tmp_path / "run")
     assert student.model.prediction == prediction
     assert all(map(finite, rows(tmp_path / "run" / "metrics.jsonl")))
@@ -612,14 +612,14 @@ def test_teachers_of_other_predictions_train(save_teacher, tmp_path, prediction)
 
 def test_a_class_conditional_colour_teacher_trains(save_teacher, tmp_path):
     other = save_teacher(num_class_embeds=3, in_channels=3, out_channels=3, **TINY)
-    train(other, tmp_path / "run")
+    train(other, tmp_path / "run", "--regress-steps", 2)
     sampler = student_sampler(load_student(tmp_path / "run"))
     assert sampler.label_count == 3 and images_of(sampler).shape == (6, 8, 8, 3)
 
 
 def test_a_batch_in_parts_trains_like_a_whole_one(teacher, tmp_path):
-    train(teacher, tmp_path / "whole")
-    train(teacher, tmp_path / "parts", "--accumulate", 3)
+    train(teacher, tmp_path / "whole", "--regress-steps", 2)
+    train(teacher, tmp_path / "parts", "--regress-steps", 2, "--accumulate", 3)
     pairs = zip(
         rows(tmp_path / "whole/metrics.jsonl"), rows(tmp_path / "parts/metrics.jsonl"), strict=True
     )
