@@ -190,7 +190,8 @@ def check_train(config: TrainConfig) -> TrainConfig:
         "eval_every": 1, "eval_count": 2, "steps": 0, "fit_steps": 0,
         "regress_steps": 0, "fake_warmup": 0, "rate_warmup": 0,
     }  # fmt: skip
-    check_numbers(config, least, ("student_rate", "fake_rate", "regress_rate", "clip", "level_power"))
+    positive = ("student_rate", "fake_rate", "regress_rate", "clip", "level_power")
+    check_numbers(config, least, positive)
     if len(config.budgets) > 1:
         for flag, text in (("--grid", config.grid), ("--noise-share", config.noise_share)):
             if "," in text:

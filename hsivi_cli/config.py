@@ -97,7 +97,7 @@ class TrainConfig:
     regress_steps: int = option(
         0,
         "before distilling, updates that teach every call the end of the teacher's own path from "
-        "where the call begins; for layers that keep only x0. 4000 at --nfe 1, 640 at --nfe 2",
+        "where the call begins; for layers that keep only x0. 4000 at --nfe 1, 640 at 2 and 3",
     )
     regress_rate: float = option(3e-4, "the student's learning rate in --regress-steps")
     noise_share: str = option(
@@ -152,7 +152,7 @@ class TrainConfig:
     steps: int = option(
         300,
         "student updates in all; 0 writes the untrained or regressed student, and is the default "
-        "at --nfe 1; 100 at --nfe 2",
+        "at --nfe 1; 100 at --nfe 2, 150 at --nfe 3",
     )
     batch_size: int = option(32, "samples per update, over all devices")
     accumulate: int = option(1, "split each update's batch into this many parts, to save memory")
@@ -217,9 +217,13 @@ class TrainConfig:
         return self.fake_score == "told" or (self.fake_score == "auto" and several)
 
 
-# defaults of single budgets where they differ (docs/results.md): at two calls regression keeps
-# recall, at one call distillation was seen to undo what regression learns
-OF_NFE = {"1": {"regress_steps": 4000, "steps": 0}, "2": {"regress_steps": 640, "steps": 100}}
+# defaults of single budgets where they differ (docs/results.md): regression halves the distance of
+# three calls and keeps recall at two; at one, distillation was seen to undo what it learns
+OF_NFE = {
+    "1": {"regress_steps": 4000, "steps": 0},
+    "2": {"regress_steps": 640, "steps": 100},
+    "3": {"regress_steps": 640, "steps": 150},
+}
 
 PRESETS = {
     "default": {},

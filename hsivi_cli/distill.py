@@ -447,33 +447,45 @@ def regress(players: Players, config: TrainConfig, round_: int, share: Share) ->
     chain, size = players.chain(round_), config.batch_size
     done = regressed(config, round_)
     updates = regressed(config, round_ + 1) - done
-    x, ends, labels = walk_paths(players, config, round_, updates, share)
+    paths = walk_paths(players, config, round_, updates, share)
     count, layers = path_count(config, updates, chain.nfe), list(range(1, chain.nfe + 1))
-    losses = []
+    mine, losses = slice(share.rank, None, share.world), []
     for i in range(updates):
-        fall = 0.5 * (1 + math.cos(math.pi * (done + i) / config.regress_steps))
+        index, layer = pick(torch.arange(size) + i * size, count, layers)
+        index = torch.div(index[mine], share.world, rounding_mode="floor")  # dealt out alike
         rise = min(1.0, (done + i + 1) / max(1, config.rate_warmup))
+        fall = 0.5 * (1 + math.cos(math.pi * (done + i) / config.regress_steps))
         for group in players.student_optimizer.param_groups:
             group["lr"], group["betas"] = config.regress_rate * min(rise, fall), (0.9, 0.999)
-        index, layer = pick(torch.arange(size) + i * size, count, layers)
-        mine = slice(share.rank, None, share.world)
-        index = torch.div(index[mine], share.world, rounding_mode="floor").to(x.device)
-        layer, total = layer[mine].to(x.device), 0.0
-        parts = zip(
-            *(t.tensor_split(config.accumulate) for t in (index, layer)), strict=True
-        )
-        for index_, layer_ in parts:
-            if not len(index_):
-                continue
-            x_k, own = x[layer_ - 1, index_], None if labels is None else labels[index_]
-            time, alpha_bar = (
-                t.to(x.device)[layer_].float() for t in (chain.time, chain.alpha_bar)
-            )
-            x0 = eps_to_x0(players.student_eps(x_k, time, own, alpha_bar), x_k, alpha_bar)
-            loss = regression_loss(x0, ends[index_]).sum() / (len(index) * x[0, 0].numel())
-            loss.backward()
-            total += loss.item()
-        norm = update(players.student_optimizer, config.clip, share)
+        losses.append(regression_update(players, config, chain, paths, index, layer[mine], share))
         ema_update(players, config, done + i)
-        losses.append(total if math.isfinite(norm) else norm)
     return averaged({"regression_loss": sum(losses) / len(losses)}, players, share)
+
+
+def regression_update(
+    players: Players,
+    config: TrainConfig,
+    chain: Chain,
+    paths: tuple[Tensor, Tensor, Tensor | None],
+    index: Tensor,
+    layer: Tensor,
+    share: Share,
+) -> float:
+    """One update of the student on `walk_paths`' paths of these indices, begun at these layers.
+    Returns this process's loss, not finite if a gradient is not.
+    """
+    (x, ends, labels), total = paths, 0.0
+    index, layer = index.to(x.device), layer.to(x.device)
+    for which, k in zip(
+        index.tensor_split(config.accumulate), layer.tensor_split(config.accumulate), strict=True
+    ):
+        if not len(which):
+            continue
+        x_k, own = x[k - 1, which], None if labels is None else labels[which]
+        time, alpha_bar = (t.to(x.device)[k].float() for t in (chain.time, chain.alpha_bar))
+        x0 = eps_to_x0(players.student_eps(x_k, time, own, alpha_bar), x_k, alpha_bar)
+        loss = regression_loss(x0, ends[which]).sum() / (len(index) * x[0, 0].numel())
+        loss.backward()
+        total += loss.item()
+    norm = update(players.student_optimizer, config.clip, share)
+    return total if math.isfinite(norm) else norm
