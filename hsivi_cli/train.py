@@ -500,10 +500,14 @@ class Book:
 
     def leave(self, signal_number: int, step: int) -> None:
         """Say how to go on; exit as the shell expects after a signal."""
+        where = f"at step {step} of {self.config.steps}"
+        done = distill.regressed(self.config, self.state["round"])
+        if done < self.config.regress_steps:
+            where = f"after {done} of {self.config.regress_steps} updates of regression"
         if self.writes:
             say(
-                f"stopped and saved at step {step} of {self.config.steps}; to go on, type the "
-                f"same line again:\n  {command_line()}"
+                f"stopped and saved {where}; to go on, type the same line again:\n"
+                f"  {command_line()}"
             )
         if signal_number:
             sys.exit(128 + signal_number)
@@ -550,6 +554,9 @@ def model_card(teacher: Teacher, config: TrainConfig, info: dict, out: Path) -> 
             "A number chosen as the best of several is a little low; measure it anew with `hsivi "
             "fid`."
         )
+    made = f"{info['step']} student updates"
+    if config.regress_steps:
+        made = f"{config.regress_steps} updates of regression on its paths, then {made}"
     settings = "\n".join(
         f"| {key} | {value} |" for key, value in asdict(config).items() if value is not None
     )
@@ -560,7 +567,7 @@ tags: [hsivi, diffusion-distillation]
 # A sampler of {calls} network calls
 
 Distilled without data from {teacher.name} (weights {teacher.digest}) by hsivi {info["hsivi"]}:
-{info["step"]} student updates, {info["seconds"] / 60:.1f} minutes.
+{made}, {info["seconds"] / 60:.1f} minutes.
 
 ```python
 from hsivi_cli.student import HSIVIPipeline

@@ -84,8 +84,10 @@ def test_a_run_that_regresses_first_may_be_broken_off_there_too(teacher, tmp_pat
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     told = train(teacher, whole, "--steps", 1, *REGRESSED).stderr
     assert "4 updates of regression" in told
-    for _ in range(5):  # two rounds of regression, two of warm-up, a step
-        train(teacher, broken, "--steps", 1, *REGRESSED, "--minutes", 1e-9)
+    for done in range(5):  # two rounds of regression, two of warm-up, a step
+        told = train(teacher, broken, "--steps", 1, *REGRESSED, "--minutes", 1e-9).stderr
+        assert ("saved after 3 of 4 updates of regression" in told) == (done == 0)
+    assert "4 updates of regression" in (broken / "README.md").read_text()
     assert load_student(broken).info["step"] == 1
     assert student_files(broken) == student_files(whole)
 
