@@ -7,6 +7,10 @@ roll-out with its fake-score updates; the first rounds warm the fake score up, e
 with a *step*, one student update. Where one student serves several budgets of calls, each with a
 chain of its own, rounds take the chains in turn.
 
+Before all of these the student may *regress*, in rounds of its own: the teacher walks paths through
+the student's levels, and every call learns where the path from its state ends, as in DMD's
+regression on the teacher's own images [Yin et al. 2023]. No fake score takes part.
+
 A fake score that is *told* its layer has a row of weights for every layer of every chain, and in
 place of the labels hears which row: so it can hold a score for each of them at one level. One that
 is not told learns their mixture there.
