@@ -118,13 +118,18 @@ def make_optimizer(kind: str, parameters, rate: float, beta1: float) -> torch.op
 
 def student_rate(config: TrainConfig, step: int) -> float:
     """The student's learning rate at a step: a linear rise, then a cosine to 0 at the last step."""
-    rise = min(1.0, (step + 1) / max(1, config.rate_warmup))
-    fall = (
-        0.5 * (1 + math.cos(math.pi * step / max(1, config.steps)))
-        if config.decay == "cosine"
-        else 1.0
-    )
-    return config.student_rate * min(rise, fall)
+    fall = cosine(step, config.steps) if config.decay == "cosine" else 1.0
+    return config.student_rate * min(rise(config, step), fall)
+
+
+def rise(config: TrainConfig, step: int) -> float:
+    """The share of its rate that a network takes in its first updates."""
+    return min(1.0, (step + 1) / max(1, config.rate_warmup))
+
+
+def cosine(step: int, steps: int) -> float:
+    """From 1 at step 0 to 0 at `steps`."""
+    return 0.5 * (1 + math.cos(math.pi * step / max(1, steps)))
 
 
 def warmup_rounds(config: TrainConfig) -> int:
@@ -191,6 +196,14 @@ class Pool:
     labels: Tensor | None
 
 
+def draw_labels(players: Players, count: int, draw: torch.Generator, share: Share) -> Tensor | None:
+    """This process's part of `count` labels, None for a teacher without classes."""
+    if players.label_count is None:
+        return None
+    labels = torch.randint(players.label_count, (count,), generator=draw)
+    return labels[share.rank :: share.world].to(players.log_scale.device)
+
+
 @torch.no_grad()
 def roll_out(
     players: Players, config: TrainConfig, round_: int, layers: list[int], share: Share
@@ -205,9 +218,7 @@ def roll_out(
         torch.randn(count, *players.shape, generator=draw)[mine].to(device)
         for _ in range(chain.nfe - 1)
     ]
-    labels = None
-    if players.label_count is not None:
-        labels = torch.randint(players.label_count, (count,), generator=draw)[mine].to(device)
+    labels = draw_labels(players, count, draw, share)
     stacks = [torch.zeros(chain.nfe, *x.shape, device=device) for _ in range(3)]
     for visit in walk(players.student_eps, chain, x, noise, players.log_scale, labels):
         for stack, part in zip(stacks, (visit.x, visit.offset, visit.mean), strict=True):
@@ -253,10 +264,15 @@ def draw_batch(
     tau = draw_levels(chain, layer, place, config.levels, len(players.table))
     noise = torch.randn(size, *players.shape, generator=draw)
     mine = slice(share.rank, None, share.world)
-    index = torch.div(
-        index[mine], share.world, rounding_mode="floor"
-    )  # pool and batch are dealt out alike
-    return Batch(*(t.to(device) for t in (index, layer[mine], tau[mine], noise[mine])))
+    parts = (dealt(index, share), layer[mine], tau[mine], noise[mine])
+    return Batch(*(t.to(device) for t in parts))
+
+
+def dealt(index: Tensor, share: Share) -> Tensor:
+    """Indices into the global pool [B] as this process's part of them, into its own part of the
+    pool: pool and batch are dealt out alike.
+    """
+    return torch.div(index[share.rank :: share.world], share.world, rounding_mode="floor")
 
 
 def observe_batch(
@@ -426,9 +442,7 @@ def walk_paths(
     draw = rng(config.seed, round_, "paths")
     count = path_count(config, updates, len(path.places))
     noise = torch.randn(count, *players.shape, generator=draw)[mine].to(device)
-    labels = None
-    if players.label_count is not None:
-        labels = torch.randint(players.label_count, (count,), generator=draw)[mine].to(device)
+    labels = draw_labels(players, count, draw, share)
     states, ends = [], []
     for part in torch.arange(len(noise)).split(config.batch_size):
         heard = None if labels is None else labels[part]
@@ -456,12 +470,14 @@ def regress(players: Players, config: TrainConfig, round_: int, share: Share) ->
     mine, losses = slice(share.rank, None, share.world), []
     for i in range(updates):
         index, layer = pick(torch.arange(size) + i * size, count, layers)
-        index = torch.div(index[mine], share.world, rounding_mode="floor")  # dealt out alike
-        rise = min(1.0, (done + i + 1) / max(1, config.rate_warmup))
-        fall = 0.5 * (1 + math.cos(math.pi * (done + i) / config.regress_steps))
+        ramp = min(rise(config, done + i), cosine(done + i, config.regress_steps))
         for group in players.student_optimizer.param_groups:
-            group["lr"], group["betas"] = config.regress_rate * min(rise, fall), (0.9, 0.999)
-        losses.append(regression_update(players, config, chain, paths, index, layer[mine], share))
+            group["lr"], group["betas"] = config.regress_rate * ramp, (0.9, 0.999)
+        losses.append(
+            regression_update(
+                players, config, chain, paths, dealt(index, share), layer[mine], share
+            )
+        )
         ema_update(players, config, done + i)
     return averaged({"regression_loss": sum(losses) / len(losses)}, players, share)
 

@@ -83,6 +83,7 @@ def noise_to_signal(alpha_bar: Tensor) -> Tensor:
 
 # ---- grids: K + 1 integer times, rising from 0 ---------------------------------------------------
 
+AUTO_POWER = 1.2  # of the auto grid's equal shares of depth
 GRIDS = ("auto", "quad", "uniform", "log-snr")
 
 
@@ -131,7 +132,7 @@ def grid(kind: str, nfe: int, table: Tensor, top: int | None = None) -> list[int
             ratio = torch.tensor(top_ratio(nfe), dtype=torch.float64)
             top = min(last, max(nfe, int(torch.searchsorted(noise_to_signal(table), ratio))))
         depth = (-table.log()).sqrt()
-        times = nearest(depth, depth[top] * share**1.2)
+        times = nearest(depth, depth[top] * share**AUTO_POWER)
     times = torch.minimum(
         times.round().long(), torch.arange(last - nfe, last + 1)
     )  # room for the times above

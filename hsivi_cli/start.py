@@ -113,7 +113,9 @@ def make_path(chain: Chain, teacher: Teacher) -> Path:
     times = [int(t) for t in chain.time]
     above = schedule.grid("auto", min(PATH_CALLS, len(teacher.table) // 2), teacher.table)[-1]
     ends = [*times[:-1], max(times[-1], above)]
-    depth = (-teacher.table.log()).sqrt() ** (1 / 1.2)  # equal steps of it are the auto grid's
+    depth = (-teacher.table.log()).sqrt() ** (
+        1 / schedule.AUTO_POWER
+    )  # equal steps of it are the auto grid's
     share = torch.linspace(0, 1, 1 + math.ceil(PATH_CALLS / chain.nfe), dtype=torch.float64)[1:]
     visited = set()
     for low, high in pairwise(ends):

@@ -111,16 +111,16 @@ def run(config: TrainConfig, teacher_options: dict, out: Path) -> None:
     )
     with Interrupt() as interrupt, bar:
         for round_ in range(state["round"], last):
-            step = round_ - opening + 1  # student updates made when this round is over
+            step = max(0, round_ - opening + 1)  # student updates when this round is over
             try:
                 measured = distill.play_round(players, config, round_, share)
             except torch.OutOfMemoryError as error:
                 hint = f"--accumulate {2 * config.accumulate} halves what an update needs"
                 raise HsiviError(
-                    f"out of memory at step {max(0, step)}: {hint}; or take a smaller --batch-size"
+                    f"out of memory at step {step}: {hint}; or take a smaller --batch-size"
                 ) from error
             if not all(map(is_finite, measured.values())):
-                raise not_finite(max(0, step), out, config)
+                raise not_finite(step, out, config)
             state["round"] = round_ + 1
             book.log(step, measured, bar)
 
@@ -135,13 +135,13 @@ def run(config: TrainConfig, teacher_options: dict, out: Path) -> None:
             if start:
                 book.regressed(measured)
             if judge and (start or last_step or (step > 0 and step % config.eval_every == 0)):
-                book.evaluate(max(0, step))
+                book.evaluate(step)
             due = step > 0 and step % config.checkpoint_every == 0
             due = due or (round_ < regression and round_ % SAVE_REGRESSION == 0)
             if stop or last_step or start or due:
-                book.save(max(0, step))
+                book.save(step)
             if stop and not last_step:
-                book.leave(interrupt.number, max(0, step))
+                book.leave(interrupt.number, step)
                 return
     if state["round"] == last and not resumed and last == 0:
         book.save(0)
@@ -384,7 +384,7 @@ class Book:
         if not self.writes:
             return
         now = self.seconds()
-        if step <= 0:
+        if step == 0:
             bar.set_description("warming the fake score up")
             if "regression_loss" in measured:
                 bar.set_description(f"regressing, error {measured['regression_loss']:.4f}")
