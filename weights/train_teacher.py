@@ -1,16 +1,17 @@
-"""Train the embedded teacher: an unconditional eps-prediction UNet2DModel on Fashion-MNIST, 28 x
-28, linear betas.
+"""Train an unconditional eps-prediction UNet2DModel on linear betas; by default the embedded
+teacher, on Fashion-MNIST, 28 x 28.
 
     python weights/train_teacher.py --data-root DIR --out runs/teacher
 
-DIR holds FashionMNIST/raw as torchvision lays it out. The same command again resumes; `--minutes`
-stops early and saves.
+DIR holds FashionMNIST/raw as torchvision lays it out. `bench/cifar10.py` trains larger ones. The
+same command again resumes; `--minutes` stops early and saves.
 --out receives `state.safetensors` (weights, averaged weights, Adam's moments, all at one step) and,
 at every save, the averaged weights as a diffusers DDPMPipeline. float16 on disk: half the size, and
 2^-11 is far below Adam's own jitter.
 """
 
 import argparse
+import copy
 import json
 import math
 import os
@@ -21,22 +22,30 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torchvision.datasets import FashionMNIST
+
+from hsivi_cli.images import DATASET_NAMES, dataset_images, open_images
 
 EMA_DECAY = 0.9995
 WARMUP = 300  # steps of linear rate warm-up
 SAVE_EVERY = 250
 
 
-def build_unet() -> UNet2DModel:
+def build_unet(size: int, in_channels: int, channels: list[int], layers: int, attention: int):
+    """A UNet2DModel of size x size images with one level of attention, counted from 0 at the
+    finest.
+    """
+
+    def kinds(word: str) -> list[str]:
+        return [f"{'Attn' * (i == attention)}{word}Block2D" for i in range(len(channels))]
+
     return UNet2DModel(
-        sample_size=28,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(16, 32, 64),
-        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
+        sample_size=size,
+        in_channels=in_channels,
+        out_channels=in_channels,
+        block_out_channels=tuple(channels),
+        down_block_types=tuple(kinds("Down")),
+        up_block_types=tuple(reversed(kinds("Up"))),
+        layers_per_block=layers,
         attention_head_dim=8,
         norm_num_groups=8,  # as many groups as channels would cancel the time embedding
     )
@@ -57,9 +66,7 @@ def save(out: Path, step: int, unet, ema, optimizer, scheduler) -> None:
         metadata={"step": json.dumps(step)},
     )
     os.replace(out / "state.tmp", out / "state.safetensors")
-    half = build_unet().to(torch.float16)
-    half.load_state_dict(ema.state_dict())
-    DDPMPipeline(half, scheduler).save_pretrained(out / "pipeline")
+    DDPMPipeline(copy.deepcopy(ema).half(), scheduler).save_pretrained(out / "pipeline")
 
 
 def load(out: Path, unet, ema, optimizer) -> int:
@@ -86,42 +93,61 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data-root", required=True)
+    parser.add_argument("--images", default="fashion-mnist-train",
+                        help="a data set by name, a folder or an .npz file of images")  # fmt: skip
+    parser.add_argument("--data-root", default="data", help="where torchvision's data sets lie")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=5500)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--minutes", type=float, default=math.inf)
+    parser.add_argument("--channels", default="16,32,64", help="one number a level, finest first")
+    parser.add_argument("--layers", type=int, default=1, help="residual blocks of a level")
+    parser.add_argument("--attention", type=int, default=2, help="the level that attends, from 0")
+    parser.add_argument("--flip", action="store_true", help="mirror every second image")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
 
+    if args.images in DATASET_NAMES:
+        images = dataset_images(args.images, args.data_root)
+    else:
+        images = torch.cat(list(open_images(Path(args.images))[1]))
+    images = images.permute(0, 3, 1, 2)
+    channels = [int(word) for word in args.channels.split(",")]
     torch.manual_seed(0)
-    unet, ema = build_unet(), build_unet()
-    ema.load_state_dict(unet.state_dict())
+    unet = build_unet(images.shape[2], images.shape[1], channels, args.layers, args.attention)
+    unet = unet.to(args.device)
+    ema = copy.deepcopy(unet)
     scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
     optimizer = torch.optim.Adam(unet.parameters(), lr=args.rate)
     first = load(args.out, unet, ema, optimizer)
-    images = FashionMNIST(args.data_root, train=True).data
-    x_all = images.float().div(127.5).sub(1).unsqueeze(1)
+    half = torch.autocast(args.device, torch.bfloat16, enabled=args.device.startswith("cuda"))
 
     begin, mean_loss = time.time(), None
     for step in range(first, args.steps):
         # all that is random is a function of the step: a resumed run sees what an unbroken one sees
         rng = torch.Generator().manual_seed(step)
-        epoch, offset = divmod(step * args.batch_size, len(x_all))
+        epoch, offset = divmod(step * args.batch_size, len(images))
         order = torch.randperm(
-            len(x_all), generator=torch.Generator().manual_seed(1_000_000 + epoch)
+            len(images), generator=torch.Generator().manual_seed(1_000_000 + epoch)
         )
-        x0 = x_all[order[offset : offset + args.batch_size]]
+        x0 = images[order[offset : offset + args.batch_size]].float().div(127.5).sub(1)
         noise = torch.randn(x0.shape, generator=rng)
         strata = (torch.arange(len(x0)) + torch.rand(len(x0), generator=rng)) / len(x0)
         time_ = (strata * scheduler.config.num_train_timesteps).long()
+        if args.flip:
+            mirrored = torch.rand(len(x0), generator=rng) < 0.5
+            x0[mirrored] = x0[mirrored].flip(-1)
+        x0, noise, time_ = (part.to(args.device) for part in (x0, noise, time_))
 
         rate = args.rate * min(
             (step + 1) / WARMUP, 0.5 * (1 + math.cos(math.pi * step / args.steps))
         )
         optimizer.param_groups[0]["lr"] = rate
-        loss = (unet(scheduler.add_noise(x0, noise, time_), time_).sample - noise).square().mean()
+        with half:
+            predicted = unet(scheduler.add_noise(x0, noise, time_), time_).sample
+        loss = (predicted.float() - noise).square().mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
