@@ -223,7 +223,7 @@ def read_info(out: Path) -> dict:
     try:
         info = json.loads((out / "infer.json").read_text())
         names = {item.name for item in fields(InferConfig)}
-        if {"target", "dim", "config", "step", "seconds"} <= info.keys() and (
+        if {"target", "dim", "config", "step", "cpu_seconds"} <= info.keys() and (
             info["config"].keys() <= names
         ):
             return info
@@ -235,7 +235,7 @@ def read_info(out: Path) -> dict:
 
 def run(config: InferConfig, name: str, dim: int | None, out: Path) -> None:
     """Train, or go on training, the layers in the folder `out`; draw, sum up and plot."""
-    begin = time.monotonic()
+    begin, cpu_begin = time.monotonic(), time.process_time()
     device = pick_device(config.device)
     target = load_target(name, dim)
     config = resolved(config, target)
@@ -244,22 +244,24 @@ def run(config: InferConfig, name: str, dim: int | None, out: Path) -> None:
             quietly(package)
     earlier = check_out(out, config, name, target.dim)
     probe(config, target, device)
-    state = {"round": first_round(config), "seconds": 0.0}
+    state = {"round": first_round(config), "seconds": 0.0, "cpu_seconds": 0.0}
     resumed = load_checkpoint(out / "checkpoint") if earlier else None
     frame = (resumed[0]["family.centre"], resumed[0]["family.factor"]) if resumed else None
     players = make_players(config, target, frame, device)
     if resumed:
         state = restore(players, *resumed)
-    before, warmup, last = state["seconds"], warmup_rounds(config), last_round(config)
+    before, cpu_before = state["seconds"], state["cpu_seconds"]
+    warmup, last = warmup_rounds(config), last_round(config)
 
     def save(step: int) -> None:
         state["seconds"] = before + time.monotonic() - begin
+        state["cpu_seconds"] = cpu_before + time.process_time() - cpu_begin
         save_checkpoint(out / "checkpoint", state["round"], snapshot(players), state)
-        export(out, players.ema, config, name, step, state["seconds"])
+        export(out, players.ema, config, name, step, state)
 
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    export(out, players.ema, config, name, max(0, state["round"] - warmup), before)
+    export(out, players.ema, config, name, max(0, state["round"] - warmup), state)
     trim(out / "metrics.jsonl", state["round"] - warmup)
     done = max(0, state["round"] - warmup)
     steps = tqdm(total=config.steps, initial=done, unit="step", disable=None)
@@ -291,7 +293,7 @@ def run(config: InferConfig, name: str, dim: int | None, out: Path) -> None:
                 return
     report(out, players, config)
     if config.compare:
-        compare(out, players.ema, config, name, target)
+        compare(out, players.ema, config, name, target, state["cpu_seconds"])
     say(f"{out}: {config.layers} layers, {config.steps} steps, {state['seconds'] / 60:.1f} minutes")
 
 
@@ -366,7 +368,7 @@ def trim(path: Path, done: int) -> None:
 # ---- what is written -----------------------------------------------------------------------------
 
 
-def export(out: Path, family: Family, config: InferConfig, name: str, step, seconds) -> None:
+def export(out: Path, family: Family, config: InferConfig, name: str, step, state) -> None:
     """model.safetensors and infer.json."""
     write_tensors(out / "model.safetensors", family.state_dict())
     info = {
@@ -376,7 +378,8 @@ def export(out: Path, family: Family, config: InferConfig, name: str, step, seco
         "dim": family.dim,
         "config": asdict(config),
         "step": step,
-        "seconds": round(seconds, 1),
+        "seconds": round(state["seconds"], 1),
+        "cpu_seconds": round(state["cpu_seconds"], 2),
     }
     write_text(out / "infer.json", json.dumps(info, indent=1) + "\n")
 
@@ -415,9 +418,10 @@ def write_bytes(path: Path, data: bytes) -> None:
 EXACT_COUNT = 200_000  # draws of all but NUTS, where there are exact ones: histograms need many
 
 
-def compare(out: Path, family: Family, config: InferConfig, name: str, target) -> None:
+def compare(out: Path, family: Family, config: InferConfig, name: str, target, trained) -> None:
     """compare.json, compare.png and a table on stdout: the samples, the nearest Gaussians and NUTS,
-    all measured from exact draws where the target has them, else from NUTS.
+    all measured from exact draws where the target has them, else from NUTS. `trained` is the CPU
+    seconds that the family took.
     """
     rows, drawn, device = [], {}, family.centre.device
     exact = bool(getattr(target, "draw", None)) or not isinstance(target, Density)
@@ -430,6 +434,7 @@ def compare(out: Path, family: Family, config: InferConfig, name: str, target) -
         return made
 
     drawn["hsivi"] = timed("hsivi", lambda: family.sample(count, config.seed)).cpu()
+    rows[-1]["cpu_seconds"] += trained
     frames = {}
     for label in ("full-rank", "mean-field"):
         full = label == "full-rank"

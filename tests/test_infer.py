@@ -195,9 +195,12 @@ def test_a_run_that_was_interrupted_ends_as_one_that_was_not(tmp_path, monkeypat
 
 def test_a_finished_run_goes_on_with_more_steps_and_not_with_fewer(tmp_path):
     infer("banana", tmp_path / "y")
+    first = json.loads((tmp_path / "y" / "infer.json").read_text())
     infer("banana", tmp_path / "y", "--steps", 6)
     assert [row["step"] for row in rows(tmp_path / "y" / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
-    assert json.loads((tmp_path / "y" / "infer.json").read_text())["step"] == 6
+    info = json.loads((tmp_path / "y" / "infer.json").read_text())
+    assert info["step"] == 6
+    assert info["cpu_seconds"] > first["cpu_seconds"] > 0
     assert "begun with --steps 6, not 4" in refused("banana", tmp_path / "y")
 
 
@@ -221,6 +224,8 @@ def test_compare_measures_all_from_exact_draws_or_from_nuts(module, tmp_path):
     assert names == ["hsivi", "full-rank", "mean-field", "nuts"]
     assert all({"js", "w1", "mean_z", "sd_error"} <= row.keys() for row in found["rows"])
     assert found["rows"][3].keys() >= {"rhat", "ess"}
+    trained = json.loads((tmp_path / "y" / "infer.json").read_text())["cpu_seconds"]
+    assert found["rows"][0]["cpu_seconds"] > trained
     assert (tmp_path / "y" / "compare.png").is_file()
     infer(f"{module}:tilted", tmp_path / "z", "--dim", 3, "--compare", *options)
     full, diagonal, chains = json.loads((tmp_path / "z" / "compare.json").read_text())["rows"][1:]

@@ -39,6 +39,11 @@ def test_a_run_tells_its_teacher_calls_steps_and_layers(teacher, tmp_path):
     assert facts["best distance"] == "not measured"
 
 
+def test_a_regressed_run_tells_so(teacher, tmp_path):
+    train(teacher, tmp_path / "run", "--regress-steps", 3, "--noise-share", 1)
+    assert told_of(tmp_path / "run")["steps"] == "2 of 2, after 3 of regression"
+
+
 def test_a_run_tells_its_best_distance(teacher, tmp_path):
     save_detector(tmp_path / "detector")
     save_npz(torch.randint(256, (30, 8, 8, 1), dtype=torch.uint8), tmp_path / "real.npz")
