@@ -288,7 +288,8 @@ def check_infer(config: InferConfig) -> InferConfig:
         "checkpoint_every": 1, "chains": 2, "draws": 10,
     }  # fmt: skip
     least |= {"sines": 0} if config.sines is not None else {}
-    check_numbers(config, least, ("start_scale", "base_scale", "student_rate", "fake_rate", "clip"))
+    positive = ("start_scale", "base_scale", "kernel_width", "student_rate", "fake_rate", "clip")
+    check_numbers(config, least, positive)
     return config
 
 

@@ -399,6 +399,9 @@ class InferConfig:
         "the target's share at layers 0 to K: auto, or K+1 numbers falling from 1 to 0",
     )
     mixing: int = option(500, "lb's fresh mixing samples (J)")
+    kernel_width: float = option(
+        1.0, "ksivi's kernel width in median distances of the samples; below 1 it sees finer detail"
+    )
     a: float = option(0.5, "sm's a: 0.5 is the paper's, 1 to 1.2 pushes harder where q is narrow")
     order: str = option(
         "joint",

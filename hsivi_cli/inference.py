@@ -385,7 +385,8 @@ def student_loss(
     with torch.set_grad_enabled(config.objective != "reverse-kl"):
         teacher_eps = -bridge.score(x, k - 1)
     if config.objective == "ksivi":
-        losses = kernel_stein_loss(x, teacher_eps, layer_eps, median_bandwidth(x))
+        bandwidth = config.kernel_width * median_bandwidth(x)
+        losses = kernel_stein_loss(x, teacher_eps, layer_eps, bandwidth)
         return losses.mean() / dim, losses.mean()
     with torch.set_grad_enabled(config.objective != "reverse-kl"):
         f_eps = fake_eps(players, config, x, k, lambda: teacher_eps)

@@ -13,7 +13,7 @@ import torch
 from command import finite, hsivi, refusal, rows
 
 from hsivi_cli import infer as infer_module
-from hsivi_cli import targets
+from hsivi_cli import inference, targets
 from hsivi_cli.chain import walk
 from hsivi_cli.config import HsiviError, InferConfig
 from hsivi_cli.infer import fit, load
@@ -124,6 +124,20 @@ def test_the_lower_bound_of_a_normalised_density_is_below_zero_and_tight_when_fi
     assert found["importance_ess"] > 1900
     loose = lower_bound(family, target, 2000, 5)["lower_bound"]
     assert loose < found["lower_bound"] - 0.1
+
+
+def test_the_kernels_width_is_in_medians_of_the_samples_distances(monkeypatch):
+    seen = []
+    loss = inference.kernel_stein_loss
+    monkeypatch.setattr(
+        inference, "kernel_stein_loss", lambda *a: seen.append((a[0], a[3])) or loss(*a)
+    )
+    for width in (1.0, 0.3):
+        fit(targets.x_shape(), 2, False, **SMALL | {"layers": 1, "objective": "ksivi", "steps": 1},
+            kernel_width=width)  # fmt: skip
+    for (x, bandwidth), width in zip(seen, (1.0, 0.3), strict=True):
+        median = torch.pdist(x.detach()).median()
+        assert bandwidth.item() == pytest.approx(width * median.item(), rel=0.01)
 
 
 def test_all_layers_train_together_or_one_after_another_from_the_base():
