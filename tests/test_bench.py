@@ -1,22 +1,30 @@
-"""The 25-Gaussian ground: its metrics, the solvers' recorded numbers, and a short training."""
+"""The 25-Gaussian ground: its metrics, the solvers' recorded numbers, and a short training; and the
+way from images to a teacher.
+"""
 
 import importlib
 import math
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 
 from hsivi_cli import distill
 from hsivi_cli.config import TrainConfig
-from hsivi_cli.teacher import solver
+from hsivi_cli.images import read_npz, save_npz
+from hsivi_cli.teacher import load_teacher, solver
+
+ROOT = Path(__file__).parent.parent
 
 
 def load_bench(name):
     """bench/NAME.py as a module: bench/ is no package."""
-    folder = str(Path(__file__).parent.parent / "bench")
+    folder = str(ROOT / "bench")
     sys.path.insert(0, folder)  # they import one another, as scripts of one folder do
     try:
         return importlib.import_module(name)
@@ -151,3 +159,35 @@ def test_a_regressions_score_is_that_of_its_networks_by_hand():
     each = [torch.distributions.Normal(m, s).log_prob(outputs[0]).exp()
             for m, s in ((-1.0, 1.0), (1.0, math.e**-0.5))]  # fmt: skip
     assert found["log_likelihood"] == pytest.approx((sum(each) / 2).log().item(), abs=1e-5)
+
+
+def run_script(path, *words):
+    done = subprocess.run([sys.executable, ROOT / path, *map(str, words)], capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def test_cifar_is_shrunk_by_averaging_and_left_alone_where_nothing_is_to_change(tmp_path):
+    images = torch.randint(256, (5, 8, 8, 3), dtype=torch.uint8)
+    save_npz(images, tmp_path / "all.npz")
+    prepare = load_bench("cifar10").prepare
+    source = str(tmp_path / "all.npz")
+    assert prepare(source, "", 8, None, tmp_path / "same.npz") == source
+    small = read_npz(prepare(source, "", 4, 3, tmp_path / "small.npz"))
+    blocks = images[:3].view(3, 4, 2, 4, 2, 3).float().mean((2, 4))
+    assert small.shape == (3, 4, 4, 3) and (small - blocks).abs().max() <= 0.5
+    first = prepare(source, "", 8, 2, tmp_path / "first.npz")
+    assert read_npz(first).equal(images[:2])
+
+
+def test_a_teacher_trained_in_two_parts_is_the_one_trained_at_once(tmp_path):
+    save_npz(torch.randint(256, (20, 8, 8, 3), dtype=torch.uint8), tmp_path / "images.npz")
+    options = ("--images", tmp_path / "images.npz", "--channels", "8,8", "--attention", 1, "--flip",
+               "--batch-size", 4, "--device", "cpu", "--steps", 3)  # fmt: skip
+    script = "weights/train_teacher.py"
+    run_script(script, *options, "--out", tmp_path / "once")
+    run_script(script, *options, "--out", tmp_path / "parts", "--minutes", 0)
+    assert safe_open(tmp_path / "parts" / "state.safetensors", "pt").metadata()["step"] == "1"
+    run_script(script, *options, "--out", tmp_path / "parts")
+    once, parts = (load_file(tmp_path / d / "state.safetensors") for d in ("once", "parts"))
+    assert all(once[name].equal(parts[name]) for name in once)
+    assert load_teacher(str(tmp_path / "parts" / "pipeline")).shape == (3, 8, 8)
