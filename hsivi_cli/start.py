@@ -5,6 +5,8 @@ on a teacher's schedule.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import cache
 from itertools import pairwise
 
 import torch
@@ -18,10 +20,12 @@ from .config import HsiviError, TrainConfig
 from .distill import Path, rng
 from .teacher import Teacher, solver, solver_names, unipc_at
 
+Wanted = Callable[[Chain], Tensor]  # images that a chain should draw
+
 PATH_CALLS = 8  # of the teacher's paths that --regress-steps regresses on
 PAIRS = 100  # noises by which --start auto compares
 FIT_PAIRS = 512  # noises on which --fit-steps fits
-JUDGE = ("dpm++2-linspace", 50)  # whose images stand for the teacher's own
+JUDGE_CALLS = 50  # of UniPC, whose images stand for the teacher's own
 
 
 def make_chains(config: TrainConfig, teacher: Teacher, starts: dict[int, str]) -> list[Chain]:
@@ -138,37 +142,47 @@ def choose_starts(config: TrainConfig, teacher: Teacher) -> dict[int, str]:
     """
     if config.start != "auto":
         return {}
-    found, truth = {}, None
+    found, wanted = {}, judge(teacher, PAIRS)
     for nfe in config.budgets:
         plain = bare_chain(config, nfe, teacher, "ddim")
         if min(parse_share(config.noise_share, plain)) >= 1:
             found[nfe] = "ddim"
             continue
-        if truth is None:
-            truth = images(teacher, truth_chain(teacher))
-        found[nfe] = min(gaps(config, nfe, teacher, truth).items(), key=lambda pair: pair[1])[0]
+        found[nfe] = min(gaps(config, nfe, teacher, wanted).items(), key=lambda pair: pair[1])[0]
     return found
 
 
-def gaps(config: TrainConfig, nfe: int, teacher: Teacher, truth: Tensor) -> dict[str, float]:
-    """By start, the mean squared distance of its images to `truth`, noise for noise."""
+def gaps(config: TrainConfig, nfe: int, teacher: Teacher, wanted: Wanted) -> dict[str, float]:
+    """By start, the mean squared distance of its images to the wanted ones, noise for noise."""
     found = {}
     for name in ("ddim", *solver_names()):
         try:
             chain = bare_chain(config, nfe, teacher, name)
         except HsiviError:  # a spacing that this many calls do not have
             continue
-        found[name] = (images(teacher, chain) - truth).square().mean().item()
+        found[name] = (images(teacher, chain, PAIRS) - wanted(chain)).square().mean().item()
     return found
 
 
 # ---- samples of a chain without noise ------------------------------------------------------------
 
 
-def truth_chain(teacher: Teacher) -> Chain:
-    """The many calls whose images stand for the teacher's own."""
-    name, calls = JUDGE
-    return solver(name, min(calls, len(teacher.table) // 2), teacher.scheduler, teacher.table)
+def judge(teacher: Teacher, count: int) -> Wanted:
+    """The teacher's own images [count, C, H, W], as a function of a chain: those of many calls from
+    the level where the chain begins, of the same noises.
+
+    A chain that begins below full noise takes the same noise for a state that full noise would not
+    lead to; from its own level on it can be right. Each level is drawn from once.
+    """
+    drawn = cache(lambda top: images(teacher, truth_chain(teacher, top), count))
+    return lambda chain: drawn(round(chain.time[-1].item()))
+
+
+def truth_chain(teacher: Teacher, top: int) -> Chain:
+    """The many calls, from a time down, whose images stand for the teacher's own."""
+    calls = min(JUDGE_CALLS, max(1, top // 2))
+    times = [math.ceil(top * i / calls) for i in range(1, calls + 1)]
+    return unipc_at(times, teacher.scheduler, teacher.table)
 
 
 def noises(teacher: Teacher, count: int) -> tuple[Tensor, Tensor | None]:
@@ -182,9 +196,9 @@ def noises(teacher: Teacher, count: int) -> tuple[Tensor, Tensor | None]:
 
 
 @torch.no_grad()
-def images(teacher: Teacher, chain: Chain, count: int | None = None) -> Tensor:
+def images(teacher: Teacher, chain: Chain, count: int) -> Tensor:
     """The images [count, C, H, W] of a chain without noise over the teacher, of the same noises."""
-    x, labels = noises(teacher, count or PAIRS)
+    x, labels = noises(teacher, count)
     scale = torch.zeros(1, *[1] * len(teacher.shape), device=x.device)
     network, size = teacher.network(), 64
     labels = [None] * len(x) if labels is None else labels.split(size)
@@ -197,10 +211,11 @@ def fitted(config: TrainConfig, teacher: Teacher, made: list[Chain]) -> list[Cha
     images best.
     """
     x, labels = noises(teacher, FIT_PAIRS)
-    wanted, network, found = images(teacher, truth_chain(teacher), FIT_PAIRS), teacher.network(), []
+    wanted, network, found = judge(teacher, FIT_PAIRS), teacher.network(), []
     for chain in made:
         draw = rng(config.seed, "fit", chain.nfe)
-        chain = fit_coefficients(network, chain, x, wanted, labels, config.fit_steps, draw)
+        goal = wanted(chain)
+        chain = fit_coefficients(network, chain, x, goal, labels, config.fit_steps, draw)
         if not (chain.time.diff() > 0).all() or not chain.ce.isfinite().all():
             raise HsiviError(
                 f"--fit-steps {config.fit_steps} led to times out of order at {chain.nfe} calls: "

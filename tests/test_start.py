@@ -40,14 +40,15 @@ AUTO = {"start": "auto", "noise_share": "0.3"}
 
 @pytest.mark.parametrize("name", ["unipc-trailing", "dpm++2-karras", "ddim-leading"])
 def test_auto_finds_the_solver_that_draws_the_judges_own_images(teacher, monkeypatch, name):
-    monkeypatch.setattr(start, "JUDGE", (name, 3))
+    truth = solver(name, 3, teacher.scheduler, teacher.table)
+    monkeypatch.setattr(start, "truth_chain", lambda *any_top: truth)
     assert choose_starts(TrainConfig(**AUTO, nfe="3"), teacher) == {3: name}
 
 
 def test_ddim_over_the_grid_is_a_start_beside_the_solvers_own_spacings(teacher):
     config = TrainConfig(nfe="3", grid="0,200,500,900")
-    truth = start.images(teacher, start.bare_chain(config, 3, teacher, "ddim"))
-    found = gaps(config, 3, teacher, truth)
+    truth = start.images(teacher, start.bare_chain(config, 3, teacher, "ddim"), start.PAIRS)
+    found = gaps(config, 3, teacher, lambda chain: truth)
     assert found.pop("ddim") == 0 < min(found.values())
 
 
@@ -65,14 +66,22 @@ def test_the_gap_is_the_mean_squared_distance_of_images_from_the_same_noise(teac
             state = state.float()
         return state
 
-    truth = images(solver("dpm++2-linspace", 50, teacher.scheduler, teacher.table))
-    found = gaps(TrainConfig(), 2, teacher, truth)
+    found = gaps(TrainConfig(), 2, teacher, start.judge(teacher, start.PAIRS))
     assert {"ddim", "ddim-leading", "unipc-linspace", "dpm++3-lu"} <= found.keys()
     assert found.keys() <= {"ddim", *solver_names()}
     for name in ("ddim-leading", "unipc-linspace", "dpm++3-lu", "ipndm-quad"):
         chain = solver(name, 2, teacher.scheduler, teacher.table)
+        truth = images(start.truth_chain(teacher, int(chain.time[-1])))
         gap = (images(chain) - truth).square().mean().item()
         assert found[name] == pytest.approx(gap, rel=1e-4)  # float32 sums in another order
+
+
+@pytest.mark.parametrize("top", [999, 600, 30, 2])
+def test_the_truth_is_fifty_calls_from_a_chains_own_beginning(teacher, top):
+    chain = start.truth_chain(teacher, top)
+    assert chain.nfe == min(50, top // 2) and chain.time[-1] == top
+    assert chain.alpha_bar[-1] == pytest.approx(teacher.table[top].item(), rel=1e-5)
+    assert (chain.time.diff() > 0).all() and chain.alpha_bar[0] == 1 and not chain.s0.any()
 
 
 def test_where_only_x0_is_kept_auto_is_ddim_and_costs_no_call(teacher, monkeypatch):
@@ -130,8 +139,8 @@ def test_fitted_coefficients_are_all_that_no_steps_train(folder, teacher, tmp_pa
 def test_a_fit_lies_nearer_to_the_teacher(teacher):
     config = TrainConfig(nfe="2", start="deis", noise_share="0", fit_steps=30)
     x, _ = start.noises(teacher, start.FIT_PAIRS)
-    wanted = start.images(teacher, start.truth_chain(teacher), len(x))
     plain = start.bare_chain(config, 2, teacher, "deis")
+    wanted = start.images(teacher, start.truth_chain(teacher, int(plain.time[-1])), len(x))
     (fitted,) = make_chains(config, teacher, {})
     near, far = (
         (start.images(teacher, chain, len(x)) - wanted).square().mean() for chain in (fitted, plain)
@@ -153,7 +162,7 @@ def test_a_fit_needs_shares_below_one(folder, tmp_path):
     assert "--fit-steps" in error and "--noise-share 1" in error
 
 
-def test_the_teachers_images_are_drawn_once_for_all_budgets_and_after_every_refusal(
+def test_the_teachers_images_are_drawn_once_a_beginning_and_after_every_refusal(
     teacher, monkeypatch
 ):
     drawn = []
@@ -161,10 +170,12 @@ def test_the_teachers_images_are_drawn_once_for_all_budgets_and_after_every_refu
     monkeypatch.setattr(start, "images", lambda *args: drawn.append(args) or draw(*args))
     config = TrainConfig(nfe="2,3", start="deis", noise_share="0", fit_steps=1)
     assert [chain.nfe for chain in make_chains(config, teacher, {})] == [2, 3]
-    assert len(drawn) == 1
+    assert len(drawn) == 1  # both begin at the last time
+    make_chains(replace(config, start="deis-leading"), teacher, {})
+    assert len(drawn) == 3  # at 666 and 750
     with pytest.raises(HsiviError, match="--levels own needs noise"):
         make_chains(replace(config, levels="own"), teacher, {})
-    assert len(drawn) == 1
+    assert len(drawn) == 3
 
 
 # ---- --regress-steps -----------------------------------------------------------------------------
