@@ -18,7 +18,6 @@ import click
 
 from . import __version__
 from .config import (
-    OF_NFE,
     PRESETS,
     CompareConfig,
     FidConfig,
@@ -26,6 +25,7 @@ from .config import (
     InferConfig,
     SampleConfig,
     TrainConfig,
+    of_nfe,
 )
 
 
@@ -135,8 +135,8 @@ def resolve(context: click.Context, preset: str, config: str | None, given: dict
         if value is not None or option.name in read.keys() & never_null:
             read[option.name] = option.type_cast_value(context, str(value))
     told = PRESETS[preset] | read | {name: given[name] for name in typed}
-    plain = preset == "default" and told.get("noise_share", "1") == "1"
-    return given | (OF_NFE.get(told.get("nfe"), {}) if plain else {}) | told
+    own = of_nfe({"nfe": given["nfe"]} | told) if preset == "default" else {}
+    return given | own | told
 
 
 @main.command()

@@ -15,8 +15,9 @@ from command import QUICK, TINY, hsivi, refusal, train
 import hsivi_cli
 from hsivi_cli import cli
 from hsivi_cli.config import (
-    OF_NFE,
     PRESETS,
+    REGRESSED,
+    SOLVED,
     CompareConfig,
     FidConfig,
     HsiviError,
@@ -45,7 +46,7 @@ def test_a_dry_run_prints_every_setting_and_writes_nothing(tmp_path):
     told = dry_run("some/teacher", "--out", tmp_path / "x", "--nfe", 8)
     others = {"teacher": "some/teacher", "out": str(tmp_path / "x")}
     others |= dict.fromkeys(("revision", "variant", "subfolder"))
-    assert told == asdict(TrainConfig(nfe="8")) | others and not (tmp_path / "x").exists()
+    assert told == asdict(TrainConfig(nfe="8", **SOLVED)) | others and not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -75,7 +76,7 @@ def test_a_preset_wins_over_defaults_a_file_over_it_and_typing_over_all(tmp_path
 
 
 def test_one_call_has_defaults_of_its_own_which_presets_files_and_typing_win_over(tmp_path):
-    own = OF_NFE["1"]
+    own = REGRESSED["1"]
     told = dry_run("--nfe", 1)
     assert {key: told[key] for key in own} == own != {k: getattr(TrainConfig(), k) for k in own}
     assert dry_run("--nfe", 1, "--steps", 7)["steps"] == 7
@@ -84,6 +85,30 @@ def test_one_call_has_defaults_of_its_own_which_presets_files_and_typing_win_ove
     assert dry_run("--preset", "sid")["regress_steps"] == 0
     assert dry_run("--nfe", 1, "--noise-share", 0.5)["regress_steps"] == 0  # which refuses it
     cli.check_train(TrainConfig(nfe="1", **own))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "own"),
+    [
+        ((), SOLVED),
+        (("--nfe", 15, "--seed", 3), SOLVED),
+        (("--nfe", 5, "--steps", 7), SOLVED | {"steps": 7}),
+        (("--nfe", "4,8"), {}),
+        (("--nfe", 6, "--noise-share", 1), {}),
+        (("--nfe", 4, "--grid-top", 600), {"grid_top": 600}),
+        (("--nfe", 4, "--start", "ddim"), {}),
+        (("--nfe", 4, "--regress-steps", 5), {"regress_steps": 5}),
+        (("--preset", "hsivi"), {k: PRESETS["hsivi"][k] for k in ("noise_share", "student_rate")}),
+    ],
+)
+def test_from_four_calls_up_a_run_starts_from_a_solver_unless_the_chain_is_chosen(chosen, own):
+    told = dry_run(*chosen)
+    keys = SOLVED.keys() | own.keys()
+    wanted = {key: getattr(TrainConfig(), key) for key in keys} | own
+    if "--preset" in chosen:
+        wanted["steps"] = PRESETS["hsivi"]["steps"]
+    assert {key: told[key] for key in keys} == wanted
+    cli.check_train(TrainConfig(**{f.name: told[f.name] for f in fields(TrainConfig)}))
 
 
 @pytest.mark.parametrize("preset", PRESETS)

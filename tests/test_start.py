@@ -158,7 +158,9 @@ def test_a_resumed_run_keeps_its_fit(folder, tmp_path, monkeypatch):
 
 
 def test_a_fit_needs_shares_below_one(folder, tmp_path):
-    error = refusal("train", folder, "--out", tmp_path / "run", "--fit-steps", 3)
+    error = refusal(
+        "train", folder, "--out", tmp_path / "run", "--fit-steps", 3, "--noise-share", 1
+    )
     assert "--fit-steps" in error and "--noise-share 1" in error
 
 
