@@ -88,7 +88,7 @@ class TrainConfig:
         "what the layers are before training: ddim, a solver whose times and coefficients they "
         "take (dpm++2, dpm++3, unipc, deis, ipndm, each with -lu, -karras, -leading, -trailing "
         "where it has them), or auto for the one whose images lie nearest to the teacher's own; "
-        "unipc-leading from --nfe 4 up",
+        "unipc-leading from --nfe 5 up",
     )
     fit_steps: int = option(
         0,
@@ -104,7 +104,7 @@ class TrainConfig:
     noise_share: str = option(
         "1",
         "noise share s0/sigma of each layer in [0, 1]: one number, K numbers from layer 1 up, or "
-        "eta:0.2 for DDIM's eta; 0.2 from --nfe 4 up",
+        "eta:0.2 for DDIM's eta; 0.2 from --nfe 5 up",
     )
     log_scale: str = option(
         "frozen",
@@ -153,13 +153,13 @@ class TrainConfig:
     steps: int = option(
         300,
         "student updates in all; 0 writes the untrained or regressed student, and is the default "
-        "at --nfe 1; 150 at --nfe 3, 100 at others but several",
+        "at --nfe 1; 100 at --nfe 2, 150 at 3, 100 from 5 up",
     )
     batch_size: int = option(32, "samples per update, over all devices")
     accumulate: int = option(1, "split each update's batch into this many parts, to save memory")
     fake_updates: int = option(5, "fake-score updates between two student updates")
     fake_warmup: int = option(60, "fake-score updates before the first student update")
-    student_rate: float = option(3e-5, "the student's learning rate; 1e-5 from --nfe 4 up")
+    student_rate: float = option(3e-5, "the student's learning rate; 1e-5 from --nfe 5 up")
     fake_rate: float = option(4e-4, "the fake score's learning rate")
     rate_warmup: int = option(10, "student updates over which its rate rises")
     decay: str = option(
@@ -220,12 +220,13 @@ class TrainConfig:
 
 # defaults of single budgets where they differ from those above (docs/results.md). Up to three calls
 # regression comes first, where solvers are poor; at one, distillation was seen to undo what it
-# learns. From four up the best solver is near, and a small share at a small rate keeps what it has
+# learns. From five up the best solver is near, and a small share at a small rate keeps what it has
 REGRESSED = {
     "1": {"regress_steps": 4000, "steps": 0},
     "2": {"regress_steps": 640, "steps": 100},
     "3": {"regress_steps": 640, "steps": 150},
 }
+SOLVER_IS_NEAR = 5  # calls
 SOLVED = {"start": "unipc-leading", "noise_share": "0.2", "student_rate": 1e-5, "steps": 100}
 # who chooses one of these, chooses another chain, which has the defaults above
 CHAIN_OPTIONS = {"start", "noise_share", "grid", "grid_top", "regress_steps"}
@@ -236,8 +237,8 @@ def of_nfe(chosen: dict) -> dict:
     nfe = str(chosen["nfe"])
     if nfe in REGRESSED:
         return REGRESSED[nfe] if chosen.get("noise_share", "1") == "1" else {}
-    several = not nfe.strip().isdigit()
-    return {} if several or CHAIN_OPTIONS & chosen.keys() else SOLVED
+    near = nfe.strip().isdigit() and int(nfe) >= SOLVER_IS_NEAR
+    return SOLVED if near and not CHAIN_OPTIONS & chosen.keys() else {}
 
 
 PRESETS = {

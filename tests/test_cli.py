@@ -90,18 +90,19 @@ def test_one_call_has_defaults_of_its_own_which_presets_files_and_typing_win_ove
 @pytest.mark.parametrize(
     ("chosen", "own"),
     [
-        ((), SOLVED),
+        ((), {}),
+        (("--nfe", 5), SOLVED),
         (("--nfe", 15, "--seed", 3), SOLVED),
         (("--nfe", 5, "--steps", 7), SOLVED | {"steps": 7}),
-        (("--nfe", "4,8"), {}),
+        (("--nfe", "5,8"), {}),
         (("--nfe", 6, "--noise-share", 1), {}),
-        (("--nfe", 4, "--grid-top", 600), {"grid_top": 600}),
-        (("--nfe", 4, "--start", "ddim"), {}),
-        (("--nfe", 4, "--regress-steps", 5), {"regress_steps": 5}),
+        (("--nfe", 5, "--grid-top", 600), {"grid_top": 600}),
+        (("--nfe", 5, "--start", "ddim"), {}),
+        (("--nfe", 5, "--regress-steps", 5), {"regress_steps": 5}),
         (("--preset", "hsivi"), {k: PRESETS["hsivi"][k] for k in ("noise_share", "student_rate")}),
     ],
 )
-def test_from_four_calls_up_a_run_starts_from_a_solver_unless_the_chain_is_chosen(chosen, own):
+def test_from_five_calls_up_a_run_starts_from_a_solver_unless_the_chain_is_chosen(chosen, own):
     told = dry_run(*chosen)
     keys = SOLVED.keys() | own.keys()
     wanted = {key: getattr(TrainConfig(), key) for key in keys} | own
