@@ -34,6 +34,9 @@ def ship_student(run: str) -> None:
     save_student(
         folder, unet, student.model.scheduler, student.chains, student.log_scales, info, card
     )
+    config = folder / "unet" / "config.json"  # names the run's folder
+    kept = {k: v for k, v in json.loads(config.read_text()).items() if k != "_name_or_path"}
+    config.write_text(json.dumps(kept, indent=2) + "\n")
 
 
 def stamp() -> None:
