@@ -19,16 +19,17 @@ from pathlib import Path
 import torch
 from torch.nn.functional import adaptive_avg_pool2d
 
-from hsivi_cli.images import DATASET_NAMES, dataset_images, read_npz, save_npz
+from hsivi_cli.detector import image_batches
+from hsivi_cli.images import save_npz
 
 TRAIN_TEACHER = Path(__file__).parent.parent / "weights" / "train_teacher.py"
 
 
 def prepare(source: str, data_root: str, size: int, count: int | None, file: Path) -> str:
-    """The first `count` images of a data set or an .npz file, shrunk to size x size by averaging,
-    as an .npz file; the source itself where nothing is to change.
+    """The first `count` images of a data set, a folder or an .npz file, shrunk to size x size by
+    averaging, as an .npz file; the source itself where nothing is to change.
     """
-    images = dataset_images(source, data_root) if source in DATASET_NAMES else read_npz(source)
+    images = torch.cat(list(image_batches(source, data_root)[1]))
     if images.shape[1] == size and not count:
         return source
     pixels = adaptive_avg_pool2d(images[:count].permute(0, 3, 1, 2).float(), size)
@@ -48,7 +49,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("train_options", nargs="*", help="after --: options of hsivi train")
-    parser.add_argument("--images", default="cifar10-train", help="a data set or an .npz file")
+    parser.add_argument("--images", default="cifar10-train", help="a data set, folder or .npz file")
     parser.add_argument("--data-root", default="data")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--size", type=int, default=32, help="pixels of a side")
@@ -65,19 +66,20 @@ def main() -> None:
     parser.add_argument("--detector-weights", help="weights file of the Inception network")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    data = (args.images, args.data_root, args.size)
+    images = prepare(args.images, args.data_root, args.size, None, args.out / "images.npz")
 
-    run(TRAIN_TEACHER, "--images", prepare(*data, None, args.out / "images.npz"),
-        "--data-root", args.data_root, "--out", args.out / "teacher", "--flip", "--attention", 1,
-        "--channels", args.channels, "--layers", args.layers, "--batch-size", args.batch_size,
-        "--steps", args.teacher_steps, "--rate", args.teacher_rate)  # fmt: skip
+    run(TRAIN_TEACHER, "--images", images, "--data-root", args.data_root,
+        "--out", args.out / "teacher", "--flip", "--attention", 1, "--channels", args.channels,
+        "--layers", args.layers, "--batch-size", args.batch_size, "--steps", args.teacher_steps,
+        "--rate", args.teacher_rate)  # fmt: skip
     students = []
     for nfe in args.nfe.split(","):
         students.append(args.out / f"student-{nfe}")
         run("-m", "hsivi_cli", "train", args.out / "teacher" / "pipeline", "--nfe", nfe,
             "--out", students[-1], "--batch-size", args.batch_size,
             *args.train_options)  # fmt: skip
-    reference = prepare(*data, args.reference_count, args.out / "reference.npz")
+    count, file = args.reference_count, args.out / "reference.npz"
+    reference = prepare(images, args.data_root, args.size, count, file)
     weights = ["--detector-weights", args.detector_weights] if args.detector_weights else []
     run("-m", "hsivi_cli", "compare", *students, args.out / "teacher" / "pipeline",
         "--nfe", args.nfe, "--solvers", args.solvers, "--teacher-calls", args.teacher_calls,

@@ -234,7 +234,7 @@ CHAIN_OPTIONS = {"start", "noise_share", "grid", "grid_top", "regress_steps"}
 
 def of_nfe(chosen: dict) -> dict:
     """The defaults of the number of calls, where it is one, beside what a user chose."""
-    nfe = str(chosen["nfe"])
+    nfe = chosen["nfe"]
     if nfe in REGRESSED:
         return REGRESSED[nfe] if chosen.get("noise_share", "1") == "1" else {}
     near = nfe.strip().isdigit() and int(nfe) >= SOLVER_IS_NEAR

@@ -473,11 +473,8 @@ def regress(players: Players, config: TrainConfig, round_: int, share: Share) ->
         ramp = min(rise(config, done + i), cosine(done + i, config.regress_steps))
         for group in players.student_optimizer.param_groups:
             group["lr"], group["betas"] = config.regress_rate * ramp, (0.9, 0.999)
-        losses.append(
-            regression_update(
-                players, config, chain, paths, dealt(index, share), layer[mine], share
-            )
-        )
+        index, layer = dealt(index, share), layer[mine]
+        losses.append(regression_update(players, config, chain, paths, index, layer, share))
         ema_update(players, config, done + i)
     return averaged({"regression_loss": sum(losses) / len(losses)}, players, share)
 

@@ -368,7 +368,9 @@ def trim(path: Path, done: int) -> None:
 # ---- what is written -----------------------------------------------------------------------------
 
 
-def export(out: Path, family: Family, config: InferConfig, name: str, step, state) -> None:
+def export(
+    out: Path, family: Family, config: InferConfig, name: str, step: int, state: dict
+) -> None:
     """model.safetensors and infer.json."""
     write_tensors(out / "model.safetensors", family.state_dict())
     info = {
@@ -418,7 +420,9 @@ def write_bytes(path: Path, data: bytes) -> None:
 EXACT_COUNT = 200_000  # draws of all but NUTS, where there are exact ones: histograms need many
 
 
-def compare(out: Path, family: Family, config: InferConfig, name: str, target, trained) -> None:
+def compare(
+    out: Path, family: Family, config: InferConfig, name: str, target, trained: float
+) -> None:
     """compare.json, compare.png and a table on stdout: the samples, the nearest Gaussians and NUTS,
     all measured from exact draws where the target has them, else from NUTS. `trained` is the CPU
     seconds that the family took.

@@ -117,9 +117,8 @@ def make_path(chain: Chain, teacher: Teacher) -> Path:
     times = [int(t) for t in chain.time]
     above = schedule.grid("auto", min(PATH_CALLS, len(teacher.table) // 2), teacher.table)[-1]
     ends = [*times[:-1], max(times[-1], above)]
-    depth = (-teacher.table.log()).sqrt() ** (
-        1 / schedule.AUTO_POWER
-    )  # equal steps of it are the auto grid's
+    root = 1 / schedule.AUTO_POWER
+    depth = (-teacher.table.log()).sqrt() ** root  # equal steps of it are the auto grid's
     share = torch.linspace(0, 1, 1 + math.ceil(PATH_CALLS / chain.nfe), dtype=torch.float64)[1:]
     visited = set()
     for low, high in pairwise(ends):
@@ -214,8 +213,7 @@ def fitted(config: TrainConfig, teacher: Teacher, made: list[Chain]) -> list[Cha
     wanted, network, found = judge(teacher, FIT_PAIRS), teacher.network(), []
     for chain in made:
         draw = rng(config.seed, "fit", chain.nfe)
-        goal = wanted(chain)
-        chain = fit_coefficients(network, chain, x, goal, labels, config.fit_steps, draw)
+        chain = fit_coefficients(network, chain, x, wanted(chain), labels, config.fit_steps, draw)
         if not (chain.time.diff() > 0).all() or not chain.ce.isfinite().all():
             raise HsiviError(
                 f"--fit-steps {config.fit_steps} led to times out of order at {chain.nfe} calls: "

@@ -28,15 +28,13 @@ def ship_student(run: str) -> None:
     folder = WEIGHTS / "students" / "-".join(map(str, student.chains))
     folder.mkdir(parents=True, exist_ok=True)
     unet = student.model.unet.to(torch.float16)
+    unet.register_to_config(_name_or_path=f"embedded:students/{folder.name}")  # not the run's
     card = (
         (Path(run) / "README.md").read_text().replace(str(run), f"embedded:students/{folder.name}")
     )
     save_student(
         folder, unet, student.model.scheduler, student.chains, student.log_scales, info, card
     )
-    config = folder / "unet" / "config.json"  # names the run's folder
-    kept = {k: v for k, v in json.loads(config.read_text()).items() if k != "_name_or_path"}
-    config.write_text(json.dumps(kept, indent=2) + "\n")
 
 
 def stamp() -> None:

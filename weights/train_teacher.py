@@ -23,7 +23,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from hsivi_cli.images import DATASET_NAMES, dataset_images, open_images
+from hsivi_cli.detector import image_batches
 
 EMA_DECAY = 0.9995
 WARMUP = 300  # steps of linear rate warm-up
@@ -109,11 +109,7 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
 
-    if args.images in DATASET_NAMES:
-        images = dataset_images(args.images, args.data_root)
-    else:
-        images = torch.cat(list(open_images(Path(args.images))[1]))
-    images = images.permute(0, 3, 1, 2)
+    images = torch.cat(list(image_batches(args.images, args.data_root)[1])).permute(0, 3, 1, 2)
     channels = [int(word) for word in args.channels.split(",")]
     torch.manual_seed(0)
     unet = build_unet(images.shape[2], images.shape[1], channels, args.layers, args.attention)
@@ -122,7 +118,8 @@ def main() -> None:
     scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
     optimizer = torch.optim.Adam(unet.parameters(), lr=args.rate)
     first = load(args.out, unet, ema, optimizer)
-    half = torch.autocast(args.device, torch.bfloat16, enabled=args.device.startswith("cuda"))
+    kind = torch.device(args.device).type
+    half = torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda")
 
     begin, mean_loss = time.time(), None
     for step in range(first, args.steps):
