@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=5e-3)
     parser.add_argument("--count", type=int, default=1000, help="images that are scored")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     on_images(args) if args.ground == "images" else on_gaussians(args)
 
 

@@ -1,6 +1,7 @@
 """Inference of plane figures: how near the samples come, by layers and objective.
 
     python bench/figures2d.py checkerboard --layers 4 --objective lb bridge=diffusion steps=2000
+    python bench/figures2d.py all --layers 1,2,4,8 --objective lb,sm --seeds 0,1,2 steps=500
 
 Sliced W1 (64 directions) and Jensen-Shannon divergence in nats (60 x 60 bins over [-4.5, 4.5]^2) of
 200,000 samples against 200,000 exact ones; two exact sets are `floor`. Seconds are CPU seconds of
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from itertools import product
 
 import torch
 from common import append_rows, refuse_unknown, settings
@@ -23,31 +25,46 @@ from hsivi_cli.points import jensen_shannon, sliced_w1
 from hsivi_cli.targets import TARGETS
 
 COUNT = 200_000
+FIGURES = [name for name in TARGETS if name != "diffusion-path"]
+
+
+def measure(name: str, layers: int, objective: str, chosen: dict) -> dict[str, float]:
+    """One training, its samples against exact ones."""
+    target = TARGETS[name]()
+    truth, other = (target.sample(COUNT, rng(seed, "truth")) for seed in (0, 1))
+    began = time.process_time()
+    family = fit(target, 2, False, layers=layers, objective=objective, **chosen)
+    row = {"seconds": round(time.process_time() - began)}
+    for prefix, x in (("", family.sample(COUNT)), ("floor_", other)):
+        row[f"{prefix}js"] = jensen_shannon(x, truth, reach=4.5)
+        row[f"{prefix}w1"] = sliced_w1(x, truth)
+    return row
 
 
 def main() -> None:
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser(description="Measure hsivi infer on plane figures.")
-    parser.add_argument("target", choices=[n for n in TARGETS if n != "diffusion-path"])
+    parser.add_argument("targets", help="names separated by commas, or all")
     parser.add_argument("settings", nargs="*", help="key=value of InferConfig")
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--objective", default="auto")
-    parser.add_argument("--json", help="append one JSON line to this file")
+    parser.add_argument("--layers", default="4", help="numbers separated by commas")
+    parser.add_argument("--objective", default="auto", help="names separated by commas")
+    parser.add_argument("--seeds", default="0", help="numbers separated by commas")
+    parser.add_argument("--json", help="append one JSON line a row to this file")
     args = parser.parse_intermixed_args()
     chosen = settings(args.settings, InferConfig)
     refuse_unknown(parser, args.settings, chosen)
-    target = TARGETS[args.target]()
-    truth = target.sample(COUNT, rng(0, "truth"))
-    other = target.sample(COUNT, rng(1, "truth"))
-    began = time.process_time()
-    family = fit(target, 2, False, layers=args.layers, objective=args.objective, **chosen)
-    row = {"target": args.target, "layers": args.layers, "objective": args.objective}
-    row |= {"settings": args.settings, "seconds": round(time.process_time() - began)}
-    for name, x in (("", family.sample(COUNT)), ("floor_", other)):
-        row[f"{name}js"] = jensen_shannon(x, truth, reach=4.5)
-        row[f"{name}w1"] = sliced_w1(x, truth)
-    print(json.dumps(row), flush=True)
-    append_rows(args.json, [row])
+    if "seed" in chosen:
+        parser.error("give seeds by --seeds")
+    targets = FIGURES if args.targets == "all" else args.targets.split(",")
+    if unknown := set(targets) - set(FIGURES):
+        parser.error(f"no figure {', '.join(unknown)}: choose from {', '.join(FIGURES)}")
+    lists = (text.split(",") for text in (args.seeds, args.layers, args.objective))
+    for seed, layers, objective, target in product(*lists, targets):
+        row = {"target": target, "layers": int(layers), "objective": objective, "seed": int(seed)}
+        own = chosen | {"seed": int(seed)}
+        row |= {"settings": args.settings} | measure(target, int(layers), objective, own)
+        print(json.dumps(row), flush=True)
+        append_rows(args.json, [row])
 
 
 if __name__ == "__main__":

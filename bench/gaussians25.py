@@ -299,7 +299,7 @@ def main() -> None:
     parser.add_argument("--eval-every", type=int, help="steps between lines of progress")
     parser.add_argument("--solvers", action="store_true", help="the training-free solvers instead")
     parser.add_argument("--json", help="append one JSON line a row to this file")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     rows = list(solver_rows(args) if args.solvers else student_rows(args, parser))
     append_rows(args.json, rows)
 

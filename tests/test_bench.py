@@ -3,10 +3,12 @@ way from images to a teacher.
 """
 
 import importlib
+import json
 import math
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -159,6 +161,19 @@ def test_a_regressions_score_is_that_of_its_networks_by_hand():
     each = [torch.distributions.Normal(m, s).log_prob(outputs[0]).exp()
             for m, s in ((-1.0, 1.0), (1.0, math.e**-0.5))]  # fmt: skip
     assert found["log_likelihood"] == pytest.approx((sum(each) / 2).log().item(), abs=1e-5)
+
+
+def test_plane_figures_are_measured_by_seed_layers_objective_and_target(tmp_path, monkeypatch):
+    figures = load_bench("figures2d")
+    monkeypatch.setattr(figures, "COUNT", 2000)
+    path = tmp_path / "rows.jsonl"
+    words = "figures2d banana,funnel --layers 1,2 --objective lb --seeds 0,1 --json"
+    monkeypatch.setattr(sys, "argv", [*words.split(), str(path), "steps=1", "width=8"])
+    figures.main()
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    keys = [(row["seed"], row["layers"], row["objective"], row["target"]) for row in rows]
+    assert keys == list(product((0, 1), (1, 2), ["lb"], ["banana", "funnel"]))
+    assert all(0 < row["floor_js"] < row["js"] < math.log(2) for row in rows)
 
 
 def run_script(path, *words):
