@@ -9,7 +9,7 @@ any network.
 With DDIM's cx and ce and s0 = 0 this is DDIM; with s0 = eta sqrt(...) it is the layer of the HSIVI
 paper; with s0 = sigma_{k-1} only x0 is kept and noised anew, as multistep consistency samplers and
 SiD do. The *noise share* s0 / sigma_{k-1} names the continuum. cx and ce read off a multistep
-solver make the chain that solver.
+solver make the chain that solver; its layers keep earlier predictions whatever the share is.
 
 Arrays of a chain are indexed by the layer's k = 1..K, so entry 0 of cx, ce and s0 is unused. A
 *network* is a function (x [B, ...], time [B], labels [B] or None, alpha_bar [B]) -> eps [B, ...].
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from .config import HsiviError
-from .schedule import over, sigma_of
+from .schedule import nearest, over, sigma_of
 
 Network = Callable[..., Tensor]
 
@@ -298,31 +298,29 @@ def observe(
     return x, over(sigma_of(alpha_bar_tau), mean) / var.sqrt() * noise
 
 
-LEVELS = ("segment", "above", "own")
 MARGIN = 5  # times between a layer's own level and the lowest at which it is observed
 
 
-def draw_levels(chain: Chain, layer: Tensor, place: Tensor, levels: str, time_count: int) -> Tensor:
-    """The integer times tau at which layers are observed.
+def draw_levels(chain: Chain, layer: Tensor, place: Tensor, levels: str, table: Tensor) -> Tensor:
+    """The integer times tau at which layers are observed, where t_k is the one of x_k's level.
 
-    segment  within [time[k-1] + MARGIN, time[k]); the top layer's segment reaches to the end
-             of the schedule.
-             A level then belongs to one layer, and a shared fake score does not learn a mixture of
-             layers
-    above    within [time[k-1] + MARGIN, T)
-    own      time[k-1]: the HSIVI paper's
+    segment  within [t_{k-1} + MARGIN, t_k); the top layer's segment reaches to the end of the
+             schedule. A level then belongs to one layer, and a shared fake score does not learn a
+             mixture of layers
+    above    within [t_{k-1} + MARGIN, T)
+    own      t_{k-1}: the HSIVI paper's
 
     layer    [B]  k in 1..K
     place    [B]  in [0, 1), from the lowest level to the highest
+    table    [T]  alpha_bar by time
     Returns  [B]  long
     """
-    low = chain.time.to(layer.device)[layer - 1].clamp(min=0)
+    time = nearest(-table, -chain.alpha_bar).to(layer.device)  # told times may be others
+    low = time[layer - 1]
     if levels == "own":
-        return low.round().long()
-    low = low.ceil() + MARGIN
-    high = (
-        chain.time.to(layer.device)[layer].floor().clamp(min=1)
-    )  # a last call at time 0 is judged there
-    high = torch.where((layer == chain.nfe) | (levels == "above"), time_count, high)
+        return low
+    low = low + MARGIN
+    high = time[layer].clamp(min=1)  # a last call at time 0 is judged there
+    high = torch.where((layer == chain.nfe) | (levels == "above"), len(table), high)
     low = torch.minimum(low, high - 1)
     return (low + place.double() * (high - low)).floor().long()

@@ -8,7 +8,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -123,6 +123,18 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict] | None:
             else "start anew with another --out"
         )
         raise HsiviError(f"the checkpoint {found[-1]} is damaged ({error}); {hint}") from error
+
+
+def module_tensors(owner: object, names: Sequence[str]) -> dict[str, Tensor]:
+    """The state of an object's modules of these names, as named tensors."""
+    return {f"{m}.{n}": t for m in names for n, t in getattr(owner, m).state_dict().items()}
+
+
+def load_modules(owner: object, names: Sequence[str], tensors: dict[str, Tensor]) -> None:
+    """The inverse of `module_tensors`."""
+    for m in names:
+        mine = {n.removeprefix(f"{m}."): t for n, t in tensors.items() if n.startswith(f"{m}.")}
+        getattr(owner, m).load_state_dict(mine)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:

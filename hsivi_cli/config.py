@@ -229,14 +229,22 @@ REGRESSED = {
 SOLVER_IS_NEAR = 5  # calls
 SOLVED = {"start": "unipc-leading", "noise_share": "0.2", "student_rate": 1e-5, "steps": 100}
 # who chooses one of these, chooses another chain, which has the defaults above
-CHAIN_OPTIONS = {"start", "noise_share", "grid", "grid_top", "regress_steps"}
+CHAIN_OPTIONS = {"start", "noise_share", "grid", "grid_top", "regress_steps", "levels"}
+
+
+def is_one(share: str) -> bool:
+    """Whether a --noise-share is 1 in every layer, however it is spelt."""
+    try:
+        return all(float(word) == 1 for word in share.split(","))
+    except ValueError:  # not numbers; its own check says so
+        return False
 
 
 def of_nfe(chosen: dict) -> dict:
     """The defaults of the number of calls, where it is one, beside what a user chose."""
     nfe = chosen["nfe"]
     if nfe in REGRESSED:
-        return REGRESSED[nfe] if chosen.get("noise_share", "1") == "1" else {}
+        return REGRESSED[nfe] if is_one(chosen.get("noise_share", "1")) else {}
     near = nfe.strip().isdigit() and int(nfe) >= SOLVER_IS_NEAR
     return SOLVED if near and not CHAIN_OPTIONS & chosen.keys() else {}
 

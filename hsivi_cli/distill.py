@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -164,28 +164,30 @@ def active_layers(config: TrainConfig, nfe: int, step: int) -> list[int]:
 
 
 def pool_size(config: TrainConfig, layer_count: int) -> int:
-    """Chains to roll out in a round, so that no mean is used more than about twice. A multiple of
+    """Samples to roll out in a round, so that no mean is used more than about twice. A multiple of
     8, to split evenly.
     """
     uses = config.batch_size * (config.fake_updates + 1)
     return 8 * math.ceil(uses / (2 * layer_count) / 8)
 
 
-def pick(uses: Tensor, chains: int, layers: list[int]) -> tuple[Tensor, Tensor]:
-    """Which chain and layer the n-th use of a pool takes: every pair once before any is taken
+def pick(uses: Tensor, count: int, layers: list[int]) -> tuple[Tensor, Tensor]:
+    """Which sample and layer the n-th use of a pool takes: every pair once before any is taken
     twice.
 
     uses     [B]  0, 1, 2, ... over the round
-    Returns  [B], [B]  chain index and layer k
+    count         samples of the pool
+    Returns  [B], [B]  sample's index and layer k
     """
-    chain = uses % chains
-    return chain, torch.tensor(layers)[(chain + uses // chains) % len(layers)]
+    sample = uses % count
+    return sample, torch.tensor(layers)[(sample + uses // count) % len(layers)]
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Layers of a roll-out of a chain: x, offset and mean [K, N, ...], layer k at k - 1 (zero where
-    not visited); labels [N] or None. first_row is that of layer 1 in a fake score that is told.
+    """Layers of a roll-out of N samples down a chain: x, offset and mean [K, N, ...], layer k at
+    k - 1 (zero where not visited); labels [N] or None. first_row is that of layer 1 in a fake score
+    that is told.
     """
 
     chain: Chain
@@ -208,7 +210,7 @@ def draw_labels(players: Players, count: int, draw: torch.Generator, share: Shar
 def roll_out(
     players: Players, config: TrainConfig, round_: int, layers: list[int], share: Share
 ) -> Pool:
-    """Walk this process's chains of the round's pool down to the lowest layer that trains."""
+    """Walk this process's samples of the round's pool down to the lowest layer that trains."""
     device, chain = players.log_scale.device, players.chain(round_)
     count = pool_size(config, len(layers))
     mine = slice(share.rank, None, share.world)
@@ -231,18 +233,18 @@ def roll_out(
 
 @dataclass(frozen=True)
 class Batch:
-    """A process's part of a batch: which chain (of its own pool) and layer, where observed, with
+    """A process's part of a batch: which sample (of its own pool) and layer, where observed, with
     which noise. All [B, ...].
     """
 
-    chain: Tensor
+    sample: Tensor
     layer: Tensor
     tau: Tensor
     noise: Tensor
 
     def parts(self, count: int) -> list[Batch]:
         split = [
-            torch.tensor_split(t, count) for t in (self.chain, self.layer, self.tau, self.noise)
+            torch.tensor_split(t, count) for t in (self.sample, self.layer, self.tau, self.noise)
         ]
         return [Batch(*part) for part in zip(*split, strict=True) if len(part[0])]
 
@@ -261,7 +263,7 @@ def draw_batch(
     index, layer = pick(torch.arange(size) + update * size, pool_size(config, len(layers)), layers)
     draw = rng(config.seed, round_, purpose, update)
     place = torch.rand(size, generator=draw) ** config.level_power
-    tau = draw_levels(chain, layer, place, config.levels, len(players.table))
+    tau = draw_levels(chain, layer, place, config.levels, players.table)
     noise = torch.randn(size, *players.shape, generator=draw)
     mine = slice(share.rank, None, share.world)
     parts = (dealt(index, share), layer[mine], tau[mine], noise[mine])
@@ -279,12 +281,12 @@ def observe_batch(
     players: Players, chain: Chain, batch: Batch, mean: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x and layer_eps [B, ...] of a batch whose layers have these means, and alpha_bar [B] of its
-    levels.
+    levels, none below the layers' own.
     """
     std = std_of(chain, batch.layer, players.log_scale).to(mean.dtype)
     start = chain.alpha_bar.to(mean.device)[batch.layer - 1]
-    alpha_bar = players.table.to(mean.device)[batch.tau]
-    return *observe(mean, std, start, torch.minimum(alpha_bar, start), batch.noise), alpha_bar
+    alpha_bar = torch.minimum(players.table.to(mean.device)[batch.tau], start)
+    return *observe(mean, std, start, alpha_bar, batch.noise), alpha_bar
 
 
 def fake_labels(players: Players, pool: Pool, batch: Batch, labels: Tensor | None) -> Tensor | None:
@@ -330,9 +332,9 @@ def fake_score_update(
     for part in batch.parts(config.accumulate):
         with torch.no_grad():
             x, layer_eps, alpha_bar = observe_batch(
-                players, pool.chain, part, pool.mean[part.layer - 1, part.chain]
+                players, pool.chain, part, pool.mean[part.layer - 1, part.sample]
             )
-        labels = None if pool.labels is None else pool.labels[part.chain]
+        labels = None if pool.labels is None else pool.labels[part.sample]
         heard = fake_labels(players, pool, part, labels)
         f_eps = players.fake_eps(x, part.tau, heard, alpha_bar)
         loss = fake_score_loss(f_eps, layer_eps, level_weight(config.fake_weight, alpha_bar)).sum()
@@ -354,8 +356,8 @@ def student_update(
     chain, total, bounds = pool.chain, 0.0, []
     for part in batch.parts(config.accumulate):
         device = part.noise.device
-        labels = None if pool.labels is None else pool.labels[part.chain]
-        x_k, offset = pool.x[part.layer - 1, part.chain], pool.offset[part.layer - 1, part.chain]
+        labels = None if pool.labels is None else pool.labels[part.sample]
+        x_k, offset = (t[part.layer - 1, part.sample] for t in (pool.x, pool.offset))
         time, alpha_bar_k = (
             t.to(device)[part.layer].float() for t in (chain.time, chain.alpha_bar)
         )
@@ -380,14 +382,18 @@ def student_update(
 
 
 @torch.no_grad()
-def ema_update(players: Players, config: TrainConfig, step: int) -> None:
-    """Move the averaged student towards the student, the less the later."""
-    decay = min(config.ema, (1 + step) / (10 + step))
-    for average, parameter in zip(
-        players.ema.parameters(), players.student.parameters(), strict=True
-    ):
-        average.lerp_(parameter, 1 - decay)
-    players.ema_scale.lerp_(players.log_scale, 1 - decay)
+def ema_update(
+    averages: Iterable[Tensor], tensors: Iterable[Tensor], decay: float, step: int
+) -> None:
+    """Move averages towards their tensors, in place, the less the later."""
+    decay = min(decay, (1 + step) / (10 + step))
+    for average, tensor in zip(averages, tensors, strict=True):
+        average.lerp_(tensor, 1 - decay)
+
+
+def average_student(players: Players, config: TrainConfig, step: int) -> None:
+    averages = [*players.ema.parameters(), players.ema_scale]
+    ema_update(averages, [*players.student.parameters(), players.log_scale], config.ema, step)
 
 
 def play_round(
@@ -414,7 +420,7 @@ def play_round(
     if step >= 0:
         batch = draw_batch(players, config, round_, "student", 0, layers, share)
         loss, bounds, norm = student_update(players, config, pool, batch, step, share)
-        ema_update(players, config, step)
+        average_student(players, config, step)
         measured |= {"loss": loss, "divergence": bounds.mean().item(), "norm": norm}
     return averaged(measured, players, share) | {"nfe": chain.nfe}
 
@@ -475,7 +481,7 @@ def regress(players: Players, config: TrainConfig, round_: int, share: Share) ->
             group["lr"], group["betas"] = config.regress_rate * ramp, (0.9, 0.999)
         index, layer = dealt(index, share), layer[mine]
         losses.append(regression_update(players, config, chain, paths, index, layer, share))
-        ema_update(players, config, done + i)
+        average_student(players, config, done + i)
     return averaged({"regression_loss": sum(losses) / len(losses)}, players, share)
 
 

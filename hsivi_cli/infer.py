@@ -18,6 +18,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -34,7 +35,9 @@ from .baselines import diagnosis, errors, exact_truth, nuts, nuts_truth, quietly
 from .checkpoint import (
     checkpoints,
     load_checkpoint,
+    load_modules,
     load_optimizer,
+    module_tensors,
     optimizer_tensors,
     read_tensors,
     replacing,
@@ -59,7 +62,7 @@ from .inference import (
     play_round,
     resolved,
 )
-from .runs import Interrupt, append, is_finite, say, whole_lines
+from .runs import Interrupt, append, refuse_changes, say, trim
 from .targets import TARGETS, Density, logistic_regression, neural_regression, waveform
 
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)  # of the summary's quantiles
@@ -197,7 +200,7 @@ def fit(log_prob: Callable, dim: int, progress: bool = True, **options) -> Famil
     players = make_players(config, target)
     first = first_round(config)
     for round_ in tqdm(range(first, last_round(config)), disable=not progress, unit="step"):
-        if not all(map(is_finite, play_round(players, config, round_).values())):
+        if not all(map(math.isfinite, play_round(players, config, round_).values())):
             raise not_finite(players, config, round_ - warmup_rounds(config), "")
     return players.ema
 
@@ -269,7 +272,7 @@ def run(config: InferConfig, name: str, dim: int | None, out: Path) -> None:
         for round_ in range(state["round"], last):
             step = round_ - warmup + 1  # updates made when this round is over
             measured = play_round(players, config, round_)
-            if not all(map(is_finite, measured.values())):
+            if not all(map(math.isfinite, measured.values())):
                 raise not_finite(players, config, step, out)
             state["round"] = round_ + 1
             if step > 0:
@@ -321,15 +324,7 @@ def check_out(out: Path, config: InferConfig, name: str, dim: int) -> bool:
             f"{out} samples another target ({info['target']}, {info['dim']} coordinates): choose "
             "another --out"
         )
-    for item in fields(InferConfig):
-        new, old = getattr(config, item.name), info["config"].get(item.name)
-        more_steps = item.name == "steps" and new >= old
-        if not item.metadata.get("run_only") and new != old and not more_steps:
-            flag = "--" + item.name.replace("_", "-")
-            raise HsiviError(
-                f"{out} was begun with {flag} {old}, not {new}: use that to resume, or another "
-                "--out"
-            )
+    refuse_changes(out, info["config"], config)
     return True
 
 
@@ -340,29 +335,17 @@ MODULES = ("family", "ema", "fake_scores")
 
 def snapshot(players: Players) -> dict[str, Tensor]:
     """Everything that changes in training, as named tensors."""
-    tensors = {
-        f"{m}.{name}": t for m in MODULES for name, t in getattr(players, m).state_dict().items()
-    }
+    tensors = module_tensors(players, MODULES)
     tensors |= optimizer_tensors(players.optimizer, "optimizer")
     return tensors | optimizer_tensors(players.fake_optimizer, "fake_optimizer")
 
 
 def restore(players: Players, tensors: dict[str, Tensor], state: dict) -> dict:
     """The inverse of `snapshot`. Returns the state that lay beside the tensors."""
-    for m in MODULES:
-        mine = {n[len(m) + 1 :]: t for n, t in tensors.items() if n.startswith(m + ".")}
-        getattr(players, m).load_state_dict(mine)
+    load_modules(players, MODULES, tensors)
     load_optimizer(players.optimizer, "optimizer", tensors)
     load_optimizer(players.fake_optimizer, "fake_optimizer", tensors)
     return state
-
-
-def trim(path: Path, done: int) -> None:
-    """Drop a log's lines that the checkpoint does not know."""
-    if path.exists():
-        lines = whole_lines(path.read_text())
-        kept = [line for line in lines if json.loads(line)["step"] <= done]
-        write_text(path, "".join(f"{line}\n" for line in kept))
 
 
 # ---- what is written -----------------------------------------------------------------------------

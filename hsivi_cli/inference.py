@@ -28,7 +28,16 @@ from torch import Tensor, nn
 
 from .chain import Chain, walk
 from .config import HsiviError, InferConfig
-from .distill import Share, active_layers, make_optimizer, rng, student_rate, update, warmup_rounds
+from .distill import (
+    Share,
+    active_layers,
+    ema_update,
+    make_optimizer,
+    rng,
+    student_rate,
+    update,
+    warmup_rounds,
+)
 from .gaussian import Affine, fit_gaussian
 from .objective import (
     divergence_bound,
@@ -437,19 +446,9 @@ def play_round(players: Players, config: InferConfig, round_: int) -> dict[str, 
     loss = sum(loss for loss, _ in found.values())
     loss.backward()
     norm = update(players.optimizer, config.clip, Share())
-    ema_update(players, config, step)
+    ema_update(players.ema.parameters(), players.family.parameters(), config.ema, step)
     measured |= {"loss": loss.item(), "norm": norm}
     return measured | {f"divergence_{k}": value.item() for k, (_, value) in found.items()}
-
-
-@torch.no_grad()
-def ema_update(players: Players, config: InferConfig, step: int) -> None:
-    """Move the averaged family towards the one that trains, the less the later."""
-    decay = min(config.ema, (1 + step) / (10 + step))
-    for average, parameter in zip(
-        players.ema.parameters(), players.family.parameters(), strict=True
-    ):
-        average.lerp_(parameter, 1 - decay)
 
 
 @torch.no_grad()

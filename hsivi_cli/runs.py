@@ -1,4 +1,6 @@
-"""The manners of a long run: signals, logs that lose nothing, lines beside a progress bar."""
+"""The manners of a long run: signals, logs that lose nothing, lines beside a progress bar, and the
+settings that a resumed one may change.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +8,13 @@ import json
 import signal
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 from tqdm import tqdm
 
-
-def is_finite(value: float) -> bool:
-    return value == value and abs(value) != float("inf")
+from .checkpoint import write_text
+from .config import HsiviError
 
 
 class Interrupt:
@@ -44,6 +46,30 @@ def append(path: Path, row: dict) -> None:
 def whole_lines(text: str) -> list[str]:
     """The lines of a log; one that a full disk or a power cut broke off is left out."""
     return [line for line in text.splitlines() if line.startswith("{") and line.endswith("}")]
+
+
+def trim(path: Path, done: int) -> None:
+    """Drop a log's lines of later steps than a checkpoint's."""
+    if path.exists():
+        kept = [line for line in whole_lines(path.read_text()) if json.loads(line)["step"] <= done]
+        write_text(path, "".join(f"{line}\n" for line in kept))
+
+
+def refuse_changes(out: Path, old: dict, config) -> None:
+    """Stop a run from going on with other settings than it was begun with; more --steps are none.
+
+    old     its settings by name
+    config  a dataclass of options; those that are `run_only` may change
+    """
+    for item in fields(config):
+        new_value, old_value = getattr(config, item.name), old.get(item.name, item.default)
+        more_steps = item.name == "steps" and new_value >= old_value
+        if not item.metadata.get("run_only") and new_value != old_value and not more_steps:
+            flag = "--" + item.name.replace("_", "-")
+            raise HsiviError(
+                f"{out} was begun with {flag} {old_value}, not {new_value}: use that to resume, "
+                "or another --out"
+            )
 
 
 def say(text: str) -> None:

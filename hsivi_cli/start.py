@@ -47,8 +47,8 @@ def make_chain(config: TrainConfig, nfe: int, teacher: Teacher, start: str | Non
     share = parse_share(config.noise_share, chain)
     if start != "ddim" and min(share) >= 1:
         raise HsiviError(
-            f"--start {start} says nothing at --noise-share 1, which keeps only x0: give a "
-            "share below 1"
+            f"--start {start} goes with a --noise-share below 1: where layers keep only x0, "
+            "training begins at ddim's"
         )
     if config.fit_steps and max(share) >= 1:
         raise HsiviError(
@@ -137,7 +137,7 @@ def make_path(chain: Chain, teacher: Teacher) -> Path:
 def choose_starts(config: TrainConfig, teacher: Teacher) -> dict[int, str]:
     """--start auto's choice by budget; empty for any other start.
 
-    Where every layer keeps only x0 all starts are one, so ddim.
+    Where every layer keeps only x0 it is ddim's, and nothing is compared.
     """
     if config.start != "auto":
         return {}

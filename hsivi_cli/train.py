@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import json
 import math
 import sys
 import time
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 
@@ -29,10 +28,11 @@ from .chain import Chain
 from .checkpoint import (
     checkpoints,
     load_checkpoint,
+    load_modules,
     load_optimizer,
+    module_tensors,
     optimizer_tensors,
     save_checkpoint,
-    write_text,
     writing,
 )
 from .config import HsiviError, TrainConfig, command_line, embedded
@@ -42,7 +42,7 @@ from .distill import Players, Share
 from .draw import Sampler, draw
 from .frechet import frechet_distance
 from .images import save_grid
-from .runs import Interrupt, append, is_finite, say, whole_lines
+from .runs import Interrupt, append, refuse_changes, say, trim
 from .start import choose_starts, make_chains, make_path
 from .student import is_student, load_chains, load_student, save_student, write_info
 from .teacher import Teacher, difference, load_teacher, read_json
@@ -92,7 +92,7 @@ def run(config: TrainConfig, teacher_options: dict, out: Path) -> None:
     if resumed:
         state = restore(players, *resumed)
     elif config.init:
-        start_from(players, config.init, teacher, device)
+        state["seconds"] = start_from(players, config.init, teacher, device)
     share = Share(
         accelerator.process_index, accelerator.num_processes, lambda t: reduce(t, reduction="mean")
     )
@@ -119,7 +119,7 @@ def run(config: TrainConfig, teacher_options: dict, out: Path) -> None:
                 raise HsiviError(
                     f"out of memory at step {step}: {hint}; or take a smaller --batch-size"
                 ) from error
-            if not all(map(is_finite, measured.values())):
+            if not all(map(math.isfinite, measured.values())):
                 raise not_finite(step, out, config)
             state["round"] = round_ + 1
             book.log(step, measured, bar)
@@ -180,16 +180,7 @@ def check_out(out: Path, config: TrainConfig, teacher: Teacher) -> bool:
         raise HsiviError(
             f"{out} distils another teacher, with {other}: use that one to resume, or another --out"
         )
-    old = info["config"]
-    for item in fields(TrainConfig):
-        new_value, old_value = getattr(config, item.name), old.get(item.name, item.default)
-        more_steps = item.name == "steps" and new_value >= old_value
-        if not item.metadata.get("run_only") and new_value != old_value and not more_steps:
-            flag = "--" + item.name.replace("_", "-")
-            raise HsiviError(
-                f"{out} was begun with {flag} {old_value}, not {new_value}: use that to resume, "
-                "or another --out"
-            )
+    refuse_changes(out, info["config"], config)
     return True
 
 
@@ -265,9 +256,9 @@ def make_players(
     )
 
 
-def start_from(players: Players, path: str, teacher: Teacher, device: torch.device) -> None:
+def start_from(players: Players, path: str, teacher: Teacher, device: torch.device) -> float:
     """--init: begin with another run's averaged student, its noise scale where the shapes agree,
-    and its fake score.
+    and its fake score. Returns the seconds that it took.
     """
     other = load_student(path, device)
     if unlike := difference(other.info["teacher"], teacher.identity):
@@ -284,6 +275,7 @@ def start_from(players: Players, path: str, teacher: Teacher, device: torch.devi
         theirs = {name: found[0].get(f"fake_score.{name}") for name in own}
         fit = {n: t for n, t in theirs.items() if t is not None and t.shape == own[n].shape}
         players.fake_score.load_state_dict(own | fit)
+    return other.info["seconds"]
 
 
 def make_judge(config: TrainConfig, device: torch.device) -> tuple[Detector, Statistics] | None:
@@ -303,24 +295,15 @@ MODULES = ("student", "ema", "fake_score")
 
 def snapshot(players: Players) -> dict[str, Tensor]:
     """Everything that changes in training, as named tensors."""
-    tensors = {
-        f"{m}.{name}": t for m in MODULES for name, t in getattr(players, m).state_dict().items()
-    }
+    tensors = module_tensors(players, MODULES)
     tensors |= {"log_scale": players.log_scale, "ema_scale": players.ema_scale}
     tensors |= optimizer_tensors(players.student_optimizer, "student_optimizer")
     return tensors | optimizer_tensors(players.fake_optimizer, "fake_optimizer")
 
 
-def load_module(module: torch.nn.Module, tensors: dict[str, Tensor], prefix: str) -> None:
-    module.load_state_dict(
-        {n[len(prefix) + 1 :]: t for n, t in tensors.items() if n.startswith(prefix + ".")}
-    )
-
-
 def restore(players: Players, tensors: dict[str, Tensor], state: dict) -> dict:
     """The inverse of `snapshot`. Returns the state that lay beside the tensors."""
-    for module in MODULES:
-        load_module(getattr(players, module), tensors, module)
+    load_modules(players, MODULES, tensors)
     players.log_scale.data.copy_(tensors["log_scale"])
     players.ema_scale.copy_(tensors["ema_scale"])
     load_optimizer(players.student_optimizer, "student_optimizer", tensors)
@@ -353,17 +336,16 @@ class Book:
         with writing(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
         write_info(self.out, self.info())
-        done = max(0, self.state["round"] - distill.opening_rounds(self.config))
+        begun = self.state["round"] >= distill.regress_rounds(self.config)  # step 0 is over
         for name in ("metrics.jsonl", "timing.jsonl", "evaluations.jsonl"):
-            path = self.out / name
-            if path.exists():
-                lines = whole_lines(path.read_text())
-                write_text(
-                    path, "".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= done)
-                )
+            trim(self.out / name, self.step() if begun else -1)
+
+    def step(self) -> int:
+        """Student updates so far."""
+        return max(0, self.state["round"] - distill.opening_rounds(self.config))
 
     def seconds(self) -> float:
-        """Spent on this run so far, over all its parts."""
+        """Spent on this student so far, over all parts of this run and the one of --init."""
         return self.before + time.monotonic() - self.begin
 
     def info(self) -> dict:
@@ -374,7 +356,7 @@ class Book:
             "nfe": self.config.budgets,
             "config": asdict(self.config),
             "starts": self.starts,
-            "step": max(0, self.state["round"] - distill.opening_rounds(self.config)),
+            "step": self.step(),
             "seconds": round(self.state["seconds"], 1),
             "best": self.state["best"],
         }

@@ -1,12 +1,12 @@
 """Layers against diffusers' DDIM and closed formulas; walks, levels and observing as defined."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import gauss_hermite, linear_table
 
-from hsivi_cli import chain as chains
 from hsivi_cli.chain import (
     ddim_chain,
     draw_levels,
@@ -352,11 +352,12 @@ def test_under_full_renoising_layer_eps_is_the_noise_itself(tau):
     torch.testing.assert_close(layer_eps, noise, rtol=1e-12, atol=0)
 
 
-def edges(chain, levels, time_count=1000):
+def edges(chain, levels):
     """The lowest and highest tau of each layer."""
     layers = torch.arange(1, chain.nfe + 1)
     lowest, highest = torch.zeros(chain.nfe), torch.full((chain.nfe,), 1 - 2.0**-24)
-    return [draw_levels(chain, layers, u, levels, time_count).tolist() for u in (lowest, highest)]
+    table = linear_table()
+    return [draw_levels(chain, layers, u, levels, table).tolist() for u in (lowest, highest)]
 
 
 def test_levels_stay_in_their_layers_segment_and_the_top_reaches_the_schedules_end():
@@ -376,7 +377,7 @@ def test_the_papers_own_level_is_the_layers():
 def test_segments_are_drawn_evenly():
     chain = make([0, 25, 40])
     uniform = (torch.arange(2000) + 0.5) / 2000
-    tau = draw_levels(chain, torch.ones(2000, dtype=torch.long), uniform, "segment", 1000)
+    tau = draw_levels(chain, torch.ones(2000, dtype=torch.long), uniform, "segment", linear_table())
     assert tau.bincount().tolist() == [0] * 5 + [100] * 20
 
 
@@ -403,5 +404,8 @@ def test_levels_never_overlap_nor_leave_the_schedule_in_short_or_odd_grids(times
     assert own_low == own_high and own_low[0] >= 0
 
 
-def test_levels_are_a_known_list():
-    assert chains.LEVELS == ("segment", "above", "own")
+@pytest.mark.parametrize("levels", ["segment", "above", "own"])
+def test_levels_are_those_of_the_states_whatever_the_network_is_told(levels):
+    chain = make([0, 150, 340, 560])
+    told = replace(chain, time=torch.tensor([0.0, 131.5, 366.2, 555.0]).double())
+    assert edges(told, levels) == edges(chain, levels)

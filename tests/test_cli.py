@@ -83,6 +83,8 @@ def test_one_call_has_defaults_of_its_own_which_presets_files_and_typing_win_ove
     file = written(tmp_path, {"nfe": "1", "regress_steps": 0})
     assert dry_run("--config", file)["regress_steps"] == 0
     assert dry_run("--preset", "sid")["regress_steps"] == 0
+    for share in ("1.0", "1,1"):
+        assert dry_run("--nfe", 2, "--noise-share", share)["regress_steps"] == 640
     assert dry_run("--nfe", 1, "--noise-share", 0.5)["regress_steps"] == 0  # which refuses it
     cli.check_train(TrainConfig(nfe="1", **own))
 
@@ -98,6 +100,7 @@ def test_one_call_has_defaults_of_its_own_which_presets_files_and_typing_win_ove
         (("--nfe", 6, "--noise-share", 1), {}),
         (("--nfe", 5, "--grid-top", 600), {"grid_top": 600}),
         (("--nfe", 5, "--start", "ddim"), {}),
+        (("--nfe", 5, "--levels", "own"), {"levels": "own"}),
         (("--nfe", 5, "--regress-steps", 5), {"regress_steps": 5}),
         (("--preset", "hsivi"), {k: PRESETS["hsivi"][k] for k in ("noise_share", "student_rate")}),
     ],

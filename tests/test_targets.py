@@ -194,12 +194,24 @@ def test_waveforms_have_breimans_means():
     torch.testing.assert_close(inputs[labels == 1].mean(0), wave + other, rtol=0, atol=0.075)
 
 
-def test_a_path_that_the_drift_itself_makes_is_likelier_than_its_neighbours():
-    target = targets.diffusion_path()
-    still = torch.zeros(1, 100, dtype=torch.float64)
-    score = target.score(still)
-    better = still + 1e-3 * score
-    assert target.log_prob(better) > target.log_prob(still)
+def test_a_path_is_euler_steps_of_the_drift_and_twenty_observations_of_sd_a_tenth():
+    target, x = targets.diffusion_path(), 0.5 * numbers(6, 100)
+
+    def observed(x):  # the log density less that of the steps
+        before = torch.cat([torch.zeros(len(x), 1), x[:, :-1]], 1)
+        mean = before + 0.01 * 10 * before * (1 - before**2) / (1 + before**2)
+        return target.log_prob(x) - torch.distributions.Normal(mean, 0.1).log_prob(x).sum(1)
+
+    # where was it seen, if the rest is normal in every fifth coordinate and flat in the others?
+    x.requires_grad_()
+    (slope,) = torch.autograd.grad(observed(x).sum(), x)
+    seen = (x + 0.1**2 * slope).detach()
+    at = torch.arange(4, 100, 5)
+    torch.testing.assert_close(seen[:, at], seen[:1, at].expand(6, -1), rtol=0, atol=1e-9)
+    hidden = torch.ones(100, dtype=torch.bool).index_fill(0, at, False)
+    torch.testing.assert_close(slope[:, hidden], torch.zeros(6, 80).double(), rtol=0, atol=1e-9)
+    # the drift leads from 0 to one of the wells at -1 and 1, where its noise has an sd near .3
+    assert 0.6 < seen[0, at][-10:].abs().mean() < 1.4
 
 
 def test_a_log_density_of_the_wrong_shape_or_without_gradient_is_refused():

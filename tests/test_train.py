@@ -426,6 +426,34 @@ def test_the_best_evaluation_is_exported_and_remembered_across_resume(teacher, t
     assert load_student(out).info["best"]["step"] == 5
 
 
+def test_an_evaluation_that_no_checkpoint_knows_is_made_once(teacher, tmp_path, monkeypatch):
+    save_detector(tmp_path / "detector")
+    hsivi("sample", teacher, "--solver", "ddim", "--nfe", 2, "--count", 20, "--out",
+          tmp_path / "real.npz", "--device", "cpu")  # fmt: skip
+    out = tmp_path / "run"
+    judged = ("--reference", tmp_path / "real.npz", "--detector", tmp_path / "detector")
+    judged += ("--eval-count", 20, "--regress-steps", 2)
+    with monkeypatch.context() as context:  # the power fails after the regressed student's
+
+        def fail(*arguments):
+            raise KeyboardInterrupt
+
+        context.setattr("hsivi_cli.train.save_checkpoint", fail)
+        hsivi("train", teacher, "--out", out, *QUICK, *judged, exit_code=130)
+    assert [row["step"] for row in rows(out / "evaluations.jsonl")] == [0]
+    train(teacher, out, *judged)
+    assert [row["step"] for row in rows(out / "evaluations.jsonl")] == [0, 2]
+
+
+def test_a_students_minutes_count_those_of_the_run_it_began_with(teacher, tmp_path):
+    train(teacher, tmp_path / "first")
+    edit_json(tmp_path / "first" / "hsivi.json", seconds=600.0)
+    train(teacher, tmp_path / "second", "--init", tmp_path / "first", "--minutes", 1e-9)
+    train(teacher, tmp_path / "second", "--init", tmp_path / "first")
+    assert 600 < load_student(tmp_path / "second").info["seconds"] < 700
+    assert all(row["seconds"] > 600 for row in rows(tmp_path / "second" / "timing.jsonl"))
+
+
 # ---- every option, end to end --------------------------------------------------------------------
 
 OPTIONS = [
@@ -661,7 +689,7 @@ def test_a_run_begins_with_another_runs_student(teacher, save_teacher, tmp_path)
         ("--noise-share 1.5", "[0, 1]"),
         ("--start edm --noise-share 0", "no solver 'edm'"),
         ("--start heun --noise-share 0 --nfe 3", "heun"),
-        ("--start deis", "--noise-share 1"),
+        ("--start deis", "--noise-share below 1"),
         ("--log-scale pixel", "frozen"),
         ("--levels own --noise-share 0", "--levels own"),
         ("--regress-steps 5 --noise-share 0.9", "--noise-share 1"),
