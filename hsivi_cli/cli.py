@@ -80,7 +80,7 @@ class Group(click.Group):
             click.echo("error: out of memory: take a smaller --batch-size", err=True)
             sys.exit(1)
         except KeyboardInterrupt:
-            click.echo("stopped; nothing is lost: type the same line again", err=True)
+            click.echo("stopped; all that was written is whole: type the same line again", err=True)
             sys.exit(130)
 
 

@@ -303,9 +303,8 @@ def update(optimizer: torch.optim.Optimizer, clip: float, share: Share) -> float
     """Average gradients over processes, clip, step. Returns the gradient norm, not finite if any
     gradient is not: then no step.
     """
-    gradients = [
-        p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
-    ]
+    trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    gradients = [p.grad for p in trained]
     if share.world > 1:
         flat = share.mean(torch.cat([g.flatten() for g in gradients]))
         for gradient, part in zip(
@@ -314,8 +313,7 @@ def update(optimizer: torch.optim.Optimizer, clip: float, share: Share) -> float
             gradient.copy_(part.view_as(gradient))
     norm = torch.nn.utils.get_total_norm(gradients)
     if torch.isfinite(norm):
-        for gradient in gradients:
-            gradient.mul_((clip / (norm + 1e-6)).clamp(max=1.0))
+        torch.nn.utils.clip_grads_with_norm_(trained, clip, norm)
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm.item()

@@ -55,17 +55,15 @@ def chain_digest(sampler: Sampler) -> str:
 
 def student_sampler(student: Student, nfe: int | None = None, dtype: str = "float32") -> Sampler:
     nfe, model = student.budget(nfe), student.model
-    network = model.network(dtype=dtype)
-    scale = student.log_scales[nfe]
     return Sampler(
-        student.name,
-        "student",
-        network,
-        student.chains[nfe],
-        scale,
-        model.shape,
-        model.label_count,
-        f"{model.digest} {model.prediction}",
+        name=student.name,
+        kind="student",
+        network=model.network(dtype=dtype),
+        chain=student.chains[nfe],
+        log_scale=student.log_scales[nfe],
+        shape=model.shape,
+        label_count=model.label_count,
+        digest=f"{model.digest} {model.prediction}",
     )
 
 
@@ -75,17 +73,15 @@ def solver_sampler(
     """A training-free solver on a teacher; kind "teacher" marks the many-call one that stands for
     the teacher itself.
     """
-    chain = solver(name, nfe, teacher.scheduler, teacher.table)
-    scale = torch.zeros(1, *[1] * len(teacher.shape))
     return Sampler(
-        name,
-        kind,
-        teacher.network(dtype=dtype),
-        chain,
-        scale,
-        teacher.shape,
-        teacher.label_count,
-        f"{teacher.digest} {teacher.prediction}",
+        name=name,
+        kind=kind,
+        network=teacher.network(dtype=dtype),
+        chain=solver(name, nfe, teacher.scheduler, teacher.table),
+        log_scale=torch.zeros(1, *[1] * len(teacher.shape)),
+        shape=teacher.shape,
+        label_count=teacher.label_count,
+        digest=f"{teacher.digest} {teacher.prediction}",
     )
 
 

@@ -119,8 +119,10 @@ def curvature(target, x: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
     with torch.enable_grad():
         at = x.detach().expand(dim, -1).clone().requires_grad_()
         score = target.score(at)  # one row a coordinate: one pass gives the whole Hessian
-        hessian = torch.autograd.grad(score.diagonal().sum(), at)[0] if score.requires_grad else x
-    if hessian.shape[0] != dim or not torch.isfinite(hessian).all():
+        hessian = None
+        if score.requires_grad:
+            (hessian,) = torch.autograd.grad(score.diagonal().sum(), at)
+    if hessian is None or not torch.isfinite(hessian).all():
         hessian = -torch.eye(dim).to(x) / scale**2
     hessian = hessian.double()
     values, axes = torch.linalg.eigh(-(hessian + hessian.T) / 2)

@@ -68,12 +68,6 @@ def open_images(path: Path, batch_size: int = 256) -> tuple[int, Iterator[Tensor
     return len(images), iter(images.split(batch_size))
 
 
-def read_folder(path: Path) -> Tensor:
-    """All images of a folder, uint8 [N, H, W, C], in the order of the file names."""
-    files = _image_files(Path(path))
-    return next(_read_files(files, batch_size=len(files)))
-
-
 def read_npz(path: Path) -> Tensor:
     """The images of an .npz file, under "images" or "arr_0"; uint8 [N, H, W, C] (grey ones also
     [N, H, W])."""
@@ -108,8 +102,6 @@ def open_npz(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
 
 
 def _image_files(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise HsiviError(f"{folder}: no such folder")
     files = [f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and f.name[0] != "."]
     if not files:
         raise HsiviError(f"{folder}: no image in this folder ({', '.join(sorted(SUFFIXES))})")

@@ -34,10 +34,10 @@ def score_matching_loss(
 ) -> Tensor:
     """weight gap . ((layer_eps - teacher_eps) - a gap): the student's side of the minimax.
 
-    a = 1/2 is half of HSIVI-SM's, with f exact half the Fisher divergence, and its gradient; a in
-    [1, 1.2] is SiD's
-    [Zhou et al. 2024]. Differentiate through x into both networks (their weights held) and through
-    layer_eps into log_scale.
+    a = 1/2 is half of HSIVI-SM's: with f exact, its mean is weight / 2 times that of |f_eps -
+    teacher_eps|^2, sigma^2 times the Fisher divergence, and so is its gradient. a in [1, 1.2] is
+    SiD's [Zhou et al. 2024]. Differentiate through x into both networks (their weights held) and
+    through layer_eps into log_scale.
     """
     gap = f_eps - teacher_eps
     return weight * dot(gap, layer_eps - teacher_eps - a * gap)
@@ -75,7 +75,8 @@ def level_weight(
 
     flat    1
     sigma2  sigma^2, HSIVI's
-    ratio   sigma / sqrt(alpha_bar), about 1 in units of x0
+    ratio   sigma / sqrt(alpha_bar): an eps gap times it is the gap of x0, so with a loss linear in
+            the gap (reverse KL) levels weigh alike in units of x0
     sid     (sigma^2 / alpha_bar) / mean |x - x0_teacher|, no gradient; x is the layer's mean [SiD,
             eq. 28]
 

@@ -64,18 +64,6 @@ def eps_to_x0(eps: Tensor, x: Tensor, alpha_bar: Tensor) -> Tensor:
     return (x - over(sigma_of(alpha_bar), x) * eps) / over(alpha_bar.sqrt(), x)
 
 
-def eps_to_score(eps: Tensor, alpha_bar: Tensor) -> Tensor:
-    """The score grad_x log p_t(x) that a noise prediction stands for.
-
-    score = -eps / sigma, by Tweedie's formula [Vincent 2011].
-
-    eps        [B, ...]  noise prediction, unit variance when the model is exact
-    alpha_bar  [B]       in (0, 1): at 1 there is no noise, hence no score
-    Returns    [B, ...]  in units of 1 / x
-    """
-    return -eps / over(sigma_of(alpha_bar), eps)
-
-
 def noise_to_signal(alpha_bar: Tensor) -> Tensor:
     """sigma / sqrt(alpha_bar): what an eps network's error is multiplied by in its x0."""
     return sigma_of(alpha_bar) / alpha_bar.sqrt()

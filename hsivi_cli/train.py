@@ -13,7 +13,7 @@ import importlib.util
 import math
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -314,16 +314,28 @@ def restore(players: Players, tensors: dict[str, Tensor], state: dict) -> dict:
 # ---- what is written -----------------------------------------------------------------------------
 
 
+@dataclass
 class Book:
-    """A run's folder as the main process writes it; on the others every method only keeps step."""
+    """A run's folder as the main process writes it; on the others every method only keeps step.
 
-    def __init__(self, out, config, teacher, players, starts, accelerator, judge, state, begin):
-        self.out, self.config, self.teacher, self.players = out, config, teacher, players
-        self.starts, self.accelerator, self.judge, self.state = starts, accelerator, judge, state
-        self.writes = accelerator.is_main_process
+    state  round, best (the best evaluation) and seconds, as a checkpoint keeps them
+    begin  time.monotonic() when this part of the run began
+    """
+
+    out: Path
+    config: TrainConfig
+    teacher: Teacher
+    players: Players
+    starts: dict[int, str]
+    accelerator: Accelerator
+    judge: tuple[Detector, Statistics] | None
+    state: dict
+    begin: float
+
+    def __post_init__(self):
+        self.writes = self.accelerator.is_main_process
         self.divergence = None
-        self.before, self.begin = state["seconds"], begin
-        self.last = self.before
+        self.before = self.last = self.state["seconds"]
 
     def open(self) -> None:
         """Write the run's description, drop metrics that the checkpoint does not know, start the
@@ -401,17 +413,15 @@ class Book:
             )
 
     def sampler(self, chain: Chain) -> Sampler:
-        players, teacher = self.players, self.teacher
-        network = teacher.network(players.ema, self.config.dtype)
         return Sampler(
-            "student",
-            "student",
-            network,
-            chain,
-            players.ema_scale,
-            teacher.shape,
-            teacher.label_count,
-            "",
+            name="student",
+            kind="student",
+            network=self.teacher.network(self.players.ema, self.config.dtype),
+            chain=chain,
+            log_scale=self.players.ema_scale,
+            shape=self.teacher.shape,
+            label_count=self.teacher.label_count,
+            digest="",  # it still changes
         )
 
     def evaluate(self, step: int) -> None:

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from hsivi_cli.cli import main
 from hsivi_cli.detector import Classifier
+from hsivi_cli.images import open_images
 
 # a network that trains at some 20 steps a second, in the options of conftest's tiny_unet
 TINY = {
@@ -50,6 +51,11 @@ def rows(path):
 def tree(folder):
     """Every file below a folder with its bytes."""
     return {f.relative_to(folder): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+def read_folder(folder):
+    """All images of a folder, uint8 [N, H, W, C], in the order of the file names."""
+    return torch.cat([*open_images(folder)[1]])
 
 
 def finite(row):

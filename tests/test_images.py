@@ -7,6 +7,7 @@ import struct
 import numpy as np
 import pytest
 import torch
+from command import read_folder
 from PIL import Image
 
 from hsivi_cli.config import HsiviError
@@ -14,7 +15,6 @@ from hsivi_cli.images import (
     GAP,
     dataset_images,
     open_images,
-    read_folder,
     read_npz,
     save_grid,
     save_npz,
@@ -175,11 +175,11 @@ def test_a_png_with_any_one_byte_broken_is_read_or_refused(tmp_path):
     assert refused > len(whole)  # anything else than HsiviError has ended the test
 
 
-def test_empty_and_missing_folders_are_refused(tmp_path):
+def test_empty_folders_and_missing_paths_are_refused(tmp_path):
     with pytest.raises(HsiviError, match="no image in this folder"):
         open_images(tmp_path)
-    with pytest.raises(HsiviError, match="no such folder"):
-        read_folder(tmp_path / "none")
+    with pytest.raises(HsiviError, match=r"none: not a readable .npz file \(.*No such file"):
+        open_images(tmp_path / "none")
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,12 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from command import TINY, hsivi, refusal, train, tree
+from command import TINY, hsivi, read_folder, refusal, train, tree
 from PIL import Image
 
 from hsivi_cli import images, sample
 from hsivi_cli.draw import draw, solver_sampler, student_sampler
-from hsivi_cli.images import read_folder, read_npz
+from hsivi_cli.images import read_npz
 from hsivi_cli.student import load_student
 from hsivi_cli.teacher import load_teacher
 

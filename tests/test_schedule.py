@@ -8,7 +8,7 @@ from conftest import linear_table
 
 from hsivi_cli import schedule
 from hsivi_cli.config import HsiviError
-from hsivi_cli.schedule import eps_to_score, eps_to_x0, grid, noise_to_signal, over, to_eps
+from hsivi_cli.schedule import eps_to_x0, grid, noise_to_signal, over, to_eps
 
 
 @pytest.fixture
@@ -51,16 +51,6 @@ def test_noise_and_velocity_are_diffusers(draws):
     torch.testing.assert_close(schedule.add_noise(x0, noise, alpha_bar), x, **close)
     velocity = scheduler.get_velocity(x0, noise, times)
     torch.testing.assert_close(to_eps(velocity, x, alpha_bar, "v_prediction"), noise, **close)
-
-
-def test_the_score_of_a_gaussian_is_its_log_densitys_gradient():
-    alpha_bar = torch.tensor([0.3, 0.9], dtype=torch.float64)
-    x = torch.tensor([[0.4, -1.0], [2.0, 0.1]], dtype=torch.float64, requires_grad=True)
-    mean, var = over(alpha_bar.sqrt(), x) * 0.7, over(alpha_bar * 0.5 + 1 - alpha_bar, x)
-    log_density = -((x - mean).square() / (2 * var)).sum()
-    eps = over((1 - alpha_bar).sqrt(), x) * (x - mean) / var  # E[noise | x]
-    (score,) = torch.autograd.grad(log_density, x)
-    torch.testing.assert_close(eps_to_score(eps, alpha_bar), score, atol=1e-14, rtol=0)
 
 
 def test_a_level_takes_the_dtype_of_what_it_multiplies():
