@@ -86,9 +86,9 @@ class TrainConfig:
     start: str = option(
         "ddim",
         "what the layers are before training: ddim, a solver whose times and coefficients they "
-        "take (dpm++2, dpm++3, unipc, deis, ipndm, each with -lu, -karras, -leading, -trailing "
-        "where it has them), or auto for the one whose images lie nearest to the teacher's own; "
-        "unipc-leading from --nfe 5 up",
+        "take (dpm++2, dpm++3, unipc, deis or ipndm, with -linspace, -leading, -trailing, "
+        "-karras, -lu, -quad, -log-snr or -auto where it has them), or auto for the one whose "
+        "images lie nearest to the teacher's own; unipc-leading for one budget from --nfe 5 up",
     )
     fit_steps: int = option(
         0,
@@ -98,13 +98,14 @@ class TrainConfig:
     regress_steps: int = option(
         0,
         "before distilling, updates that teach every call the end of the teacher's own path from "
-        "where the call begins; for layers that keep only x0. 4000 at --nfe 1, 640 at 2 and 3",
+        "where the call begins; for layers that keep only x0. 4000 at --nfe 1, 640 at 2 and 3, "
+        "where that is the only budget",
     )
     regress_rate: float = option(3e-4, "the student's learning rate in --regress-steps")
     noise_share: str = option(
         "1",
         "noise share s0/sigma of each layer in [0, 1]: one number, K numbers from layer 1 up, or "
-        "eta:0.2 for DDIM's eta; 0.2 from --nfe 5 up",
+        "eta:0.2 for DDIM's eta; 0.2 for one budget from --nfe 5 up",
     )
     log_scale: str = option(
         "frozen",
@@ -153,13 +154,13 @@ class TrainConfig:
     steps: int = option(
         300,
         "student updates in all; 0 writes the untrained or regressed student, and is the default "
-        "at --nfe 1; 100 at --nfe 2, 150 at 3, 100 from 5 up",
+        "at --nfe 1; for one budget 100 at --nfe 2, 150 at 3, 100 from 5 up",
     )
     batch_size: int = option(32, "samples per update, over all devices")
     accumulate: int = option(1, "split each update's batch into this many parts, to save memory")
     fake_updates: int = option(5, "fake-score updates between two student updates")
     fake_warmup: int = option(60, "fake-score updates before the first student update")
-    student_rate: float = option(3e-5, "the student's learning rate; 1e-5 from --nfe 5 up")
+    student_rate: float = option(3e-5, "the student's learning rate; 1e-5 for one budget from --nfe 5 up")
     fake_rate: float = option(4e-4, "the fake score's learning rate")
     rate_warmup: int = option(10, "student updates over which its rate rises")
     decay: str = option(
@@ -400,8 +401,9 @@ class InferConfig:
     base_scale: float = option(1.0, "sd of the base that x_K is drawn from, in the frame")
     frame: str = option(
         "auto",
-        "coordinates of the layers: those in which the target's best Gaussian is N(0, I), or its "
-        "own; auto: its own up to two of them or with --bridge diffusion",
+        "coordinates of the layers: those in which the target's best Gaussian is N(0, I), or the "
+        "target's own; auto: the target's own where they are one or two or with --bridge "
+        "diffusion, else the Gaussian's",
         choices=("auto", "gaussian", "none"),
     )
 
