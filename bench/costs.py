@@ -47,7 +47,7 @@ def main() -> None:
     device = pick_device(args.device)
     teacher = load_teacher(device=device)
     config = TrainConfig(nfe=str(args.nfe), fake_warmup=0)
-    players = train.make_players(config, teacher, make_chains(config, teacher, {}), device)
+    players = train.make_players(config, teacher, make_chains(config, teacher, {}))
     networks = {
         name: Timed(getattr(players, name)) for name in ("student_eps", "fake_eps", "teacher_eps")
     }

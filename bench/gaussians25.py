@@ -185,33 +185,16 @@ def make_chains(config: TrainConfig) -> list[Chain]:
 def make_players(config: TrainConfig, start: EpsMLP) -> distill.Players:
     own = make_chains(config)
     calls = sum(chain.nfe for chain in own)
-    student, ema = copy.deepcopy(start), copy.deepcopy(start)
-    fake = start.told(calls) if config.tells else copy.deepcopy(start)
-    scales = {"frozen": 1, "scalar": 1, "layer": calls, "pixel": 1}[config.log_scale]
-    log_scale = nn.Parameter(torch.zeros(scales, 2 if config.log_scale == "pixel" else 1))
-    log_scale.requires_grad_(config.log_scale != "frozen")
-    trained = [*student.parameters(), *([log_scale] if log_scale.requires_grad else [])]
-    return distill.Players(
-        student=student,
-        student_eps=student,
-        fake_score=fake,
-        fake_eps=fake,
+    return distill.make_players(
+        config,
+        own,
+        student=copy.deepcopy(start),
+        fake_score=start.told(calls) if config.tells else copy.deepcopy(start),
+        network=lambda mlp: mlp,
         teacher_eps=exact_eps,
-        ema=ema.requires_grad_(False),
-        log_scale=log_scale,
-        ema_scale=log_scale.detach().clone(),
-        chains=own,
         table=TABLE,
         shape=(2,),
-        label_count=None,
-        told=config.tells,
         paths=[make_path(chain, TEACHER) for chain in own] if config.regress_steps else [],
-        student_optimizer=distill.make_optimizer(
-            config.optimizer, trained, config.student_rate, config.student_beta1
-        ),
-        fake_optimizer=distill.make_optimizer(
-            config.optimizer, fake.parameters(), config.fake_rate, config.fake_beta1
-        ),
     )
 
 

@@ -160,7 +160,9 @@ class TrainConfig:
     accumulate: int = option(1, "split each update's batch into this many parts, to save memory")
     fake_updates: int = option(5, "fake-score updates between two student updates")
     fake_warmup: int = option(60, "fake-score updates before the first student update")
-    student_rate: float = option(3e-5, "the student's learning rate; 1e-5 for one budget from --nfe 5 up")
+    student_rate: float = option(
+        3e-5, "the student's learning rate; 1e-5 for one budget from --nfe 5 up"
+    )
     fake_rate: float = option(4e-4, "the fake score's learning rate")
     rate_warmup: int = option(10, "student updates over which its rate rises")
     decay: str = option(

@@ -22,6 +22,7 @@ on having been interrupted.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -92,6 +93,57 @@ class Players:
     def chain(self, round_: int) -> Chain:
         """The chain whose turn a round is."""
         return self.chains[round_ % len(self.chains)]
+
+
+def make_players(
+    config: TrainConfig,
+    chains: Sequence[Chain],
+    student: nn.Module,
+    fake_score: nn.Module,
+    network: Callable[[nn.Module], Network],
+    teacher_eps: Network,
+    table: Tensor,
+    shape: tuple[int, ...],
+    label_count: int | None = None,
+    paths: Sequence[Path] = (),
+) -> Players:
+    """The players of a configuration over these networks.
+
+    network  makes a module that trains a network (x, time, labels, alpha_bar) -> eps
+    """
+    calls = sum(chain.nfe for chain in chains)
+    rest = shape if config.log_scale == "pixel" else [1] * len(shape)
+    log_scale = nn.Parameter(
+        torch.zeros(
+            calls if config.log_scale == "layer" else 1,
+            *rest,
+            device=next(student.parameters()).device,
+        ),
+        requires_grad=config.log_scale != "frozen",
+    )
+    trained = [*student.parameters(), *([log_scale] if log_scale.requires_grad else [])]
+    return Players(
+        student=student,
+        student_eps=network(student),
+        fake_score=fake_score,
+        fake_eps=network(fake_score),
+        teacher_eps=teacher_eps,
+        ema=copy.deepcopy(student).requires_grad_(False),
+        log_scale=log_scale,
+        ema_scale=log_scale.detach().clone(),
+        chains=chains,
+        table=table,
+        shape=shape,
+        label_count=label_count,
+        told=config.tells,
+        paths=paths,
+        student_optimizer=make_optimizer(
+            config.optimizer, trained, config.student_rate, config.student_beta1
+        ),
+        fake_optimizer=make_optimizer(
+            config.optimizer, fake_score.parameters(), config.fake_rate, config.fake_beta1
+        ),
+    )
 
 
 @dataclass(frozen=True)

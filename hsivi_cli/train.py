@@ -8,7 +8,6 @@ checkpoint was.
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import math
 import sys
@@ -86,7 +85,7 @@ def run(config: TrainConfig, teacher_options: dict, out: Path) -> None:
     starts = find_starts(out if earlier else None, config, teacher, accelerator)
     chains = find_chains(out if earlier else None, config, teacher, starts, accelerator)
     judge = make_judge(config, device) if accelerator.is_main_process else None
-    players = make_players(config, teacher, chains, device)
+    players = make_players(config, teacher, chains)
     state = {"round": 0, "best": None, "seconds": 0.0}
     resumed = load_checkpoint(out / "checkpoint") if earlier else None
     if resumed:
@@ -220,39 +219,20 @@ def find_chains(
     return broadcast_object_list(found)[0]
 
 
-def make_players(
-    config: TrainConfig, teacher: Teacher, chains: list[Chain], device: torch.device
-) -> Players:
+def make_players(config: TrainConfig, teacher: Teacher, chains: list[Chain]) -> Players:
+    """Student and fake score begin as the teacher."""
     calls = sum(chain.nfe for chain in chains)
-    student = teacher.new_unet()
-    fake_score = teacher.told_unet(calls) if config.tells else teacher.new_unet()
-    sizes = {"frozen": 1, "scalar": 1, "layer": calls}
-    rest = teacher.shape if config.log_scale == "pixel" else [1] * len(teacher.shape)
-    log_scale = torch.zeros(sizes.get(config.log_scale, 1), *rest, device=device)
-    log_scale = torch.nn.Parameter(log_scale, requires_grad=config.log_scale != "frozen")
-    trained = [*student.parameters(), *([log_scale] if log_scale.requires_grad else [])]
-    kind = config.optimizer
-    return Players(
-        student=student,
-        student_eps=teacher.network(student, config.dtype),
-        fake_score=fake_score,
-        fake_eps=teacher.network(fake_score, config.dtype),
+    return distill.make_players(
+        config,
+        chains,
+        student=teacher.new_unet(),
+        fake_score=teacher.told_unet(calls) if config.tells else teacher.new_unet(),
+        network=lambda unet: teacher.network(unet, config.dtype),
         teacher_eps=teacher.network(dtype=config.dtype),
-        ema=copy.deepcopy(student).requires_grad_(False),
-        log_scale=log_scale,
-        ema_scale=log_scale.detach().clone(),
-        chains=chains,
         table=teacher.table,
         shape=teacher.shape,
         label_count=teacher.label_count,
-        told=config.tells,
         paths=[make_path(chain, teacher) for chain in chains] if config.regress_steps else [],
-        student_optimizer=distill.make_optimizer(
-            kind, trained, config.student_rate, config.student_beta1
-        ),
-        fake_optimizer=distill.make_optimizer(
-            kind, fake_score.parameters(), config.fake_rate, config.fake_beta1
-        ),
     )
 
 

@@ -533,7 +533,7 @@ def test_with_a_turn_each_budgets_train_as_their_rounds_say(teacher, tmp_path):
     found = []
     for count in (1, 2):
         chains = [make_chain(config, 2, loaded)] * count
-        players = make_players(config, loaded, chains, torch.device("cpu"))
+        players = make_players(config, loaded, chains)
         measured = [distill.play_round(players, config, round_) for round_ in range(4)]
         found.append((measured, list(players.student.state_dict().values())))
     assert found[0][0] == found[1][0]
