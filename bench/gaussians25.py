@@ -1,6 +1,7 @@
 """The 25-Gaussian ground: a whole distillation in minutes, where the truth is known.
 
     python bench/gaussians25.py --nfe 5 --seeds 0,1,2
+    python bench/gaussians25.py --nfe 1 --seeds 0,1,2 width=256
     python bench/gaussians25.py --nfe 5 objective=score-matching a=1 noise_share=0.6
     python bench/gaussians25.py --nfe 1,2,5
 
@@ -164,7 +165,7 @@ RECIPE = {
     "fake_rate": 3e-3,
 }
 OF_NFE = {
-    "1": {"grid": "0,500", "level_power": 3.0, "steps": 2400},
+    "1": {"grid": "0,350", "level_power": 3.0, "fake_updates": 10, "steps": 3000},  # and width=256
     "5": {"grid": "0,20,90,240,460,760", "noise_share": "0.7"},
 }
 
