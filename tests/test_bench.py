@@ -46,20 +46,6 @@ def test_two_true_sets_read_the_floor():
         assert row["near"] == pytest.approx(0.989, abs=0.003)
 
 
-def test_sliced_w1_of_a_shift_is_its_mean_projection():
-    x = torch.randn(5000, 2, generator=torch.Generator().manual_seed(0))
-    # the mean of |cos| over directions is 2 / pi
-    assert bench.sliced_w1(x, x + torch.tensor([1.0, 0.0])) == pytest.approx(2 / torch.pi, rel=1e-3)
-    assert bench.sliced_w1(x, x) == 0
-
-
-def test_jensen_shannon_is_log_2_of_sets_apart_and_0_of_equal_ones():
-    x = torch.rand(5000, 2, generator=torch.Generator().manual_seed(0))
-    assert bench.jensen_shannon(x, x) == pytest.approx(0, abs=1e-12)
-    assert bench.jensen_shannon(x, x - 1) == pytest.approx(0.6931, abs=1e-3)
-    assert bench.jensen_shannon(x, x + 100) == pytest.approx(0.6931, abs=1e-3)  # outside counts
-
-
 def test_a_lost_mode_shows_in_w1_and_js_but_not_in_the_near_share():
     x = bench.TARGET.sample(bench.COUNT, distill.rng(1, "true"))
     x = x.clone()

@@ -7,7 +7,7 @@ import torch
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 from hsivi_cli import targets
-from hsivi_cli.points import jensen_shannon, sliced_w1
+from hsivi_cli.points import jensen_shannon
 from hsivi_cli.targets import TARGETS, Density, GaussianMixture, grid_mixture
 
 
@@ -234,12 +234,3 @@ def test_a_score_can_be_differentiated_where_its_point_can():
         slope = (target.score(x + step) - target.score(x - step)) / 2e-5
     torch.testing.assert_close(second, slope, rtol=1e-6, atol=1e-6)  # the Hessian is symmetric
     assert not target.score(x.detach()).requires_grad
-
-
-def test_distances_of_points_are_those_of_shifted_and_of_disjoint_sets():
-    x = torch.rand(1000, 2, generator=rng())
-    shift = torch.tensor([0.3, 0.4])
-    # |shift| times the mean of |cos| over directions
-    assert sliced_w1(x, x + shift) == pytest.approx(0.5 * 2 / math.pi, rel=1e-3)
-    assert sliced_w1(x, x) == jensen_shannon(x, x) == 0
-    assert jensen_shannon(x, x - 1.5) == pytest.approx(math.log(2))
