@@ -163,9 +163,10 @@ RECIPE = {
     "student_rate": 1e-3,
     "student_beta1": 0.9,
     "fake_rate": 3e-3,
+    "fake_updates": 10,
 }
 OF_NFE = {
-    "1": {"grid": "0,350", "level_power": 3.0, "fake_updates": 10, "steps": 3000},  # and width=256
+    "1": {"grid": "0,350", "level_power": 3.0, "steps": 3000},  # and width=256
     "5": {"grid": "0,20,90,240,460,760", "noise_share": "0.7"},
 }
 
