@@ -77,7 +77,7 @@ class TrainConfig:
 
     # the chain
     nfe: str = option(
-        "4", "network calls of the student (K); several, as in 1,2,4,8, for one student of all"
+        "4", "network calls of the student (K); several, as in 2,4,8, for one student of all"
     )
     grid: str = option(
         "auto", "times: auto, quad, uniform, log-snr, or K+1 rising times such as 0,300,650"
@@ -98,7 +98,7 @@ class TrainConfig:
     regress_steps: int = option(
         0,
         "before distilling, updates that teach every call the end of the teacher's own path from "
-        "where the call begins; for layers that keep only x0. 4000 at --nfe 1, 640 at 2 and 3, "
+        "where the call begins; for layers that keep only x0. 6000 at --nfe 1, 640 at 2 and 3, "
         "where that is the only budget",
     )
     regress_rate: float = option(3e-4, "the student's learning rate in --regress-steps")
@@ -225,7 +225,7 @@ class TrainConfig:
 # regression comes first, where solvers are poor; at one, distillation was seen to undo what it
 # learns. From five up the best solver is near, and a small share at a small rate keeps what it has
 REGRESSED = {
-    "1": {"regress_steps": 4000, "steps": 0},
+    "1": {"regress_steps": 6000, "steps": 0},
     "2": {"regress_steps": 640, "steps": 100},
     "3": {"regress_steps": 640, "steps": 150},
 }
