@@ -62,7 +62,7 @@ from .inference import (
     play_round,
     resolved,
 )
-from .runs import Interrupt, append, refuse_changes, say, trim
+from .runs import Interrupt, append, refuse_changes, refuse_without_checkpoint, say, trim
 from .targets import TARGETS, Density, logistic_regression, neural_regression, waveform
 
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)  # of the summary's quantiles
@@ -325,6 +325,7 @@ def check_out(out: Path, config: InferConfig, name: str, dim: int) -> bool:
             "another --out"
         )
     refuse_changes(out, info["config"], config)
+    refuse_without_checkpoint(out, info["step"], info["config"].get("steps", 0))
     return True
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .checkpoint import write_text
+from .checkpoint import checkpoints, write_text
 from .config import HsiviError
 
 
@@ -70,6 +70,15 @@ def refuse_changes(out: Path, old: dict, config) -> None:
                 f"{out} was begun with {flag} {old_value}, not {new_value}: use that to resume, "
                 "or another --out"
             )
+
+
+def refuse_without_checkpoint(out: Path, step: int, steps: int) -> None:
+    """Stop a finished run whose checkpoints are gone from beginning anew over its result."""
+    if 0 < steps <= step and not checkpoints(out / "checkpoint"):
+        raise HsiviError(
+            f"{out} holds a finished run of {step} steps without its checkpoint: it cannot go on; "
+            "choose another --out"
+        )
 
 
 def say(text: str) -> None:

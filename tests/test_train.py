@@ -4,6 +4,7 @@ import ast
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -230,6 +231,15 @@ def test_a_run_that_keeps_no_schedule_of_its_teacher_is_resumed(save_teacher, tm
     assert told.pop("schedule") == "linear 0.0001 to 0.02, 1000 times"
     edit_json(run / "hsivi.json", teacher=told)
     train(teacher, run)
+
+
+def test_a_finished_student_without_its_checkpoint_is_left_alone(teacher, tmp_path):
+    out = tmp_path / "run"
+    train(teacher, out)
+    shutil.rmtree(out / "checkpoint")
+    before = tree(out)
+    told = refusal("train", teacher, "--out", out, *QUICK, "--steps", 9)
+    assert "without its checkpoint" in told and tree(out) == before
 
 
 def test_a_folder_of_something_else_is_refused_and_left_alone(teacher, tmp_path):
