@@ -58,11 +58,13 @@ def main() -> None:
     targets = FIGURES if args.targets == "all" else args.targets.split(",")
     if unknown := set(targets) - set(FIGURES):
         parser.error(f"no figure {', '.join(unknown)}: choose from {', '.join(FIGURES)}")
-    lists = (text.split(",") for text in (args.seeds, args.layers, args.objective))
-    for seed, layers, objective, target in product(*lists, targets):
-        row = {"target": target, "layers": int(layers), "objective": objective, "seed": int(seed)}
-        own = chosen | {"seed": int(seed)}
-        row |= {"settings": args.settings} | measure(target, int(layers), objective, own)
+    seeds, counts = (map(int, text.split(",")) for text in (args.seeds, args.layers))
+    for seed, layers, objective, target in product(
+        seeds, counts, args.objective.split(","), targets
+    ):
+        row = {"target": target, "layers": layers, "objective": objective, "seed": seed}
+        row |= {"settings": args.settings}
+        row |= measure(target, layers, objective, chosen | {"seed": seed})
         print(json.dumps(row), flush=True)
         append_rows(args.json, [row])
 

@@ -62,7 +62,7 @@ from .inference import (
     play_round,
     resolved,
 )
-from .runs import Interrupt, append, refuse_changes, refuse_without_checkpoint, say, trim
+from .runs import Interrupt, append, check_resumable, say, trim
 from .targets import TARGETS, Density, logistic_regression, neural_regression, waveform
 
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)  # of the summary's quantiles
@@ -324,8 +324,7 @@ def check_out(out: Path, config: InferConfig, name: str, dim: int) -> bool:
             f"{out} samples another target ({info['target']}, {info['dim']} coordinates): choose "
             "another --out"
         )
-    refuse_changes(out, info["config"], config)
-    refuse_without_checkpoint(out, info["step"], info["config"].get("steps", 0))
+    check_resumable(out, info, config)
     return True
 
 

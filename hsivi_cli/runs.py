@@ -55,12 +55,14 @@ def trim(path: Path, done: int) -> None:
         write_text(path, "".join(f"{line}\n" for line in kept))
 
 
-def refuse_changes(out: Path, old: dict, config) -> None:
-    """Stop a run from going on with other settings than it was begun with; more --steps are none.
+def check_resumable(out: Path, info: dict, config) -> None:
+    """Stop a run from going on with other settings than it was begun with (more --steps are none),
+    and a finished one whose checkpoints are gone from beginning anew over its result.
 
-    old     its settings by name
+    info    what the folder tells of the run: `config` by name, `step`
     config  a dataclass of options; those that are `run_only` may change
     """
+    old = info["config"]
     for item in fields(config):
         new_value, old_value = getattr(config, item.name), old.get(item.name, item.default)
         more_steps = item.name == "steps" and new_value >= old_value
@@ -70,11 +72,8 @@ def refuse_changes(out: Path, old: dict, config) -> None:
                 f"{out} was begun with {flag} {old_value}, not {new_value}: use that to resume, "
                 "or another --out"
             )
-
-
-def refuse_without_checkpoint(out: Path, step: int, steps: int) -> None:
-    """Stop a finished run whose checkpoints are gone from beginning anew over its result."""
-    if 0 < steps <= step and not checkpoints(out / "checkpoint"):
+    step = info.get("step", 0)
+    if 0 < old.get("steps", 0) <= step and not checkpoints(out / "checkpoint"):
         raise HsiviError(
             f"{out} holds a finished run of {step} steps without its checkpoint: it cannot go on; "
             "choose another --out"

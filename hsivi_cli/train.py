@@ -41,7 +41,7 @@ from .distill import Players, Share
 from .draw import Sampler, draw
 from .frechet import frechet_distance
 from .images import save_grid
-from .runs import Interrupt, append, refuse_changes, refuse_without_checkpoint, say, trim
+from .runs import Interrupt, append, check_resumable, say, trim
 from .start import choose_starts, make_chains, make_path
 from .student import is_student, load_chains, load_student, save_student, write_info
 from .teacher import Teacher, difference, load_teacher, read_json
@@ -179,8 +179,7 @@ def check_out(out: Path, config: TrainConfig, teacher: Teacher) -> bool:
         raise HsiviError(
             f"{out} distils another teacher, with {other}: use that one to resume, or another --out"
         )
-    refuse_changes(out, info["config"], config)
-    refuse_without_checkpoint(out, info.get("step", 0), info["config"].get("steps", 0))
+    check_resumable(out, info, config)
     return True
 
 

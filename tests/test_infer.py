@@ -4,13 +4,14 @@ on.
 
 import json
 import os
+import shutil
 import signal
 import sys
 
 import numpy as np
 import pytest
 import torch
-from command import finite, hsivi, refusal, rows
+from command import finite, hsivi, refusal, rows, tree
 
 from hsivi_cli import infer as infer_module
 from hsivi_cli import inference, targets
@@ -254,6 +255,14 @@ def test_the_same_command_on_a_finished_run_changes_nothing(tmp_path):
     before = (tmp_path / "y" / "model.safetensors").read_bytes()
     infer("banana", tmp_path / "y", "--objective", "lb")
     assert (tmp_path / "y" / "model.safetensors").read_bytes() == before
+
+
+def test_a_finished_run_without_its_checkpoint_is_left_alone(tmp_path):
+    infer("banana", tmp_path / "y")
+    shutil.rmtree(tmp_path / "y" / "checkpoint")
+    before = tree(tmp_path / "y")
+    told = refused("banana", tmp_path / "y", "--steps", 9)
+    assert "without its checkpoint" in told and tree(tmp_path / "y") == before
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path):
