@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -48,10 +49,48 @@ def replacing(path: Path) -> Iterator[Path]:
                 shutil.rmtree(path)
             os.replace(temporary, path)
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
+        remove(temporary)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if it is there and can be."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def sweep(out: Path) -> None:
+    """Delete what a killed process left half written in a run's folder."""
+    for folder in (out, out / "checkpoint"):
+        for name in (".*.tmp*", ".export-*"):
+            for left in folder.glob(name):
+                remove(left)
+
+
+def check_place(path: Path | str | None) -> None:
+    """Refuse a place that no file or folder can be written to, before the work that it is for."""
+    if path is None:
+        return
+    path = Path(path).absolute()
+    above = next(p for p in path.parents if p.exists())
+    if path.exists() and not os.access(path, os.W_OK):
+        raise HsiviError(f"{path} may not be written: choose another place")
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise HsiviError(f"nothing can be written into {above}: choose another place than {path}")
+
+
+def check_file(path: Path | str | None, *others: Path | str | None) -> None:
+    """`check_place` of a file that may be replaced: it is no folder, and none of the `others`."""
+    check_place(path)
+    if path is None:
+        return
+    if Path(path).is_dir():
+        raise HsiviError(f"{path} is a folder: give the name of a file")
+    for other in others:
+        if other is not None and Path(path).absolute() == Path(other).absolute():
+            raise HsiviError(f"{path} is named twice: what is written would take its place")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -97,14 +136,15 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: 
         temporary.mkdir()
         write_tensors(temporary / "tensors.safetensors", tensors)
         (temporary / "state.json").write_text(json.dumps(state, indent=1))
-    for old in [*checkpoints(folder)[:-KEEP], *folder.glob(".step-*.tmp")]:  # .tmp: of a killed run
+    for old in checkpoints(folder)[:-KEEP]:
         shutil.rmtree(old)
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    found = folder.glob("step-*") if folder.is_dir() else ()
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+    """Complete checkpoints, oldest first; folders of other names are nobody's."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    numbered = [path for path in found if re.fullmatch(r"step-\d{6,}", path.name)]
+    return sorted(numbered, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict] | None:
@@ -113,9 +153,10 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict] | None:
     if not found:
         return None
     try:
-        return read_tensors(found[-1] / "tensors.safetensors"), json.loads(
-            (found[-1] / "state.json").read_text()
-        )
+        state = json.loads((found[-1] / "state.json").read_text())
+        if not isinstance(state, dict) or "round" not in state:
+            raise ValueError("state.json tells no round")
+        return read_tensors(found[-1] / "tensors.safetensors"), state
     except (HsiviError, OSError, ValueError) as error:
         hint = (
             f"delete {found[-1]} to go on from {found[-2].name}"

@@ -6,6 +6,7 @@ runs, so that help is instant.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import sys
@@ -18,13 +19,19 @@ import click
 
 from . import __version__
 from .config import (
+    ORIGIN,
     PRESETS,
+    REVISION,
+    SUBFOLDER,
+    VARIANT,
     CompareConfig,
     FidConfig,
     HsiviError,
     InferConfig,
     SampleConfig,
     TrainConfig,
+    check_numbers,
+    flag_of,
     of_nfe,
 )
 
@@ -42,7 +49,6 @@ def options_of(config: type):
             kind = hints[item.name]
             if isinstance(kind, types.UnionType):
                 kind = next(k for k in typing.get_args(kind) if k is not types.NoneType)
-            flag = "--" + item.name.replace("_", "-")
             extra = (
                 {"is_flag": True}
                 if kind is bool
@@ -53,7 +59,7 @@ def options_of(config: type):
                 }
             )
             command = click.option(
-                flag,
+                flag_of(item.name),
                 item.name,
                 default=item.default,
                 show_default=item.default is not None,
@@ -65,8 +71,29 @@ def options_of(config: type):
     return decorate
 
 
+def options_of_origin(command):
+    """Which of what lies at a teacher's name."""
+    for name, text in (("subfolder", SUBFOLDER), ("variant", VARIANT), ("revision", REVISION)):
+        command = click.option(flag_of(name), help=text)(command)
+    return command
+
+
+class Command(click.Command):
+    """A verb. Text that is empty is a mistake, such as a shell variable that is not set."""
+
+    def parse_args(self, context, args):
+        rest = super().parse_args(context, args)
+        for parameter in self.params:
+            value = context.params.get(parameter.name)
+            if value == "" or (isinstance(value, tuple) and "" in value):
+                raise click.BadParameter("it is empty", context, parameter)
+        return rest
+
+
 class Group(click.Group):
     """Turns errors the user can act on into one line and exit status 1."""
+
+    command_class = Command
 
     def invoke(self, context):
         try:
@@ -78,6 +105,12 @@ class Group(click.Group):
             if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not loaded here
                 raise
             click.echo("error: out of memory: take a smaller --batch-size", err=True)
+            sys.exit(1)
+        except OSError as error:  # a file or folder that cannot be read, a full disk
+            if error.errno in (None, errno.EPIPE):  # click ends quietly when a reader has gone
+                raise
+            about = f"{error.filename}: " if error.filename else ""
+            click.echo(f"error: {about}{error.strerror}", err=True)
             sys.exit(1)
         except KeyboardInterrupt:
             click.echo("stopped; all that was written is whole: type the same line again", err=True)
@@ -103,13 +136,7 @@ def read_config(path: str) -> dict:
         given = json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
         raise HsiviError(f"--config {path} cannot be read as JSON: {error}") from error
-    known = {item.name for item in fields(TrainConfig)} | {
-        "teacher",
-        "out",
-        "revision",
-        "variant",
-        "subfolder",
-    }
+    known = {item.name for item in fields(TrainConfig)} | {"teacher", "out", *ORIGIN}
     if not isinstance(given, dict) or not given.keys() <= known:
         unknown = (
             sorted(given.keys() - known) if isinstance(given, dict) else [type(given).__name__]
@@ -157,9 +184,7 @@ def resolve(context: click.Context, preset: str, config: str | None, given: dict
     "--config", help="a JSON file of settings, as --dry-run prints; typed options win over it"
 )
 @click.option("--dry-run", is_flag=True, help="print the resolved configuration as JSON and stop")
-@click.option("--revision", help="a hub teacher's revision, for example one with EMA weights")
-@click.option("--variant", help="a teacher's weights variant, such as fp16 or ema")
-@click.option("--subfolder", help="a folder within the teacher's")
+@options_of_origin
 @options_of(TrainConfig)
 @click.pass_context
 def train(context, preset, config, dry_run, **given) -> None:
@@ -169,29 +194,26 @@ def train(context, preset, config, dry_run, **given) -> None:
     embedded Fashion-MNIST teacher.
     """
     chosen = resolve(context, preset, config, given)
+    about = {key: chosen[key] for key in ("teacher", *ORIGIN, "out")}
+    settings = checked(TrainConfig(**{k: v for k, v in chosen.items() if k not in about}))
     if dry_run:
         click.echo(json.dumps(chosen, indent=1))
         return
-    if chosen["out"] is None:
+    if about["out"] is None:
         raise click.UsageError("Missing option '--out', the run's folder.")
-    source = {
-        "source": chosen.pop("teacher"),
-        **{key: chosen.pop(key) for key in ("revision", "variant", "subfolder")},
-    }
-    out = Path(chosen.pop("out"))
-    settings = check_train(TrainConfig(**chosen))
-    verb("train").run(settings, source, out)
+    origin = {key: about[key] for key in ORIGIN}
+    verb("train").run(settings, {"source": about["teacher"]} | origin, Path(about["out"]))
+
+
+def checked(config):
+    """The same configuration. Refuses numbers that mean nothing, and settings that exclude one
+    another.
+    """
+    check_numbers(config)
+    return check_train(config) if isinstance(config, TrainConfig) else config
 
 
 def check_train(config: TrainConfig) -> TrainConfig:
-    """Refuse numbers that mean nothing."""
-    least = {
-        "batch_size": 1, "accumulate": 1, "fake_updates": 1, "checkpoint_every": 1,
-        "eval_every": 1, "eval_count": 2, "steps": 0, "fit_steps": 0,
-        "regress_steps": 0, "fake_warmup": 0, "rate_warmup": 0,
-    }  # fmt: skip
-    positive = ("student_rate", "fake_rate", "regress_rate", "clip", "level_power")
-    check_numbers(config, least, positive)
     if len(config.budgets) > 1:
         for flag, text in (("--grid", config.grid), ("--noise-share", config.noise_share)):
             if "," in text:
@@ -204,25 +226,23 @@ def check_train(config: TrainConfig) -> TrainConfig:
                 f"--log-scale {config.log_scale} is one budget's own: keep it frozen, or give "
                 f"--nfe one number, not {config.nfe}"
             )
+    for name in ("grid", "grid_top") if config.start not in ("ddim", "auto") else ():
+        if (value := getattr(config, name)) != getattr(TrainConfig, name):
+            raise HsiviError(
+                f"{flag_of(name)} {value} is for --start ddim: {config.start} has its own times"
+            )
+    if config.grid_top is not None and "," in config.grid:
+        raise HsiviError(
+            f"--grid-top {config.grid_top} is for the rules of --grid: {config.grid} names its own "
+            "last time"
+        )
+    for name in ("detector", "detector_weights") if config.reference is None else ():
+        if value := getattr(config, name):
+            raise HsiviError(
+                f"{flag_of(name)} {value} scores nothing without --reference: give one, or leave "
+                "it out"
+            )
     return config
-
-
-def check_numbers(config, least: dict[str, int], positive: tuple[str, ...]) -> None:
-    for name, low in least.items():
-        if getattr(config, name) < low:
-            raise HsiviError(
-                f"--{name.replace('_', '-')} {getattr(config, name)} must be at least {low}"
-            )
-    for name in positive:
-        if not getattr(config, name) > 0:
-            raise HsiviError(f"--{name.replace('_', '-')} {getattr(config, name)} must be above 0")
-    if config.minutes is not None and not config.minutes > 0:
-        raise HsiviError(f"--minutes {config.minutes:g} must be above 0")
-    for name in ("student_beta1", "fake_beta1", "ema"):
-        if hasattr(config, name) and not 0 <= getattr(config, name) < 1:
-            raise HsiviError(
-                f"--{name.replace('_', '-')} {getattr(config, name)} must lie in [0, 1)"
-            )
 
 
 @main.command()
@@ -232,7 +252,7 @@ def sample(**given) -> None:
     """Draw images of a student, or with --solver of a teacher. An interrupted folder is
     completed.
     """
-    verb("sample").run(SampleConfig(**given))
+    verb("sample").run(checked(SampleConfig(**given)))
 
 
 @main.command()
@@ -245,7 +265,7 @@ def fid(**given) -> None:
     Each is a folder of images, an .npz of images or statistics, a run, or a data set such as
     cifar10-train.
     """
-    verb("fid").run(FidConfig(**given))
+    verb("fid").run(checked(FidConfig(**given)))
 
 
 @main.command()
@@ -255,7 +275,7 @@ def compare(**given) -> None:
     """Students, tuned solvers and the teacher at equal calls, seeds and noises: who wins, and by
     how much.
     """
-    verb("compare").run(CompareConfig(**given))
+    verb("compare").run(checked(CompareConfig(**given)))
 
 
 @main.command()
@@ -276,26 +296,13 @@ def infer(target, out, dim, **given) -> None:
     regression-diabetes, regression-abalone, or your own log density as module:callable, a torch
     function of [batch, dim] -> [batch], with --dim.
     """
-    settings = check_infer(InferConfig(**given))
-    verb("infer").run(settings, target, dim, Path(out))
-
-
-def check_infer(config: InferConfig) -> InferConfig:
-    """Refuse numbers that mean nothing."""
-    least = {
-        "layers": 1, "noise_dim": 0, "width": 1, "depth": 1, "mixing": 1, "steps": 0,
-        "batch_size": 2, "fake_updates": 1, "fake_warmup": 0, "rate_warmup": 0, "count": 1,
-        "checkpoint_every": 1, "chains": 2, "draws": 10,
-    }  # fmt: skip
-    least |= {"sines": 0} if config.sines is not None else {}
-    positive = ("start_scale", "base_scale", "kernel_width", "student_rate", "fake_rate", "clip")
-    check_numbers(config, least, positive)
-    return config
+    verb("infer").run(checked(InferConfig(**given)), target, dim, Path(out))
 
 
 @main.command()
 @click.argument("path", required=False)
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object")
-def info(path, as_json) -> None:
+@options_of_origin
+def info(path, as_json, **origin) -> None:
     """What a run, a teacher or a statistics file is; without PATH, the embedded teacher."""
-    verb("info").run(path, as_json)
+    verb("info").run(path, as_json, origin)

@@ -22,8 +22,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import report
-from .checkpoint import replacing, write_text
+from .checkpoint import check_file, check_place, replacing, write_text
 from .config import (
+    ORIGIN,
     CompareConfig,
     HsiviError,
     command_line,
@@ -45,7 +46,7 @@ from .detector import (
 from .device import pick_device
 from .draw import Sampler, chain_digest, draw, solver_sampler, student_sampler
 from .frechet import frechet_distance, precision_recall
-from .images import NotFinite, read_npz, save_grid, save_npz
+from .images import NotFinite, has_picture, read_npz, save_grid, save_npz
 from .runs import whole_lines
 from .student import Student, is_student, load_student
 from .teacher import (
@@ -66,10 +67,10 @@ HEAT_SHARE = 8  # it is run on this part of --tune-count
 
 def run(config: CompareConfig) -> None:
     """Measure what is asked for; print the table and who wins; write the files asked for."""
-    for name, least in (("count", 2), ("tune_count", 2), ("repeats", 1), ("batch_size", 1)):
-        if getattr(config, name) < least:
-            flag = "--" + name.replace("_", "-")
-            raise HsiviError(f"{flag} {getattr(config, name)} must be at least {least}")
+    files = [config.json, config.plot, config.html]
+    for i, file in enumerate(files):
+        check_file(file, *files[:i], *config.sources, config.reference)
+    check_place(config.grids)
     device = pick_device(config.device)
     students, teacher = open_sources(config, device)
     budgets, solvers = parse_budgets(config, students), parse_solvers(config)
@@ -147,7 +148,7 @@ def write_files(
         grids = {
             f"{s.name}, {s.nfe} calls": ruler.first_images(s)
             for s in samplers
-            if (s.name, s.nfe) in sound
+            if (s.name, s.nfe) in sound and has_picture(s.shape[0])
         }
         for title, images in grids.items() if config.grids else ():
             save_grid(
@@ -171,7 +172,10 @@ def open_sources(
     there are no solvers.
     """
     students = [load_student(path, device) for path in config.sources if is_student(path)]
-    teachers = [load_teacher(path, device) for path in config.sources if not is_student(path)]
+    origin = {key: getattr(config, key) for key in ORIGIN}
+    teachers = [
+        load_teacher(path, device, **origin) for path in config.sources if not is_student(path)
+    ]
     for other in teachers[1:]:
         if unlike := difference(other.identity, teachers[0].identity):
             raise HsiviError(
@@ -195,9 +199,10 @@ def open_sources(
 def find_teacher(student: Student, device: torch.device) -> list[Teacher]:
     """A student's own teacher, if it is still where it was and has the same weights."""
     told = student.info["teacher"]
-    for source in (told["name"], None):
+    origin = {key: told.get(key) for key in ORIGIN}
+    for source in ({"source": told["name"]} | origin, {}):
         try:
-            teacher = load_teacher(source, device)
+            teacher = load_teacher(**source, device=device)
         except HsiviError:
             continue
         if not difference(told, teacher.identity):

@@ -7,9 +7,10 @@ that `hsivi --help` is instant.
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 
@@ -52,17 +53,48 @@ MINUTES = "stop after this long, saved and ready to resume"
 SEED = "decides everything random"
 EMA_RAMP = "ramped up as (1 + step) / (10 + step)"
 JOINT = "train all layers together, or one after another from the "
+REVISION = "a hub teacher's revision, for example one with EMA weights"
+VARIANT = "a teacher's weights variant, such as fp16 or ema"
+SUBFOLDER = "a folder within the teacher's"
 DTYPES = ("float32", "bfloat16")
+ORIGIN = ("revision", "variant", "subfolder")  # of a teacher: which of what lies at its name
+SEEDS = 2**62  # seeds of images lie below: torch's generators take 64 bits, and counts come on top
 
 
 def option(default, help: str, **extra):
-    """A dataclass field that cli.py turns into a command-line option."""
+    """A dataclass field that cli.py turns into a command-line option.
+
+    Of extra, `choices` are the values there are, and `least`, `above` and `below` bound a number.
+    """
     return field(default=default, metadata={"help": help, **extra})
+
+
+def flag_of(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def check_numbers(config) -> None:
+    """Refuse numbers that mean nothing: outside the bounds of their options, NaN or infinite."""
+    for item in fields(config):
+        value, bounds = getattr(config, item.name), item.metadata
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if not math.isfinite(value):
+            wrong = "must be a finite number"
+        elif value < bounds.get("least", value):
+            wrong = f"must be at least {bounds['least']}"
+        elif "above" in bounds and value <= bounds["above"]:
+            wrong = f"must be above {bounds['above']}"
+        elif "below" in bounds and value >= bounds["below"]:
+            wrong = f"must be below {bounds['below']}"
+        else:
+            continue
+        raise HsiviError(f"{flag_of(item.name)} {value} {wrong}")
 
 
 def parse_numbers(text: str, flag: str, least: int = 1) -> list[int]:
     words = text.split(",")
-    if not all(word.strip().isdigit() and int(word) >= least for word in words):
+    if not all(word.strip().isdecimal() and int(word) >= least for word in words):
         raise HsiviError(
             f"{flag} {text} must be whole numbers from {least} up, separated by commas"
         )
@@ -94,14 +126,16 @@ class TrainConfig:
         0,
         "before training, fit the start's coefficients and told times to the teacher's own images "
         "by this many updates (300 are enough); with --steps 0 they are all that is trained",
+        least=0,
     )
     regress_steps: int = option(
         0,
         "before distilling, updates that teach every call the end of the teacher's own path from "
         "where the call begins; for layers that keep only x0. 6000 at --nfe 1, 640 at 2 and 3, "
         "where that is the only budget",
+        least=0,
     )
-    regress_rate: float = option(3e-4, "the student's learning rate in --regress-steps")
+    regress_rate: float = option(3e-4, "the student's learning rate in --regress-steps", above=0)
     noise_share: str = option(
         "1",
         "noise share s0/sigma of each layer in [0, 1]: one number, K numbers from layer 1 up, or "
@@ -137,6 +171,7 @@ class TrainConfig:
         1.0,
         "levels are drawn at low + (high - low) u^power, u uniform: above 1 the low ones are seen "
         "more often",
+        above=0,
     )
     fake_score: str = option(
         "auto",
@@ -155,24 +190,27 @@ class TrainConfig:
         300,
         "student updates in all; 0 writes the untrained or regressed student, and is the default "
         "at --nfe 1; for one budget 100 at --nfe 2, 150 at 3, 100 from 5 up",
+        least=0,
     )
-    batch_size: int = option(32, "samples per update, over all devices")
-    accumulate: int = option(1, "split each update's batch into this many parts, to save memory")
-    fake_updates: int = option(5, "fake-score updates between two student updates")
-    fake_warmup: int = option(60, "fake-score updates before the first student update")
+    batch_size: int = option(32, "samples per update, over all devices", least=1)
+    accumulate: int = option(
+        1, "split each update's batch into this many parts, to save memory", least=1
+    )
+    fake_updates: int = option(5, "fake-score updates between two student updates", least=1)
+    fake_warmup: int = option(60, "fake-score updates before the first student update", least=0)
     student_rate: float = option(
-        3e-5, "the student's learning rate; 1e-5 for one budget from --nfe 5 up"
+        3e-5, "the student's learning rate; 1e-5 for one budget from --nfe 5 up", above=0
     )
-    fake_rate: float = option(4e-4, "the fake score's learning rate")
-    rate_warmup: int = option(10, "student updates over which its rate rises")
+    fake_rate: float = option(4e-4, "the fake score's learning rate", above=0)
+    rate_warmup: int = option(10, "student updates over which its rate rises", least=0)
     decay: str = option(
         "cosine", "how the student's rate falls, to 0 at --steps", choices=("cosine", "none")
     )
     optimizer: str = option("adam", "the optimizer of both", choices=("adam", "adamw", "amsgrad"))
-    student_beta1: float = option(0.0, "Adam's beta1 for the student")
-    fake_beta1: float = option(0.9, "Adam's beta1 for the fake score")
-    clip: float = option(1.0, "largest gradient norm, of the loss averaged over elements")
-    ema: float = option(0.98, "decay of the averaged student, " + EMA_RAMP)
+    student_beta1: float = option(0.0, "Adam's beta1 for the student", least=0, below=1)
+    fake_beta1: float = option(0.9, "Adam's beta1 for the fake score", least=0, below=1)
+    clip: float = option(1.0, "largest gradient norm, of the loss averaged over elements", above=0)
+    ema: float = option(0.98, "decay of the averaged student, " + EMA_RAMP, least=0, below=1)
     seed: int = option(0, SEED)
     dtype: str = option(
         "float32",
@@ -185,9 +223,9 @@ class TrainConfig:
     )
 
     # the run
-    minutes: float | None = option(None, MINUTES, run_only=True)
+    minutes: float | None = option(None, MINUTES, run_only=True, above=0)
     device: str | None = option(None, DEVICE, run_only=True)
-    checkpoint_every: int = option(50, "steps between checkpoints", run_only=True)
+    checkpoint_every: int = option(50, "steps between checkpoints", run_only=True, least=1)
     reference: str | None = option(
         None,
         "statistics, images or data set to score the student against in training",
@@ -200,8 +238,8 @@ class TrainConfig:
         run_only=True,
     )
     detector_weights: str | None = option(None, DETECTOR_WEIGHTS, run_only=True)
-    eval_every: int = option(100, "steps between evaluations", run_only=True)
-    eval_count: int = option(1000, "images of an evaluation", run_only=True)
+    eval_every: int = option(100, "steps between evaluations", run_only=True, least=1)
+    eval_count: int = option(1000, "images of an evaluation", run_only=True, least=2)
     log_with: str | None = option(
         None, "also log to tensorboard or wandb", choices=("tensorboard", "wandb"), run_only=True
     )
@@ -248,7 +286,7 @@ def of_nfe(chosen: dict) -> dict:
     nfe = chosen["nfe"]
     if nfe in REGRESSED:
         return REGRESSED[nfe] if is_one(chosen.get("noise_share", "1")) else {}
-    near = nfe.strip().isdigit() and int(nfe) >= SOLVER_IS_NEAR
+    near = nfe.strip().isdecimal() and int(nfe) >= SOLVER_IS_NEAR
     return SOLVED if near and not CHAIN_OPTIONS & chosen.keys() else {}
 
 
@@ -292,10 +330,14 @@ class FidConfig:
     kid: bool = option(False, "the kernel distance, precision and recall too")
     json: bool = option(False, "print one JSON object")
     data_root: str | None = option(None, DATA_HERE)
-    nfe: int | None = option(None, "calls per image of a run; default: what it was trained for")
-    count: int = option(5000, "images drawn from a run; of files, all are used")
-    seed: int = option(0, "seed of the first image drawn, and of KID's subsets")
-    batch_size: int = option(256, "images per batch")
+    nfe: int | None = option(
+        None, "calls per image of a run; default: what it was trained for", least=1
+    )
+    count: int = option(5000, "images drawn from a run; of files, all are used", least=2)
+    seed: int = option(
+        0, "seed of the first image drawn, and of KID's subsets", least=0, below=SEEDS
+    )
+    batch_size: int = option(256, "images per batch", least=1)
     device: str | None = option(None, DEVICE)
 
 
@@ -304,13 +346,15 @@ class SampleConfig:
     """`hsivi sample`: images of a student, or of a solver on a teacher."""
 
     source: str
-    nfe: int | None = option(None, "network calls per image; default: what the run was trained for")
+    nfe: int | None = option(
+        None, "network calls per image; default: what the run was trained for", least=1
+    )
     solver: str | None = option(
         None,
         "draw a teacher's own images by this solver: ddim, dpm++2, dpm++3, unipc, deis, ipndm, "
         "heun, with -SPACING",
     )
-    count: int | None = option(None, "how many images: seeds 0 to N-1; default 64")
+    count: int | None = option(None, "how many images: seeds 0 to N-1; default 64", least=1)
     seeds: str | None = option(None, "A-B, the seeds to draw, both ends included")
     labels: str | None = option(
         None,
@@ -318,12 +362,12 @@ class SampleConfig:
     )
     out: str | None = option(None, "a folder of PNGs named by seed, or a FILE.npz")
     grid: str | None = option(None, "also save all images in one PNG")
-    batch_size: int = option(256, "images per batch; changes no noise")
+    batch_size: int = option(256, "images per batch; changes no noise", least=1)
     dtype: str = option("float32", "the network's precision", choices=DTYPES)
     device: str | None = option(None, DEVICE)
-    revision: str | None = option(None, "a hub teacher's revision")
-    variant: str | None = option(None, "a teacher's weights variant, such as fp16 or ema")
-    subfolder: str | None = option(None, "a folder within the teacher's")
+    revision: str | None = option(None, REVISION)
+    variant: str | None = option(None, VARIANT)
+    subfolder: str | None = option(None, SUBFOLDER)
 
 
 @dataclass(frozen=True)
@@ -350,16 +394,20 @@ class CompareConfig:
         "0", "also draw the teacher's own images with this many calls; 0 does not"
     )
     teacher_solver: str = option("dpm++2-linspace", "the solver of --teacher-calls")
-    count: int = option(5000, "images of every row")
+    count: int = option(5000, "images of every row", least=2)
     tune_count: int = option(
         1000,
         "images by which a solver's best spacing is chosen, after a heat on an eighth of them",
+        least=2,
     )
-    seed: int = option(0, "seed of the first image; the same noises for every row")
+    seed: int = option(
+        0, "seed of the first image; the same noises for every row", least=0, below=SEEDS
+    )
     repeats: int = option(
         1,
         "measure every row this often, on other seeds: the distance is their mean, the range is "
         "kept",
+        least=1,
     )
     detector: str | None = option(None, "feature network; default: the reference's own")
     detector_weights: str | None = option(None, DETECTOR_WEIGHTS)
@@ -367,7 +415,7 @@ class CompareConfig:
     recorded: bool = option(
         False, "add the slow rows that were measured before, where the teacher is the embedded one"
     )
-    batch_size: int = option(250, "images per batch")
+    batch_size: int = option(250, "images per batch", least=1)
     dtype: str = option("float32", "the networks' precision", choices=DTYPES)
     device: str | None = option(None, DEVICE)
     json: str | None = option(None, "write all rows to this file")
@@ -383,6 +431,9 @@ class CompareConfig:
     cache: str | None = option(
         None, "where what was drawn before is kept; default: $HSIVI_CACHE or ~/.cache/hsivi"
     )
+    revision: str | None = option(None, REVISION)
+    variant: str | None = option(None, VARIANT)
+    subfolder: str | None = option(None, SUBFOLDER)
 
 
 @dataclass(frozen=True)
@@ -390,17 +441,18 @@ class InferConfig:
     """`hsivi infer`: a density by K semi-implicit layers."""
 
     # the family
-    layers: int = option(4, "conditional layers (K)")
-    noise_dim: int = option(0, "extra normal inputs of every layer")
-    width: int = option(128, "units of a hidden block, in layers and fake scores")
-    depth: int = option(2, "hidden blocks")
+    layers: int = option(4, "conditional layers (K)", least=1)
+    noise_dim: int = option(0, "extra normal inputs of every layer", least=0)
+    width: int = option(128, "units of a hidden block, in layers and fake scores", least=1)
+    depth: int = option(2, "hidden blocks", least=1)
     sines: int | None = option(
         None,
         "octaves of sines of x that the networks see beside it; default: 4 for one or two "
         "coordinates, else 0",
+        least=0,
     )
-    start_scale: float = option(0.5, "every layer's sd before training")
-    base_scale: float = option(1.0, "sd of the base that x_K is drawn from, in the frame")
+    start_scale: float = option(0.5, "every layer's sd before training", above=0)
+    base_scale: float = option(1.0, "sd of the base that x_K is drawn from, in the frame", above=0)
     frame: str = option(
         "auto",
         "coordinates of the layers: those in which the target's best Gaussian is N(0, I), or the "
@@ -426,9 +478,11 @@ class InferConfig:
         "auto",
         "the target's share at layers 0 to K: auto, or K+1 numbers falling from 1 to 0",
     )
-    mixing: int = option(500, "lb's fresh mixing samples (J)")
+    mixing: int = option(500, "lb's fresh mixing samples (J)", least=1)
     kernel_width: float = option(
-        1.0, "ksivi's kernel width in median distances of the samples; below 1 it sees finer detail"
+        1.0,
+        "ksivi's kernel width in median distances of the samples; below 1 it sees finer detail",
+        above=0,
     )
     a: float = option(0.5, "sm's a: 0.5 is the paper's, 1 to 1.2 pushes harder where q is narrow")
     order: str = option(
@@ -438,33 +492,33 @@ class InferConfig:
     )
 
     # the optimisation
-    steps: int = option(2000, "updates of the layers; 0 writes the untrained family")
-    batch_size: int = option(256, "samples of each layer per update")
-    fake_updates: int = option(5, "fake-score updates between two steps")
-    fake_warmup: int = option(60, "fake-score updates before the first step")
-    student_rate: float = option(1e-3, "the layers' learning rate")
-    fake_rate: float = option(2e-3, "the fake scores' learning rate")
-    rate_warmup: int = option(10, "steps over which the layers' rate rises")
+    steps: int = option(2000, "updates of the layers; 0 writes the untrained family", least=0)
+    batch_size: int = option(256, "samples of each layer per update", least=2)
+    fake_updates: int = option(5, "fake-score updates between two steps", least=1)
+    fake_warmup: int = option(60, "fake-score updates before the first step", least=0)
+    student_rate: float = option(1e-3, "the layers' learning rate", above=0)
+    fake_rate: float = option(2e-3, "the fake scores' learning rate", above=0)
+    rate_warmup: int = option(10, "steps over which the layers' rate rises", least=0)
     decay: str = option(
         "cosine", "how the layers' rate falls, to 0 at --steps", choices=("cosine", "none")
     )
-    student_beta1: float = option(0.9, "Adam's beta1 for the layers")
-    clip: float = option(10.0, "largest gradient norm, of the loss averaged over elements")
-    ema: float = option(0.99, "decay of the averaged layers, " + EMA_RAMP)
+    student_beta1: float = option(0.9, "Adam's beta1 for the layers", least=0, below=1)
+    clip: float = option(10.0, "largest gradient norm, of the loss averaged over elements", above=0)
+    ema: float = option(0.99, "decay of the averaged layers, " + EMA_RAMP, least=0, below=1)
     seed: int = option(0, SEED)
 
     # the run
-    count: int = option(10_000, "samples to draw at the end", run_only=True)
-    minutes: float | None = option(None, MINUTES, run_only=True)
-    checkpoint_every: int = option(200, "steps between checkpoints", run_only=True)
+    count: int = option(10_000, "samples to draw at the end", run_only=True, least=1)
+    minutes: float | None = option(None, MINUTES, run_only=True, above=0)
+    checkpoint_every: int = option(200, "steps between checkpoints", run_only=True, least=1)
     device: str | None = option(None, DEVICE, run_only=True)
     compare: bool = option(
         False,
         "also run mean-field and full-rank Gaussian inference and NUTS, and measure all",
         run_only=True,
     )
-    chains: int = option(4, "NUTS chains of --compare", run_only=True)
-    draws: int = option(2000, "draws of each chain, after 500 to adapt", run_only=True)
+    chains: int = option(4, "NUTS chains of --compare", run_only=True, least=2)
+    draws: int = option(2000, "draws of each chain, after 500 to adapt", run_only=True, least=10)
 
     @property
     def nfe(self) -> int:

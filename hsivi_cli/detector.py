@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
+import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -251,9 +251,10 @@ def _inception_state(weights: Path | None) -> dict[str, Tensor]:
         from pytorch_fid.inception import FID_WEIGHTS_URL
 
         try:
-            return torch.hub.load_state_dict_from_url(
-                FID_WEIGHTS_URL, map_location="cpu", weights_only=True
-            )
+            with redirect_stdout(sys.stderr):  # where torch.hub tells what it downloads
+                return torch.hub.load_state_dict_from_url(
+                    FID_WEIGHTS_URL, map_location="cpu", weights_only=True
+                )
         except (OSError, RuntimeError) as error:
             raise HsiviError(
                 f"the Inception weights could not be fetched ({error}); download {FID_WEIGHTS_URL} "
@@ -264,7 +265,7 @@ def _inception_state(weights: Path | None) -> dict[str, Tensor]:
         if weights.suffix == ".safetensors":
             return load_file(weights)
         state = torch.load(weights, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # of foreign bytes the unpickler may make anything
         reason = " ".join(str(error).split())[:120]
         raise HsiviError(f"--detector-weights {weights}: not readable ({reason})") from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
@@ -358,7 +359,12 @@ def load_statistics(path: Path) -> Statistics:
             f"{path}: a statistics file holds mu and sigma; "
             f"found {', '.join(sorted(arrays)) or 'nothing'}"
         )
+    for key, kinds in (("mu", "fiu"), ("sigma", "fiu"), ("features", "f"), ("count", "iuf")):
+        if key in arrays and arrays[key].dtype.kind not in kinds:
+            raise HsiviError(f"{path}: {key} must be numbers, not {arrays[key].dtype}")
     mean, cov = arrays["mu"], arrays["sigma"]
+    if arrays.get("count", np.zeros(())).size != 1:
+        raise HsiviError(f"{path}: count must be one number, not {arrays['count'].shape}")
     if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
         raise HsiviError(
             f"{path}: mu [D] and sigma [D, D] are wanted; found {mean.shape} and {cov.shape}"
@@ -368,8 +374,16 @@ def load_statistics(path: Path) -> Statistics:
         raise HsiviError(f"{path}: features must be [N, {len(mean)}]; found {features.shape}")
     if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
         raise HsiviError(f"{path}: mu or sigma hold NaN or infinite values; make the file anew")
+    var = np.diagonal(cov)
+    most = np.sqrt(np.outer(var.clip(0), var.clip(0))) + 1e-6 * abs(cov).max(initial=0)
+    if (
+        (var < 0).any()
+        or (abs(cov) > most).any()
+        or (abs(cov - cov.T) > 1e-6 * abs(cov).max()).any()
+    ):
+        raise HsiviError(f"{path}: sigma is no covariance; make the file anew")
     moments = Moments(
-        int(arrays.get("count", 0)),
+        int(np.asarray(arrays.get("count", 0)).item()),
         torch.from_numpy(mean.astype(np.float64)),
         torch.from_numpy(cov.astype(np.float64)),
     )

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .checkpoint import check_file
 from .config import FidConfig, HsiviError, embedded
 from .detector import (
     Detector,
@@ -34,6 +35,7 @@ from .detector import (
 )
 from .device import pick_device
 from .frechet import frechet_distance, kernel_distance, precision_recall
+from .images import check_npz
 
 FULL_COUNT = 50_000  # images from which on a distance may be called FID
 SUBSET = 1000  # images in each of KID's subsets
@@ -47,9 +49,9 @@ def run(config: FidConfig) -> None:
             "nothing to compare with: give a second set (folder, .npz, run or data set), "
             "or --save-stats FILE"
         )
-    for option, value, least in (("count", config.count, 2), ("batch-size", config.batch_size, 1)):
-        if value < least:
-            raise HsiviError(f"--{option} {value} must be at least {least}")
+    check_file(config.save_stats, config.a, config.b)
+    if config.save_stats:
+        check_npz(config.save_stats, {"mu"})
     config = replace(config, a=str(embedded(config.a)), b=config.b and str(embedded(config.b)))
     sources = [source for source in (config.a, config.b) if source is not None]
     detector = _detector(config, sources)

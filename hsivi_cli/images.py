@@ -1,6 +1,7 @@
 """Image files, and nothing else, on one side; uint8 NHWC tensors on the other.
 
-`images` are uint8 [N, H, W, C] with C = 1 (grey) or 3 (RGB), on the CPU. PNGs that this project
+`images` are uint8 [N, H, W, C] on the CPU; those with C = 1 (grey) or 3 (RGB) have pictures, others
+.npz files alone. PNGs that this project
 writes are named by seed: 00000.png, 00001.png, ... Every file is written under a temporary name
 and then moved, so that a file that exists is whole.
 """
@@ -11,6 +12,7 @@ import io
 import math
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +30,14 @@ NPZ_KEYS = ("images", "arr_0")
 MODES = {"L": "L", "1": "L", "RGB": "RGB", "P": "RGB"}  # a file's mode: how it is read
 DATASETS = {"cifar10": "CIFAR10", "fashion-mnist": "FashionMNIST", "mnist": "MNIST"}
 DATASET_NAMES = tuple(f"{name}-{split}" for name in DATASETS for split in ("train", "test"))
+# what zipfile and NumPy raise on damaged files; RuntimeError on methods and passwords they lack
+NPZ_ERRORS = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 GAP = 2  # pixels between the images of a grid
+
+
+def has_picture(channels: int) -> bool:
+    """Whether images of so many channels can be shown."""
+    return channels in (1, 3)
 
 
 class NotFinite(HsiviError):
@@ -79,10 +88,9 @@ def read_npz(path: Path) -> Tensor:
         array = file[key]
     if array.ndim == 3:
         array = array[..., None]
-    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] not in (1, 3):
+    if array.dtype != np.uint8 or array.ndim != 4:
         raise HsiviError(
-            f"{path}: '{key}' must be uint8 [N, H, W, 1 or 3], "
-            f"not {array.dtype} {list(array.shape)}"
+            f"{path}: '{key}' must be uint8 [N, H, W, C], not {array.dtype} {list(array.shape)}"
         )
     if len(array) == 0:
         raise HsiviError(f"{path}: '{key}' holds no image")
@@ -97,7 +105,7 @@ def open_npz(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
             pass
         with np.load(path, allow_pickle=False) as file:
             yield file
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except NPZ_ERRORS as error:
         raise HsiviError(f"{path}: not a readable .npz file ({error})") from error
 
 
@@ -181,12 +189,38 @@ def save_png(images: Tensor, seeds: Sequence[int], folder: Path) -> None:
             _picture(image).save(temporary, format="PNG")
 
 
+PNG_END = b"IEND\xaeB`\x82"  # a PNG's last chunk, which a power cut may have cut off
+
+
+def _is_whole(file: Path) -> bool:
+    with open(file, "rb") as png:
+        png.seek(max(0, file.stat().st_size - len(PNG_END)))
+        return png.read() == PNG_END
+
+
 def seeds_done(folder: Path) -> set[int]:
-    """The seeds whose PNG lies in the folder; a folder that does not exist has none."""
+    """The seeds whose whole PNG lies in the folder; a folder that does not exist has none."""
     if not Path(folder).is_dir():
         return set()
-    names = (re.fullmatch(r"(\d{5,})\.png", file.name) for file in Path(folder).iterdir())
-    return {int(name[1]) for name in names if name}
+    return {
+        int(file.stem)
+        for file in Path(folder).iterdir()
+        if re.fullmatch(r"\d{5,}\.png", file.name) and _is_whole(file)
+    }
+
+
+def check_npz(path: Path | str, keys: set[str]) -> None:
+    """Refuse to replace an .npz file that does not hold what is about to be written there.
+
+    keys  one of them must be in the file
+    """
+    if Path(path).exists():
+        with open_npz(path) as file:
+            if not keys & set(file.files):
+                raise HsiviError(
+                    f"{path} exists and holds something else ({', '.join(file.files)}): choose "
+                    "another name"
+                )
 
 
 def save_npz(images: Tensor, path: Path) -> None:
@@ -224,5 +258,9 @@ def save_grid(images: Tensor, path: Path, columns: int | None = None) -> None:
 
 
 def _picture(image: Tensor) -> Image.Image:
+    if not has_picture(image.shape[2]):
+        raise HsiviError(
+            f"images of {image.shape[2]} channels have no picture: write them to an .npz file"
+        )
     array = image.cpu().numpy()
     return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)

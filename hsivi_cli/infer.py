@@ -42,11 +42,12 @@ from .checkpoint import (
     read_tensors,
     replacing,
     save_checkpoint,
+    sweep,
     write_tensors,
     write_text,
     writing,
 )
-from .config import HsiviError, InferConfig, command_line
+from .config import HsiviError, InferConfig, check_numbers, command_line
 from .device import pick_device
 from .distill import rng, warmup_rounds
 from .figures import band_png, densities_png, layers_png, pairs_png
@@ -60,9 +61,10 @@ from .inference import (
     lower_bound,
     make_players,
     play_round,
+    point_of,
     resolved,
 )
-from .runs import Interrupt, append, check_resumable, say, trim
+from .runs import Interrupt, append, check_resumable, holding, say, trim
 from .targets import TARGETS, Density, logistic_regression, neural_regression, waveform
 
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)  # of the summary's quantiles
@@ -179,9 +181,29 @@ def probe(config: InferConfig, target, device="cpu") -> None:
     x = config.base_scale * torch.randn(64, target.dim, generator=rng(config.seed, "probe"))
     try:
         check_finite(target.score(x.to(device)), x)
-    except (ValueError, TypeError, RuntimeError, IndexError) as error:
-        reason = str(error).strip().splitlines()[0]
+        density = target.log_prob(x.to(device)).detach()
+    except HsiviError:
+        raise
+    except Exception as error:  # whatever a user's function raises is theirs to read
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise HsiviError(f"the target fails on points {list(x.shape)}: {reason}") from error
+    if (bad := ~torch.isfinite(density)).any():
+        row = bad.nonzero()[0].item()
+        raise HsiviError(
+            f"the target's log density is {density[row].item():g} at x = ({point_of(x[row])}): it "
+            "must be finite everywhere the samples may go"
+        )
+
+
+def fingerprint(target, device="cpu") -> list[float] | None:
+    """Log densities at four fixed points, less that at a fifth, by which a resumed run knows its
+    target; None where they are not finite or random.
+    """
+    x = torch.randn(5, target.dim, generator=rng(0, "fingerprint")).to(device)
+    with torch.no_grad():
+        once, twice = (target.log_prob(x).double() for _ in range(2))
+    known = torch.equal(once, twice) and once.isfinite().all()
+    return (once[1:] - once[0]).tolist() if known else None
 
 
 # ---- the verb ------------------------------------------------------------------------------------
@@ -196,6 +218,7 @@ def fit(log_prob: Callable, dim: int, progress: bool = True, **options) -> Famil
     """
     target = log_prob if hasattr(log_prob, "score") else Density(log_prob, dim)
     config = resolved(InferConfig(**options), target)
+    check_numbers(config)
     probe(config, target)
     players = make_players(config, target)
     first = first_round(config)
@@ -238,15 +261,29 @@ def read_info(out: Path) -> dict:
 
 def run(config: InferConfig, name: str, dim: int | None, out: Path) -> None:
     """Train, or go on training, the layers in the folder `out`; draw, sum up and plot."""
-    begin, cpu_begin = time.monotonic(), time.process_time()
+    begin = (time.monotonic(), time.process_time())
     device = pick_device(config.device)
     target = load_target(name, dim)
     config = resolved(config, target)
     if config.compare:
         for package in ("arviz", "nutpie"):
             quietly(package)
-    earlier = check_out(out, config, name, target.dim)
+    with holding(out):
+        learn(config, name, target, device, out, begin)
+
+
+def learn(
+    config: InferConfig,
+    name: str,
+    target,
+    device: torch.device,
+    out: Path,
+    begin: tuple[float, float],
+) -> None:
+    """`run`, once the target and the folder are there. begin is the two clocks at its start."""
     probe(config, target, device)
+    about = {"target": name, "dim": target.dim, "fingerprint": fingerprint(target, device)}
+    earlier = check_out(out, config, about)
     state = {"round": first_round(config), "seconds": 0.0, "cpu_seconds": 0.0}
     resumed = load_checkpoint(out / "checkpoint") if earlier else None
     frame = (resumed[0]["family.centre"], resumed[0]["family.factor"]) if resumed else None
@@ -257,14 +294,14 @@ def run(config: InferConfig, name: str, dim: int | None, out: Path) -> None:
     warmup, last = warmup_rounds(config), last_round(config)
 
     def save(step: int) -> None:
-        state["seconds"] = before + time.monotonic() - begin
-        state["cpu_seconds"] = cpu_before + time.process_time() - cpu_begin
+        state["seconds"] = before + time.monotonic() - begin[0]
+        state["cpu_seconds"] = cpu_before + time.process_time() - begin[1]
         save_checkpoint(out / "checkpoint", state["round"], snapshot(players), state)
-        export(out, players.ema, config, name, step, state)
+        export(out, players.ema, config, about, step, state)
 
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-    export(out, players.ema, config, name, max(0, state["round"] - warmup), state)
+    if earlier:
+        sweep(out)
+    export(out, players.ema, config, about, max(0, state["round"] - warmup), state)
     trim(out / "metrics.jsonl", state["round"] - warmup)
     done = max(0, state["round"] - warmup)
     steps = tqdm(total=config.steps, initial=done, unit="step", disable=None)
@@ -282,7 +319,7 @@ def run(config: InferConfig, name: str, dim: int | None, out: Path) -> None:
                     f"divergence {measured.get('divergence_1', 0):.3g}", refresh=False
                 )
                 bar.update()
-            over_time = config.minutes and time.monotonic() - begin > 60 * config.minutes
+            over_time = config.minutes and time.monotonic() - begin[0] > 60 * config.minutes
             stop = bool(interrupt.number or over_time)
             if stop or round_ + 1 == last or (step > 0 and step % config.checkpoint_every == 0):
                 save(max(0, step))
@@ -312,17 +349,26 @@ def not_finite(players: Players, config: InferConfig, step: int, out: Path | str
     )
 
 
-def check_out(out: Path, config: InferConfig, name: str, dim: int) -> bool:
-    """Whether the folder holds an earlier part of this very run. Refuses another's."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+def check_out(out: Path, config: InferConfig, about: dict) -> bool:
+    """Whether the folder holds an earlier part of this very run. Refuses another's.
+
+    about  the target's name, dim and fingerprint
+    """
+    if not any(out.iterdir()):
         return False
     if not (out / "infer.json").is_file():
         raise HsiviError(f"{out} exists and is no run of hsivi infer: choose another --out")
     info = read_info(out)
-    if (info["target"], info["dim"]) != (name, dim):
+    if (info["target"], info["dim"]) != (about["target"], about["dim"]):
         raise HsiviError(
             f"{out} samples another target ({info['target']}, {info['dim']} coordinates): choose "
             "another --out"
+        )
+    old, new = (torch.tensor(one.get("fingerprint") or []) for one in (info, about))
+    if len(old) == len(new) and not torch.allclose(old, new, rtol=1e-3, atol=1e-3):
+        raise HsiviError(
+            f"{out} was begun on {about['target']} when it was another density: undo its change, "
+            "or choose another --out"
         )
     check_resumable(out, info, config)
     return True
@@ -352,15 +398,14 @@ def restore(players: Players, tensors: dict[str, Tensor], state: dict) -> dict:
 
 
 def export(
-    out: Path, family: Family, config: InferConfig, name: str, step: int, state: dict
+    out: Path, family: Family, config: InferConfig, about: dict, step: int, state: dict
 ) -> None:
-    """model.safetensors and infer.json."""
+    """model.safetensors and infer.json. `about` is the target's name, dim and fingerprint."""
     write_tensors(out / "model.safetensors", family.state_dict())
     info = {
         "format": 1,
         "hsivi": __version__,
-        "target": name,
-        "dim": family.dim,
+        **about,
         "config": asdict(config),
         "step": step,
         "seconds": round(state["seconds"], 1),

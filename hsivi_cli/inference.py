@@ -226,12 +226,15 @@ def check_finite(score: Tensor, x: Tensor) -> Tensor:
     if not bad.any():
         return score
     row, coordinate = bad.nonzero()[0].tolist()
-    point = ", ".join(f"{value:.4g}" for value in x[row, :8].tolist())
-    point += ", ..." if x.shape[1] > 8 else ""
     raise HsiviError(
         f"the target's gradient is {score[row, coordinate].item():g} in coordinate {coordinate} at "
-        f"x = ({point}): its log density must be smooth everywhere the samples may go"
+        f"x = ({point_of(x[row])}): its log density must be smooth everywhere the samples may go"
     )
+
+
+def point_of(x: Tensor) -> str:
+    """A point [dim] in words, its first eight coordinates."""
+    return ", ".join([f"{value:.4g}" for value in x[:8].tolist()] + ["..."] * (len(x) > 8))
 
 
 def parse_lambdas(text: str, count: int, kind: str) -> tuple[float, ...]:

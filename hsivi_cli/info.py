@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from .config import HsiviError, embedded
 from .detector import kind_of, load_statistics
 from .student import is_student, load_student
-from .teacher import load_teacher
+from .teacher import load_teacher, read_json
 
 
-def run(path: str | None, as_json: bool) -> None:
-    """Print what lies at `path`, a fact a line, or all as one JSON object."""
-    facts = describe(path)
+def run(path: str | None, as_json: bool, origin: dict[str, str | None]) -> None:
+    """Print what lies at `path`, a fact a line, or all as one JSON object.
+
+    origin  revision, variant and subfolder of a teacher
+    """
+    facts = describe(path, **origin)
     if as_json:
         print(json.dumps(facts))
         return
@@ -21,13 +25,13 @@ def run(path: str | None, as_json: bool) -> None:
         print(f"{key.ljust(width)}  {value}")
 
 
-def describe(path: str | None) -> dict:
+def describe(path: str | None, **origin: str | None) -> dict:
     if path is not None and is_student(path):
         return describe_student(path)
-    if path is not None and not path.endswith(".npz"):
-        return describe_teacher(path)
-    if path is None:
-        return describe_teacher(None)
+    if path is not None and (Path(path) / "infer.json").is_file():
+        return describe_inference(Path(path) / "infer.json")
+    if path is None or not path.endswith(".npz"):
+        return describe_teacher(path, **origin)
     if kind_of(path) != "statistics":
         raise HsiviError(
             f"{path} holds images; hsivi info describes runs, teachers and statistics files"
@@ -42,8 +46,26 @@ def describe(path: str | None) -> dict:
     }
 
 
-def describe_teacher(path: str | None) -> dict:
-    teacher = load_teacher(path)
+def describe_inference(file: Path) -> dict:
+    info = read_json(file)
+    try:
+        config = info["config"]
+        return {
+            "kind": "inference",
+            "target": info["target"],
+            "coordinates": info["dim"],
+            "layers": config["layers"],
+            "objective": config["objective"],
+            "bridge": config["bridge"],
+            "steps": f"{info['step']} of {config['steps']}",
+            "minutes": round(info["seconds"] / 60, 1),
+        }
+    except (KeyError, TypeError) as error:
+        raise HsiviError(f"{file} describes no run of this version ({error})") from error
+
+
+def describe_teacher(path: str | None, **origin: str | None) -> dict:
+    teacher = load_teacher(path, **origin)
     return {
         "kind": "teacher",
         "name": teacher.name,

@@ -1,37 +1,78 @@
-"""The manners of a long run: signals, logs that lose nothing, lines beside a progress bar, and the
-settings that a resumed one may change.
+"""The manners of a long run: a folder of its own, signals, logs that lose nothing, lines beside a
+progress bar, and the settings that a resumed one may change.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
 from tqdm import tqdm
 
-from .checkpoint import checkpoints, write_text
-from .config import HsiviError
+from .checkpoint import checkpoints, write_text, writing
+from .config import HsiviError, flag_of
+
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing keeps a second process out
+    fcntl = None
+
+
+@contextlib.contextmanager
+def holding(out: Path) -> Iterator[None]:
+    """Make a run's folder and keep other processes from running in it. A folder that was made and
+    stays empty goes again.
+    """
+    made = not out.exists()
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    lock = os.open(out, os.O_RDONLY) if fcntl else None
+    try:
+        try:
+            if fcntl:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process
+        except BlockingIOError:
+            raise HsiviError(
+                f"another process runs in {out}: wait for it, or choose another --out"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        if fcntl:
+            os.close(lock)
+        if made:
+            with contextlib.suppress(OSError):  # it holds a run now
+                out.rmdir()
 
 
 class Interrupt:
-    """Notes SIGINT and SIGTERM for the loop to see between rounds; a second one acts at once.
+    """Notes SIGINT, SIGTERM and SIGHUP for the loop to see between rounds; a second one acts at
+    once.
 
     A launcher hands on the signal that the terminal has sent already: within a second it is one.
     """
 
     def __enter__(self):
         self.number, self.when = 0, 0.0
-        self.old = {n: signal.signal(n, self.note) for n in (signal.SIGINT, signal.SIGTERM)}
+        noted = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
+        wanted = [n for n in noted if signal.getsignal(n) is not signal.SIG_IGN]  # nohup's wish
+        self.old = {n: signal.signal(n, self.note) for n in wanted}
         return self
 
     def note(self, number, frame) -> None:
         if self.number and time.monotonic() - self.when > 1:
             raise KeyboardInterrupt
         self.number, self.when = number, self.when or time.monotonic()
+        if sys.platform != "win32" and number == signal.SIGHUP and os.isatty(2):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the terminal that it spoke to is gone
 
     def __exit__(self, *exc) -> None:
         for number, handler in self.old.items():
@@ -59,7 +100,7 @@ def check_resumable(out: Path, info: dict, config) -> None:
     """Stop a run from going on with other settings than it was begun with (more --steps are none),
     and a finished one whose checkpoints are gone from beginning anew over its result.
 
-    info    what the folder tells of the run: `config` by name, `step`
+    info    what the folder tells of the run: `config` by name, `step`, `regressed`
     config  a dataclass of options; those that are `run_only` may change
     """
     old = info["config"]
@@ -67,15 +108,15 @@ def check_resumable(out: Path, info: dict, config) -> None:
         new_value, old_value = getattr(config, item.name), old.get(item.name, item.default)
         more_steps = item.name == "steps" and new_value >= old_value
         if not item.metadata.get("run_only") and new_value != old_value and not more_steps:
-            flag = "--" + item.name.replace("_", "-")
             raise HsiviError(
-                f"{out} was begun with {flag} {old_value}, not {new_value}: use that to resume, "
-                "or another --out"
+                f"{out} was begun with {flag_of(item.name)} {old_value}, not {new_value}: use that "
+                "to resume, or another --out"
             )
-    step = info.get("step", 0)
-    if 0 < old.get("steps", 0) <= step and not checkpoints(out / "checkpoint"):
+    done = ("step", "steps") if old.get("steps") else ("regressed", "regress_steps")
+    made, wanted = info.get(done[0], 0), old.get(done[1], 0)
+    if 0 < wanted <= made and not checkpoints(out / "checkpoint"):
         raise HsiviError(
-            f"{out} holds a finished run of {step} steps without its checkpoint: it cannot go on; "
+            f"{out} holds a finished run of {made} steps without its checkpoint: it cannot go on; "
             "choose another --out"
         )
 

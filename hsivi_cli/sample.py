@@ -10,11 +10,11 @@ import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
-from .checkpoint import write_text
-from .config import HsiviError, SampleConfig
+from .checkpoint import check_file, check_place, write_text
+from .config import SEEDS, HsiviError, SampleConfig
 from .device import pick_device
 from .draw import Sampler, chain_digest, check_labels, draw, solver_sampler, student_sampler
-from .images import save_grid, save_npz, save_png, seeds_done
+from .images import check_npz, has_picture, save_grid, save_npz, save_png, seeds_done
 from .student import is_student, load_student
 from .teacher import load_teacher, read_json
 
@@ -30,14 +30,23 @@ def run(config: SampleConfig) -> None:
         )
     seeds = parse_seeds(config)
     labels = parse_labels(config.labels, len(seeds))
-    if config.batch_size < 1:
-        raise HsiviError(f"--batch-size {config.batch_size} must be at least 1")
+    one_file = bool(config.out) and config.out.lower().endswith(".npz")
+    if one_file:
+        check_file(config.out, config.source)
+        check_npz(config.out, {"images"})
+    else:
+        check_place(config.out)
+    check_file(config.grid, config.out, config.source)
     batch_size = min(config.batch_size, len(seeds))  # the same for what is left of a folder
     state = PartialState(cpu=config.device == "cpu")
     device = state.device if state.num_processes > 1 else pick_device(config.device)
     sampler = open_sampler(config, device)
     check_labels(sampler, labels)
-    folder = Path(config.out) if config.out and not config.out.endswith(".npz") else None
+    folder = Path(config.out) if config.out and not one_file else None
+    if not has_picture(sampler.shape[0]) and (folder or config.grid):
+        raise HsiviError(
+            f"images of {sampler.shape[0]} channels have no picture: give --out FILE.npz alone"
+        )
     if state.num_processes > 1 and (folder is None or config.grid):
         raise HsiviError(
             "several processes write to a folder of PNGs: give --out FOLDER, and no --grid"
@@ -145,13 +154,15 @@ def parse_seeds(config: SampleConfig) -> list[int]:
         raise HsiviError("--count and --seeds exclude one another: --seeds A-B says how many")
     if config.seeds is None:
         count = 64 if config.count is None else config.count
-        if count < 1:
-            raise HsiviError(f"--count {count} must be at least 1")
         return list(range(count))
     first, _, last = config.seeds.partition("-")
-    if not first.isdigit() or not (last or first).isdigit() or int(last or first) < int(first):
-        raise HsiviError(f"--seeds {config.seeds} must be A-B with A at most B, such as 0-49999")
-    return list(range(int(first), int(last or first) + 1))
+    last = last or first
+    if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last) < SEEDS):
+        raise HsiviError(
+            f"--seeds {config.seeds} must be A-B with A at most B and B below {SEEDS}, such as "
+            "0-49999"
+        )
+    return list(range(int(first), int(last) + 1))
 
 
 def parse_labels(text: str | None, count: int) -> list[int] | None:
@@ -159,6 +170,6 @@ def parse_labels(text: str | None, count: int) -> list[int] | None:
     if text is None:
         return None
     words = text.split(",")
-    if not all(word.strip().isdigit() for word in words) or len(words) not in (1, count):
+    if not all(word.strip().isdecimal() for word in words) or len(words) not in (1, count):
         raise HsiviError(f"--labels {text} must be one class, or {count} separated by commas")
     return [int(word) for word in words] * (count if len(words) == 1 else 1)

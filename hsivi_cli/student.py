@@ -68,12 +68,7 @@ def load_student(path: str | Path, device: str | torch.device = "cpu") -> Studen
             f"{path} is no student: hsivi.json is missing (a run's folder is what `hsivi train "
             "--out` wrote)"
         )
-    info = read_json(folder / "hsivi.json")
-    if info.get("format") != FORMAT:
-        raise HsiviError(
-            f"{path} has format {info.get('format')}, this version reads {FORMAT}: use a matching "
-            "version of hsivi"
-        )
+    info = read_info(folder)
     if not (folder / "chain.safetensors").exists():
         raise HsiviError(
             f"{path} holds no student yet: its training stopped before the first one was "
@@ -81,6 +76,28 @@ def load_student(path: str | Path, device: str | torch.device = "cpu") -> Studen
         )
     loaded = load_chains(folder)
     return Student(str(path), load_teacher(str(folder), device), *loaded, info)
+
+
+# of hsivi.json: what must be there, and of which kind
+FIELDS = {"teacher": dict, "config": dict, "step": int, "seconds": (int, float)}
+
+
+def read_info(folder: Path) -> dict:
+    """hsivi.json of a run's folder. Refuses other versions' and damaged ones."""
+    file = folder / "hsivi.json"
+    info = read_json(file)
+    if info.get("format") != FORMAT:
+        raise HsiviError(
+            f"{file} has format {info.get('format')}, this version reads {FORMAT}: use a matching "
+            "version of hsivi"
+        )
+    wrong = [key for key, kind in FIELDS.items() if not isinstance(info.get(key), kind)]
+    if wrong or not {"name", "digest"} <= info["teacher"].keys():
+        raise HsiviError(
+            f"{file} describes no run ({', '.join(wrong) or 'teacher'} is missing or damaged): "
+            "copy it again, or choose another folder"
+        )
+    return info
 
 
 def load_chains(folder: Path) -> tuple[dict[int, Chain], dict[int, Tensor]]:

@@ -12,7 +12,7 @@ import copy
 import hashlib
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import diffusers
@@ -25,8 +25,9 @@ from torch import Tensor
 from . import chain as chains
 from . import schedule
 from .chain import Chain, Network
-from .config import HsiviError, embedded
+from .config import ORIGIN, HsiviError, embedded
 
+WEIGHTS = ("safetensors", "bin")  # files of weights end so, after a variant's name if they have one
 PIPELINES = ("DDPMPipeline", "DDIMPipeline", "HSIVIPipeline")
 SCHEDULERS = tuple(
     f"{name}Scheduler"
@@ -48,6 +49,7 @@ class Teacher:
     scheduler               the diffusers scheduler, kept so that a student can be saved with it
     digest                  of the weights' content, which with prediction and schedule_name tells
                             one teacher from another
+    origin                  revision, variant and subfolder, those that were given
     """
 
     name: str
@@ -58,6 +60,7 @@ class Teacher:
     shape: tuple[int, int, int]
     label_count: int | None
     digest: str
+    origin: dict[str, str] = field(default_factory=dict)
 
     @property
     def schedule_name(self) -> str:
@@ -81,7 +84,7 @@ class Teacher:
             "digest": self.digest,
             "prediction": self.prediction,
             "schedule": self.schedule_name,
-        }
+        } | self.origin
 
     def network(self, unet: UNet2DModel | None = None, dtype: str = "float32") -> Network:
         """This teacher's UNet, or another of the same kind, as an eps network."""
@@ -163,12 +166,13 @@ def load_teacher(
     unet_folder, scheduler_file = folder, folder / "scheduler" / "scheduler_config.json"
     if (folder / "model_index.json").exists():
         index = read_json(folder / "model_index.json")
+        parts = index.get("unet")
         if index.get("_class_name") not in PIPELINES:
             found = index.get("_class_name")
             raise HsiviError(
                 f"{name} is a {found}; a teacher is a pixel-space {PIPELINES[0]} or {PIPELINES[1]}"
             )
-        component = index.get("unet", [None, None])[1]
+        component = parts[1] if isinstance(parts, list) and len(parts) == 2 else parts
         if component != "UNet2DModel":
             raise HsiviError(
                 f"{name} has a {component} as its unet; only UNet2DModel teachers can be distilled"
@@ -191,6 +195,12 @@ def load_teacher(
         raise HsiviError(
             f"{name} does not say its image size: set sample_size in {unet_folder / 'config.json'}"
         )
+    halved = 2 ** (len(config.down_block_types) - 1)
+    if any(side < 1 or side % halved for side in size):
+        raise HsiviError(
+            f"{name} cannot draw images of {size[0]} x {size[1]}: its network halves a side to a "
+            f"{halved}th; set a sample_size in {unet_folder / 'config.json'} that {halved} divides"
+        )
     return Teacher(
         name=name,
         unet=unet.requires_grad_(False).eval(),
@@ -200,6 +210,7 @@ def load_teacher(
         shape=(config.in_channels, *size),
         label_count=config.num_class_embeds,
         digest=digest_of(unet),
+        origin={k: v for k, v in zip(ORIGIN, (revision, variant, subfolder), strict=True) if v},
     )
 
 
@@ -240,10 +251,14 @@ def find_folder(source: str, revision: str | None, subfolder: str | None) -> Pat
 
 
 def read_json(path: Path) -> dict:
+    """The object in a JSON file."""
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise HsiviError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise HsiviError(f"{path} holds no JSON object but a {type(found).__name__}")
+    return found
 
 
 def load_schedule(file: Path, name: str) -> tuple[DDPMScheduler, Tensor]:
@@ -273,7 +288,7 @@ def load_schedule(file: Path, name: str) -> tuple[DDPMScheduler, Tensor]:
         scheduler = DDPMScheduler(
             **{k: v for k, v in config.items() if k in known}, clip_sample=False
         )
-    except (NotImplementedError, TypeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise HsiviError(f"{file} describes no schedule: {error}") from error
     table = scheduler.alphas_cumprod.double()
     if config.get("rescale_betas_zero_snr") or table[-1] < 1e-12:  # cosine betas end at 2e-9
@@ -289,6 +304,14 @@ def load_unet(folder: Path, name: str, variant: str | None) -> UNet2DModel:
     kind = read_json(folder / "config.json").get("_class_name")
     if kind != "UNet2DModel":
         raise HsiviError(f"{name} is a {kind}; only UNet2DModel teachers can be distilled")
+    files = [file.name for file in folder.glob("diffusion_pytorch_model*")]
+    if variant is None and not any(file.split(".")[1] in WEIGHTS for file in files):
+        variants = sorted({file.split(".")[1] for file in files if file.count(".") == 2})
+        if variants:
+            raise HsiviError(
+                f"{name} has weights of the variant {' and '.join(variants)} alone: give --variant "
+                f"{variants[0]}"
+            )
     quiet = logging.getLogger("diffusers.models.modeling_utils")
     level = quiet.level
     quiet.setLevel(logging.ERROR)

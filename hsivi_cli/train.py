@@ -8,6 +8,7 @@ checkpoint was.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import math
 import sys
@@ -32,6 +33,7 @@ from .checkpoint import (
     module_tensors,
     optimizer_tensors,
     save_checkpoint,
+    sweep,
     writing,
 )
 from .config import HsiviError, TrainConfig, command_line, embedded
@@ -40,11 +42,11 @@ from .device import pick_device
 from .distill import Players, Share
 from .draw import Sampler, draw
 from .frechet import frechet_distance
-from .images import save_grid
-from .runs import Interrupt, append, check_resumable, say, trim
+from .images import has_picture, save_grid
+from .runs import Interrupt, append, check_resumable, holding, say, trim
 from .start import choose_starts, make_chains, make_path
-from .student import is_student, load_chains, load_student, save_student, write_info
-from .teacher import Teacher, difference, load_teacher, read_json
+from .student import is_student, load_chains, load_student, read_info, save_student, write_info
+from .teacher import Teacher, difference, load_teacher
 
 SAVE_REGRESSION = 4  # rounds of regression between checkpoints, as long as some 50 steps
 EVAL_SEED = 1_000_000_000  # the seeds that judge a training are none that a user is likely to draw
@@ -81,10 +83,21 @@ def run(config: TrainConfig, teacher_options: dict, out: Path) -> None:
             "them"
         )
     teacher = load_teacher(**teacher_options, device=device)
+    with holding(out) if accelerator.is_main_process else contextlib.nullcontext():
+        distil(config, teacher, out, accelerator, begin)
+
+
+def distil(
+    config: TrainConfig, teacher: Teacher, out: Path, accelerator: Accelerator, begin: float
+) -> None:
+    """`run`, once devices, teacher and folder are there. begin is time.monotonic() at its start."""
+    device = teacher.unet.device
     earlier = check_out(out, config, teacher)
+    if earlier and accelerator.is_main_process:
+        sweep(out)
     starts = find_starts(out if earlier else None, config, teacher, accelerator)
     chains = find_chains(out if earlier else None, config, teacher, starts, accelerator)
-    judge = make_judge(config, device) if accelerator.is_main_process else None
+    judge = make_judge(config, teacher) if accelerator.is_main_process else None
     players = make_players(config, teacher, chains)
     state = {"round": 0, "best": None, "seconds": 0.0}
     resumed = load_checkpoint(out / "checkpoint") if earlier else None
@@ -172,9 +185,7 @@ def check_out(out: Path, config: TrainConfig, teacher: Teacher) -> bool:
         return False
     if not is_student(out):
         raise HsiviError(f"{out} exists and is no run of hsivi: choose another --out")
-    info = read_json(out / "hsivi.json")
-    if not {"teacher", "config"} <= info.keys():
-        raise HsiviError(f"{out / 'hsivi.json'} describes no run: choose another --out")
+    info = read_info(out)
     if other := difference(info["teacher"], teacher.identity):
         raise HsiviError(
             f"{out} distils another teacher, with {other}: use that one to resume, or another --out"
@@ -188,7 +199,7 @@ def find_starts(
 ) -> dict[int, str]:
     """What --start auto chose: in an earlier part of this run, or now, by the main process."""
     if earlier:
-        stored = read_json(earlier / "hsivi.json").get("starts", {})
+        stored = read_info(earlier).get("starts", {})
         return {int(nfe): name for nfe, name in stored.items()}
     found = [choose_starts(config, teacher) if accelerator.is_main_process else None]
     starts = broadcast_object_list(found)[0]
@@ -258,13 +269,16 @@ def start_from(players: Players, path: str, teacher: Teacher, device: torch.devi
     return other.info["seconds"]
 
 
-def make_judge(config: TrainConfig, device: torch.device) -> tuple[Detector, Statistics] | None:
-    """The detector and the reference's statistics, where there is a --reference."""
+def make_judge(config: TrainConfig, teacher: Teacher) -> tuple[Detector, Statistics] | None:
+    """The detector and the reference's statistics, where there is a --reference. Refuses a detector
+    that does not take the teacher's images.
+    """
     if config.reference is None:
         return None
     weights = Path(config.detector_weights) if config.detector_weights else None
     reference = str(embedded(config.reference))
-    detector = detector_for([reference], config.detector, weights, device)
+    detector = detector_for([reference], config.detector, weights, teacher.unet.device)
+    detector.features(torch.zeros(2, *teacher.shape[1:], teacher.shape[0], dtype=torch.uint8))
     return detector, statistics_of(reference, detector, config.data_root)
 
 
@@ -325,9 +339,10 @@ class Book:
             self.accelerator.init_trackers("hsivi", config=asdict(self.config))
         if not self.writes:
             return
-        with writing(self.out):
-            self.out.mkdir(parents=True, exist_ok=True)
-        write_info(self.out, self.info())
+        if self.state["round"] and self.state["best"] is None:  # whatever befell the exported files
+            self.export()
+        else:
+            write_info(self.out, self.info())
         begun = self.state["round"] >= distill.regress_rounds(self.config)  # step 0 is over
         for name in ("metrics.jsonl", "timing.jsonl", "evaluations.jsonl"):
             trim(self.out / name, self.step() if begun else -1)
@@ -349,6 +364,7 @@ class Book:
             "config": asdict(self.config),
             "starts": self.starts,
             "step": self.step(),
+            "regressed": distill.regressed(self.config, self.state["round"]),
             "seconds": round(self.state["seconds"], 1),
             "best": self.state["best"],
         }
@@ -416,7 +432,8 @@ class Book:
             seeds = range(EVAL_SEED, EVAL_SEED + count)
             batches = list(draw(self.sampler(chain), seeds, min(count, 256), device))
             file = self.out / "eval" / f"step-{step:06d}-{chain.nfe}.png"
-            save_grid(torch.cat(batches)[:GRID_COUNT], file)
+            if has_picture(self.teacher.shape[0]):
+                save_grid(torch.cat(batches)[:GRID_COUNT], file)
             moments, _ = moments_of(batches, detector)
             distance = distances[str(chain.nfe)] = frechet_distance(moments, reference.moments)
             row = {"step": step, "nfe": chain.nfe, "distance": distance}

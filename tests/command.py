@@ -62,9 +62,10 @@ def finite(row):
     return all(math.isfinite(value) for value in row.values())
 
 
-def save_detector(folder, size=8, seed=3):
-    """A random small detector of size x size grey images, 6 features."""
-    config = {"image_size": size, "in_channels": 1, "widths": [4], "feature_dim": 6, "classes": 2}
+def save_detector(folder, size=8, seed=3, channels=1):
+    """A random small detector of size x size images, 6 features."""
+    config = {"image_size": size, "in_channels": channels, "widths": [4], "feature_dim": 6}
+    config |= {"classes": 2}
     torch.manual_seed(seed)
     network = Classifier(**config)
     folder.mkdir()

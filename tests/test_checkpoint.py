@@ -11,6 +11,8 @@ from torch import nn
 
 from hsivi_cli import checkpoint
 from hsivi_cli.checkpoint import (
+    check_file,
+    check_place,
     checkpoints,
     load_checkpoint,
     load_optimizer,
@@ -91,10 +93,37 @@ def test_checkpoints_are_in_order_beyond_a_million(tmp_path):
     assert load_checkpoint(tmp_path)[1]["round"] == 1_000_001
 
 
-def test_what_a_killed_run_left_half_written_goes_with_the_next_checkpoint(tmp_path):
-    (tmp_path / ".step-000004.123.tmp").mkdir()
+def test_what_a_killed_run_left_half_written_goes_when_it_is_resumed(save_teacher, tmp_path):
+    teacher, out = save_teacher(**TINY), tmp_path / "run"
+    train(teacher, out)
+    before = tree(out)
+    (out / "checkpoint" / ".step-000004.123.tmp").mkdir()
+    (out / ".hsivi.json.123.tmp.json").write_text("{")
+    (out / ".export-abc").mkdir()
+    (out / ".export-abc" / "half").write_text("")
+    train(teacher, out)
+    assert tree(out) == before
+
+
+def test_folders_that_are_no_checkpoints_are_passed_over(tmp_path):
     save_checkpoint(tmp_path, 5, TENSORS, {"round": 5})
-    assert [p.name for p in tmp_path.iterdir()] == ["step-000005"]
+    (tmp_path / "step-000006.bak").mkdir()
+    assert load_checkpoint(tmp_path)[1] == {"round": 5}
+
+
+def test_a_place_that_takes_no_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "below", tmp_path / "file" / "far" / "below"):
+        with pytest.raises(HsiviError, match="nothing can be written into"):
+            check_place(path)
+        with pytest.raises(HsiviError, match="could not write"):
+            write_text(path, "text")
+    check_place(tmp_path / "new" / "folder" / "file")
+    with pytest.raises(HsiviError, match="is a folder"):
+        check_file(tmp_path)
+    with pytest.raises(HsiviError, match="named twice"):
+        check_file(tmp_path / "file", None, tmp_path / "file")
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
 def test_a_checkpoint_of_the_same_number_is_replaced(tmp_path):
@@ -127,11 +156,15 @@ def damage_state(folder):
     (folder / "state.json").write_text('{"round": ')
 
 
+def forget_round(folder):
+    (folder / "state.json").write_text("[]")
+
+
 def lose_tensors(folder):
     (folder / "tensors.safetensors").unlink()
 
 
-@pytest.mark.parametrize("damage", [damage_tensors, damage_state, lose_tensors])
+@pytest.mark.parametrize("damage", [damage_tensors, damage_state, forget_round, lose_tensors])
 def test_a_damaged_checkpoint_is_named_and_the_advice_goes_on_from_the_older(
     save_teacher, tmp_path, damage
 ):

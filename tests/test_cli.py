@@ -86,7 +86,7 @@ def test_one_call_has_defaults_of_its_own_which_presets_files_and_typing_win_ove
     for share in ("1.0", "1,1"):
         assert dry_run("--nfe", 2, "--noise-share", share)["regress_steps"] == 640
     assert dry_run("--nfe", 1, "--noise-share", 0.5)["regress_steps"] == 0  # which refuses it
-    cli.check_train(TrainConfig(nfe="1", **own))
+    cli.checked(TrainConfig(nfe="1", **own))
 
 
 @pytest.mark.parametrize(
@@ -112,12 +112,12 @@ def test_from_five_calls_up_a_run_starts_from_a_solver_unless_the_chain_is_chose
     if "--preset" in chosen:
         wanted["steps"] = PRESETS["hsivi"]["steps"]
     assert {key: told[key] for key in keys} == wanted
-    cli.check_train(TrainConfig(**{f.name: told[f.name] for f in fields(TrainConfig)}))
+    cli.checked(TrainConfig(**{f.name: told[f.name] for f in fields(TrainConfig)}))
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_name_settings_that_exist_and_pass(preset):
-    cli.check_train(TrainConfig(**PRESETS[preset]))
+    cli.checked(TrainConfig(**PRESETS[preset]))
     choices = {
         f.name: f.metadata["choices"] for f in fields(TrainConfig) if "choices" in f.metadata
     }
@@ -194,6 +194,10 @@ def test_settings_and_usage_errors_need_no_torch(arguments):
     [
         (["train", "--steps", "four", "--out", "x"], "--steps"),
         (["train"], "--out"),
+        (["train", "--out", ""], "--out"),
+        (["train", "", "--out", "x"], "TEACHER"),
+        (["compare", "runs/x", ""], "RUN|TEACHER"),
+        (["info", ""], "PATH"),
         (["train", "--objective", "l2", "--out", "x"], "score-matching"),
         (["train", "--preset", "best", "--out", "x"], "--preset"),
         (["train", "--colour", "red", "--out", "x"], "--colour"),
@@ -231,6 +235,14 @@ def test_out_of_memory_outside_training_names_the_batch_size(monkeypatch):
     assert len(result.stderr.splitlines()) == 1
 
 
+def test_a_file_that_cannot_be_read_is_one_line(monkeypatch):
+    def act(*args):
+        raise PermissionError(13, "Permission denied", "images/0.png")
+
+    result = run_verb(monkeypatch, act)
+    assert (result.exit_code, result.stderr) == (1, "error: images/0.png: Permission denied\n")
+
+
 def test_a_bug_keeps_its_traceback(monkeypatch):
     def act(*args):
         raise RuntimeError("a bug")
@@ -256,12 +268,27 @@ def test_ctrl_c_exits_130_with_a_line(monkeypatch):
         ("eval_count", 1), ("student_rate", 0.0), ("fake_rate", -1.0), ("clip", 0.0),
         ("level_power", 0.0),
         ("student_rate", float("nan")), ("student_beta1", 1.0), ("fake_beta1", -0.1), ("ema", 1.0),
-        ("minutes", 0.0), ("minutes", -1.0),
+        ("minutes", 0.0), ("minutes", -1.0), ("student_rate", float("inf")), ("a", float("nan")),
+        ("nfe", "²"),
     ],
 )  # fmt: skip
 def test_numbers_that_mean_nothing_are_refused_by_name(option, value):
     with pytest.raises(HsiviError, match="--" + option.replace("_", "-")):
-        cli.check_train(TrainConfig(**{option: value}))
+        cli.checked(TrainConfig(**{option: value}))
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("--start unipc --noise-share 0 --grid quad", "--grid quad is for --start ddim"),
+        ("--start unipc --noise-share 0 --grid-top 500", "--grid-top 500 is for --start ddim"),
+        ("--nfe 2 --grid 0,300,500 --grid-top 600", "--grid-top 600"),
+        ("--detector inception", "--detector inception scores nothing without --reference"),
+        ("--nfe 2,4 --grid 0,300,500", "--grid 0,300,500 has a number a layer"),
+    ],
+)
+def test_settings_that_would_say_nothing_are_refused_in_a_dry_run_too(options, told):
+    assert told in refusal("train", "--out", "x", *options.split(), "--dry-run")
 
 
 def test_every_option_of_training_is_read_with_its_type():
@@ -275,9 +302,12 @@ def value_of(item):
     """A value of an option that is not its default."""
     if "choices" in item.metadata:
         return next(choice for choice in item.metadata["choices"] if choice != item.default)
+    if "below" in item.metadata:
+        return 0.5
     if isinstance(item.default, (int, float)):
         return item.default + 1
-    return {"minutes": 1.5, "grid_top": 700}.get(item.name, "other")
+    others = {"nfe": "3", "start": "auto", "minutes": 1.5, "grid_top": 700}
+    return others.get(item.name, "other")
 
 
 def test_main_is_the_command_that_the_package_installs():

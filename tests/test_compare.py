@@ -211,6 +211,21 @@ def test_a_teacher_that_is_gone_is_warned_of(home, measure, tmp_path):
     assert [row["kind"] for row in rows] == ["student", "solver"]
 
 
+def test_a_student_finds_its_teacher_by_variant_and_subfolder(home, measure, tmp_path, tiny_unet):
+    scheduler = diffusers.DDPMScheduler(prediction_type="sample")
+    pipe = diffusers.DDPMPipeline(unet=tiny_unet(seed=5, **TINY), scheduler=scheduler)
+    pipe.save_pretrained(tmp_path / "deep" / "teacher", variant="fp16")
+    origin = ("--variant", "fp16", "--subfolder", "teacher")
+    train(tmp_path / "deep", tmp_path / "run", *origin, "--steps", 0)
+    rows, result = measure(tmp_path / "run", "--solvers", "ddim-quad")
+    assert {row["kind"] for row in rows} == {
+        "student",
+        "solver",
+    } and "not here" not in result.stderr
+    rows, _ = measure(tmp_path / "deep", *origin, "--nfe", 2, "--solvers", "ddim-quad")
+    assert [row["kind"] for row in rows] == ["solver"]
+
+
 def test_files_are_written_and_the_page_stands_alone(home, measure, tmp_path):
     plot, page, grids = tmp_path / "plot.png", tmp_path / "page.html", tmp_path / "grids"
     arguments = ("--plot", plot, "--html", page, "--grids", grids, "--teacher-calls", 4)
@@ -256,6 +271,19 @@ def test_the_cache_lies_where_the_environment_says(home, measure, tmp_path, monk
 def test_refusals_name_what_is_wrong(home, tmp_path, source, options, told):
     line = refusal("compare", home / source, *small(home, tmp_path), *options.split())
     assert told in line and not (tmp_path / "rows.json").exists()
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_drawn(
+    home, drawings, tmp_path
+):
+    (tmp_path / "file").write_text("")
+    below = tmp_path / "file" / "x"
+    for options in (
+        *(("--json", below), ("--grids", below), ("--plot", tmp_path)),
+        *(("--plot", tmp_path / "x", "--html", tmp_path / "x"), ("--json", home / "real.npz")),
+    ):
+        refusal("compare", home / "two", *small(home, tmp_path), *options)
+    assert not drawings
 
 
 def test_a_reference_of_another_detector_is_refused(home, tmp_path):

@@ -214,9 +214,15 @@ def test_the_inception_stamp_tells_resize_and_weights(inception_file, tmp_path):
 def test_inception_weights_that_are_none_are_refused(tmp_path):
     with pytest.raises(HsiviError, match=r"none\.pth: not readable"):
         load_detector("inception", tmp_path / "none.pth")
-    (tmp_path / "text.pth").write_text("no weights")
-    with pytest.raises(HsiviError, match=r"text\.pth: not readable"):
-        load_detector("inception", tmp_path / "text.pth")
+    for content in (
+        "no weights",
+        "hello",
+        "(lp0",
+        "}",
+    ):  # foreign bytes break torch.load each its way
+        (tmp_path / "text.pth").write_text(content)
+        with pytest.raises(HsiviError, match=r"text\.pth: not readable"):
+            load_detector("inception", tmp_path / "text.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(HsiviError, match="a dictionary of tensors is wanted"):
         load_detector("inception", tmp_path / "list.pth")
@@ -240,6 +246,17 @@ def test_a_failing_download_names_the_address_and_the_option(monkeypatch):
         HsiviError, match=r"unreachable.*https://github.com/mseitzer.*--detector-we"
     ):
         load_detector("inception")
+
+
+def test_what_a_download_tells_is_no_result(inception_file, monkeypatch, capsys):
+    def fetch(url, map_location, weights_only):
+        print(f"Downloading: {url}")
+        return torch.load(inception_file, weights_only=True)
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", fetch)
+    load_detector("inception")
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("Downloading")
 
 
 # -------------------------------------------------------------------------------- statistics
@@ -300,6 +317,12 @@ def test_pytorch_fids_own_statistics_files_are_read(tmp_path):
             {"mu": np.zeros(2), "sigma": np.eye(2), "features": np.zeros((4, 3))},
             r"must be \[N, 2\]; found \(4, 3\)",
         ),
+        ({"mu": np.array(["a", "b"]), "sigma": np.eye(2)}, "mu must be numbers, not <U1"),
+        ({"mu": np.zeros(2), "sigma": np.eye(2, dtype=complex)}, "sigma must be numbers"),
+        ({"mu": np.zeros(2), "sigma": np.eye(2), "count": np.zeros(3)}, "count must be one number"),
+        ({"mu": np.zeros(2), "sigma": -np.eye(2)}, "sigma is no covariance"),
+        ({"mu": np.zeros(2), "sigma": np.array([[1.0, 2.0], [2.0, 1.0]])}, "sigma is no cov"),
+        ({"mu": np.zeros(2), "sigma": np.array([[1.0, 0.5], [0.0, 1.0]])}, "sigma is no cov"),
     ],
 )
 def test_statistics_files_that_are_none_are_refused(tmp_path, arrays, complaint):

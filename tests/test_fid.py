@@ -7,6 +7,7 @@ import types
 import numpy as np
 import pytest
 import torch
+from command import refusal, tree
 
 import hsivi_cli
 from hsivi_cli import fid
@@ -228,8 +229,18 @@ def test_sources_that_do_not_exist_are_named(sets, capsys):
         report_of(capsys, sets / "a", "cifar11-train")
 
 
-def test_counts_and_batches_of_nothing_are_refused(sets, capsys):
-    for option in ("count", "batch_size"):
-        flag = "--" + option.replace("_", "-")
-        with pytest.raises(HsiviError, match=f"{flag} 0 must be at least"):
-            report_of(capsys, sets / "a", sets / "b.npz", **{option: 0})
+def test_statistics_take_the_place_of_statistics_alone(sets):
+    for other in (sets / "b.npz", sets / "a"):
+        before = tree(sets)
+        told = refusal("fid", sets / "a", "--save-stats", other)
+        assert ("holds something else" in told or "is a folder" in told) and tree(sets) == before
+    told = refusal("fid", sets / "b.npz", "--save-stats", sets / "b.npz")
+    assert "named twice" in told
+
+
+def test_numbers_that_mean_nothing_are_refused(sets):
+    for flag in ("--count", "--batch-size"):
+        assert f"{flag} 0 must be at least" in refusal("fid", sets / "a", sets / "b.npz", flag, 0)
+    assert "--seed -1 must be at least 0" in refusal(
+        "fid", sets / "a", sets / "b.npz", "--seed", -1
+    )

@@ -27,6 +27,7 @@ from hsivi_cli.inference import (
     play_round,
     resolved,
 )
+from hsivi_cli.runs import holding
 
 SMALL = {"layers": 2, "width": 16, "depth": 1, "batch_size": 16, "steps": 4, "fake_warmup": 2}
 FLAGS = (
@@ -283,6 +284,10 @@ def steep(x): return -x[:, 0].square() + x[:, 1].where(x[:, 1] > 0, x[:, 1] * to
 def tilted(x): return -(10 * x.square().sum(1) - 9 / 2.8 * x.sum(1).square()) / 2
 def wide(x): return -x.square()
 def held(x): return -x.detach().square().sum(1)
+def lost(x): return {}[x.shape[1]]
+def mute(x): raise AssertionError
+def cut(x): return torch.where(x[:, 0] > 0, -x.square().sum(1), -torch.inf)
+def noisy(x): return -(x * (1 + 0.1 * torch.rand(len(x), 1))).square().sum(1)
 number = 3
 """
 
@@ -301,6 +306,40 @@ def test_a_function_of_the_users_is_a_target(module, tmp_path):
     assert np.load(tmp_path / "y" / "samples.npz")["x"].shape == (500, 3)
 
 
+def test_a_run_is_not_resumed_on_a_density_that_has_changed(module, tmp_path):
+    infer(f"{module}:good", tmp_path / "y", "--dim", 3)
+    before = tree(tmp_path / "y")
+    file = tmp_path / "my_density.py"
+    file.write_text(
+        MODULE.replace("return -x.square().sum(1)", "return 5 - 2 * x.square().sum(1)", 1)
+    )
+    sys.modules.pop(module)
+    told = refused(f"{module}:good", tmp_path / "y", "--dim", 3)
+    assert "it was another density" in told and tree(tmp_path / "y") == before
+    # a constant is no change
+    file.write_text(MODULE.replace("return -x.square().sum(1)", "return 5 - x.square().sum(1)", 1))
+    sys.modules.pop(module)
+    infer(f"{module}:good", tmp_path / "y", "--dim", 3)
+
+
+def test_a_density_that_is_random_is_resumed(module, tmp_path):
+    for steps in (2, 4):
+        infer(f"{module}:noisy", tmp_path / "y", "--dim", 2, "--steps", steps)
+
+
+def test_a_second_process_in_a_runs_folder_is_refused(tmp_path):
+    with holding(tmp_path / "y"):
+        assert "another process runs in" in refused("banana", tmp_path / "y")
+    infer("banana", tmp_path / "y")
+    (tmp_path / "y" / ".model.safetensors.77.tmp.safetensors").write_text("half")
+    before = tree(tmp_path / "y")
+    with holding(tmp_path / "y"):
+        refused("banana", tmp_path / "y")
+    assert tree(tmp_path / "y") == before
+    infer("banana", tmp_path / "y")
+    assert not list((tmp_path / "y").glob(".*"))
+
+
 def test_a_target_that_cannot_be_used_is_refused_before_anything_is_written(module, tmp_path):
     out = tmp_path / "y"
     line = refused(f"{module}:steep", out, "--dim", 2)
@@ -308,6 +347,9 @@ def test_a_target_that_cannot_be_used_is_refused_before_anything_is_written(modu
     line = refused(f"{module}:wide", out, "--dim", 2)
     assert "one number a point, [64], not [64, 2]" in line
     assert "no gradient in x" in refused(f"{module}:held", out, "--dim", 2)
+    assert "[64, 2]: KeyError: 2" in refused(f"{module}:lost", out, "--dim", 2)
+    assert "[64, 2]: AssertionError" in refused(f"{module}:mute", out, "--dim", 2)
+    assert "log density is -inf at x = (-" in refused(f"{module}:cut", out, "--dim", 2)
     assert "needs --dim" in refused(f"{module}:good", out)
     assert "no callable 'number'" in refused(f"{module}:number", out, "--dim", 2)
     line = refused("my_broken:f", out, "--dim", 2)

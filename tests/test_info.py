@@ -64,6 +64,23 @@ def test_a_teacher_tells_its_network_and_schedule(save_teacher):
     assert facts["prediction"] == "v_prediction"
 
 
+def test_a_run_of_inference_tells_its_target_and_layers(tmp_path):
+    small = ("--layers", 2, "--width", 8, "--steps", 1, "--mixing", 8, "--count", 50)
+    hsivi("infer", "banana", "--out", tmp_path / "y", *small)
+    facts = told_of(tmp_path / "y")
+    assert (facts["kind"], facts["target"], facts["layers"]) == ("inference", "banana", 2)
+    assert facts["objective"] == "lb" and facts["steps"] == "1 of 1"
+    (tmp_path / "y" / "infer.json").write_text("{}")
+    assert "describes no run" in refusal("info", tmp_path / "y")
+
+
+def test_a_teachers_variant_and_subfolder_are_options(save_teacher, tmp_path):
+    save_teacher(variant="fp16", folder="deep/teacher", **TINY)
+    origin = ("--subfolder", "teacher", "--variant", "fp16")
+    told = json.loads(hsivi("info", tmp_path / "deep", *origin, "--json").stdout)
+    assert told["kind"] == "teacher" and told["image"] == "1x8x8"
+
+
 def test_a_statistics_file_tells_its_detector_and_count():
     facts = told_of(weights_folder() / "reference.npz")
     assert facts["kind"] == "statistics" and facts["count"] == 60000

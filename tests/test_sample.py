@@ -168,6 +168,8 @@ def test_a_solver_draws_the_networks_own_images(home, tmp_path, source):
         ("run", "--out {} --count 0", "--count 0"),
         ("run", "--out {} --seeds 5-3", "--seeds 5-3"),
         ("run", "--out {} --seeds a-b", "--seeds a-b"),
+        ("run", "--out {} --seeds ²-3", "--seeds ²-3"),
+        ("run", f"--out {{}} --seeds 0-{2**64}", "below"),
         ("run", "--out {} --batch-size 0", "--batch-size 0"),
         ("run", "--out {} --labels 1", "has no labels"),
         ("run", "--out {} --device nodevice", "nodevice"),
@@ -178,8 +180,10 @@ def test_a_solver_draws_the_networks_own_images(home, tmp_path, source):
         ("teacher", "--out {} --solver ddim", "--solver needs --nfe"),
         ("teacher", "--out {} --solver rk45 --nfe 3", "no solver 'rk45'"),
         ("teacher", "--out {} --solver ddim-lu --nfe 3", "spacings"),
-        ("teacher", "--out {} --solver ddim --nfe 0", "0 calls"),
+        ("teacher", "--out {} --solver ddim --nfe 0", "--nfe 0 must be at least 1"),
         ("nothing", "--out {}", "nothing"),
+        ("run", "--out {0}.npz --grid {0}.npz", "named twice"),
+        ("run", "--out {} --device meta", "--device meta"),
     ],
 )
 def test_a_refusal_says_what_to_do_and_writes_nothing(home, tmp_path, source, options, told):
@@ -188,8 +192,38 @@ def test_a_refusal_says_what_to_do_and_writes_nothing(home, tmp_path, source, op
     assert told in line and not out.exists()
 
 
+def test_a_place_below_a_file_is_refused_before_anything_is_drawn(home, tmp_path, monkeypatch):
+    monkeypatch.setattr(sample, "draw", None)
+    (tmp_path / "file").write_text("mine")
+    for option, place in (("--out", "x.npz"), ("--out", "folder"), ("--grid", "x.png")):
+        told = refusal("sample", home / "run", option, tmp_path / "file" / place)
+        assert "nothing can be written into" in told
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_the_mark_in_a_folder_names_what_drew_it(home, tmp_path):
     quiet_sample(home / "run", "--count", 1, "--out", tmp_path / "out")
     mark = json.loads((tmp_path / "out" / "hsivi-samples.json").read_text())
     assert mark.keys() == {"network", "chain", "nfe", "solver", "labels", "dtype"}
     assert mark["nfe"] == 2 and re.match("[0-9a-f]{16} ", mark["network"])
+
+
+def test_a_picture_that_a_power_cut_has_shortened_is_drawn_again(home, tmp_path):
+    quiet_sample(home / "run", "--count", 3, "--out", tmp_path / "out")
+    before = tree(tmp_path / "out")
+    for name, size in (("00000.png", 0), ("00002.png", 50)):
+        file = tmp_path / "out" / name
+        file.write_bytes(file.read_bytes()[:size])
+    quiet_sample(home / "run", "--count", 3, "--out", tmp_path / "out")
+    assert tree(tmp_path / "out") == before
+
+
+def test_an_archive_takes_the_place_of_images_alone(home, tmp_path):
+    archive = tmp_path / "x.NPZ"
+    for count in (2, 3):
+        quiet_sample(home / "run", "--count", count, "--out", archive)
+        assert len(read_npz(archive)) == count
+    np.savez(tmp_path / "labels.npz", labels=np.arange(3))
+    before = tree(tmp_path)
+    told = refusal("sample", home / "run", "--out", tmp_path / "labels.npz")
+    assert "holds something else (labels)" in told and tree(tmp_path) == before

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import diffusers
 import numpy as np
@@ -143,8 +144,8 @@ def test_a_folder_without_a_student_says_what_it_is(run, tmp_path):
         load_student(run.parent / "teacher")
 
 
-def test_a_run_that_exported_nothing_yet_says_so(tmp_path):
-    (tmp_path / "hsivi.json").write_text('{"format": 1}')
+def test_a_run_that_exported_nothing_yet_says_so(run, tmp_path):
+    shutil.copy(run / "hsivi.json", tmp_path)
     with pytest.raises(HsiviError, match="no student yet"):
         load_student(tmp_path)
 
@@ -153,7 +154,7 @@ def test_another_format_and_a_chain_with_a_missing_part_are_refused(run, tmp_pat
     pipe = HSIVIPipeline.from_pretrained(run)
     pipe.log_scales = {}
     pipe.save_pretrained(tmp_path)
-    (tmp_path / "hsivi.json").write_text(json.dumps({"format": 1}))
+    shutil.copy(run / "hsivi.json", tmp_path)
     with pytest.raises(HsiviError, match=r"2\.log_scale"):
         load_student(tmp_path)
     (tmp_path / "hsivi.json").write_text(json.dumps({"format": 9}))

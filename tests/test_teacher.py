@@ -588,6 +588,10 @@ def test_broken_json_is_refused(save_teacher):
     file = folder / "unet" / "config.json"
     file.write_text(file.read_text()[:-20])
     assert f"{file} cannot be read as JSON" in refused(folder)
+    file.write_text("[1]")
+    assert f"{file} holds no JSON object but a list" in refused(folder)
+    (folder / "model_index.json").write_text('{"_class_name": "DDPMPipeline", "unet": null}')
+    assert "has a None as its unet" in refused(folder)
 
 
 def weights_file(folder):
@@ -643,6 +647,24 @@ def test_other_conditions_than_class_labels_are_refused(save_teacher):
 
 def test_a_variant_that_is_not_there_is_refused(save_teacher):
     assert "fp16" in refused(save_teacher(), variant="fp16")
+
+
+def test_a_teacher_that_has_one_variant_alone_is_told_of_it(save_teacher):
+    folder = save_teacher(variant="fp16")
+    assert "give --variant fp16" in refused(folder)
+    assert load_teacher(str(folder), variant="fp16").origin == {"variant": "fp16"}
+
+
+@pytest.mark.parametrize("size", [7, [8, 6], 0])
+def test_a_size_that_the_network_cannot_draw_is_refused(save_teacher, size):
+    folder = save_teacher(
+        block_out_channels=(8, 8, 8),
+        down_block_types=("DownBlock2D",) * 3,
+        up_block_types=("UpBlock2D",) * 3,
+    )
+    assert load_teacher(str(folder)).shape == (1, 8, 8)
+    edit_json(folder / "unet" / "config.json", sample_size=size)
+    assert "that 4 divides" in refused(folder)
 
 
 def test_a_network_that_does_not_say_its_size_is_refused(save_teacher):

@@ -24,6 +24,8 @@ from hsivi_cli.config import TrainConfig
 from hsivi_cli.detector import load_detector, load_statistics, moments_of
 from hsivi_cli.draw import Sampler, draw, solver_sampler, student_sampler
 from hsivi_cli.frechet import frechet_distance
+from hsivi_cli.images import save_npz
+from hsivi_cli.runs import Interrupt, holding
 from hsivi_cli.start import make_chain
 from hsivi_cli.student import load_student
 from hsivi_cli.teacher import load_teacher
@@ -93,7 +95,9 @@ def test_a_run_that_regresses_first_may_be_broken_off_there_too(teacher, tmp_pat
     assert student_files(broken) == student_files(whole)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_a_signal_saves_says_how_to_go_on_and_loses_nothing(
     teacher, tmp_path, monkeypatch, number, status
 ):
@@ -242,9 +246,51 @@ def test_a_finished_student_without_its_checkpoint_is_left_alone(teacher, tmp_pa
     assert "without its checkpoint" in told and tree(out) == before
 
 
+def test_a_regressed_student_without_its_checkpoint_is_left_alone(teacher, tmp_path):
+    out, options = tmp_path / "run", ("--regress-steps", 2, "--steps", 0)
+    train(teacher, out, *options)
+    shutil.rmtree(out / "checkpoint")
+    before = tree(out)
+    told = refusal("train", teacher, "--out", out, *QUICK, *options)
+    assert "without its checkpoint" in told and tree(out) == before
+
+
+def test_what_befell_the_exported_files_is_mended_from_the_checkpoint(teacher, tmp_path):
+    out = tmp_path / "run"
+    train(teacher, out)
+    before = tree(out)
+    (out / "unet" / "config.json").write_text("")
+    (out / "chain.safetensors").unlink()
+    train(teacher, out)
+    assert tree(out) == before
+
+
+def test_a_second_process_in_a_runs_folder_is_refused(teacher, tmp_path):
+    out = tmp_path / "run"
+    with holding(out):
+        assert f"another process runs in {out}" in refusal("train", teacher, "--out", out, *QUICK)
+    assert not out.exists()
+    train(teacher, out)
+    before = tree(out)
+    with holding(out):
+        assert "another process" in refusal("train", teacher, "--out", out, *QUICK, "--steps", 9)
+    assert tree(out) == before
+
+
+def test_a_signal_that_nohup_has_taken_is_left_alone():
+    old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interrupt() as interrupt:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert interrupt.number == 0 and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, old)
+
+
 def test_a_folder_of_something_else_is_refused_and_left_alone(teacher, tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
+    (tmp_path / "thesis" / ".chapter.tmp").write_text("and more")
     before = tree(tmp_path / "thesis")
     told = refusal("train", teacher, "--out", tmp_path / "thesis", *QUICK)
     assert "no run of hsivi" in told and tree(tmp_path / "thesis") == before
@@ -255,8 +301,9 @@ def test_a_damaged_description_of_a_run_is_one_line(teacher, tmp_path):
     train(teacher, out, "--steps", 0)
     (out / "hsivi.json").write_text('{"format": 1}')
     assert "hsivi.json" in refusal("train", teacher, "--out", out, *QUICK)
-    (out / "hsivi.json").write_text("{")
-    assert "hsivi.json" in refusal("train", teacher, "--out", out, *QUICK)
+    for content in ("{", "[]"):
+        (out / "hsivi.json").write_text(content)
+        assert "hsivi.json" in refusal("train", teacher, "--out", out, *QUICK)
 
 
 # ---- what can go wrong on the way ----------------------------------------------------------------
@@ -434,6 +481,14 @@ def test_the_best_evaluation_is_exported_and_remembered_across_resume(teacher, t
     # by another count a distance means something else: the old best is no measure of the new
     train(teacher, out, *judged, "--eval-count", 20, "--steps", 5)
     assert load_student(out).info["best"]["step"] == 5
+
+
+def test_a_detector_that_does_not_take_the_images_is_refused_before_training(teacher, tmp_path):
+    save_detector(tmp_path / "detector", size=4)
+    save_npz(torch.zeros(9, 4, 4, 1, dtype=torch.uint8), tmp_path / "small.npz")
+    judged = ("--reference", tmp_path / "small.npz", "--detector", tmp_path / "detector")
+    told = refusal("train", teacher, "--out", tmp_path / "run", *QUICK, *judged)
+    assert "takes images of 4 x 4" in told and not (tmp_path / "run").exists()
 
 
 def test_an_evaluation_that_no_checkpoint_knows_is_made_once(teacher, tmp_path, monkeypatch):
@@ -655,6 +710,21 @@ def test_a_class_conditional_colour_teacher_trains(save_teacher, tmp_path):
     train(other, tmp_path / "run", "--regress-steps", 2)
     sampler = student_sampler(load_student(tmp_path / "run"))
     assert sampler.label_count == 3 and images_of(sampler).shape == (6, 8, 8, 3)
+
+
+def test_a_teacher_of_two_channels_trains_is_judged_and_has_no_pictures(save_teacher, tmp_path):
+    folder, out = save_teacher(in_channels=2, out_channels=2, **TINY), tmp_path / "run"
+    save_detector(tmp_path / "detector", channels=2)
+    real = torch.randint(256, (9, 8, 8, 2), dtype=torch.uint8)
+    save_npz(real, tmp_path / "real.npz")
+    judged = ("--reference", tmp_path / "real.npz", "--detector", tmp_path / "detector")
+    train(folder, out, *judged, "--eval-count", 9)
+    assert load_student(out).info["best"]["step"] == 2 and not (out / "eval").exists()
+    told = refusal("sample", out, "--out", tmp_path / "pictures", "--device", "cpu")
+    assert "--out FILE.npz" in told and not (tmp_path / "pictures").exists()
+    hsivi("sample", out, "--count", 9, "--out", tmp_path / "s.npz", "--device", "cpu")
+    pair = (tmp_path / "s.npz", tmp_path / "real.npz", "--detector", tmp_path / "detector")
+    assert json.loads(hsivi("fid", *pair, "--json").stdout)["fid"] > 0
 
 
 def test_a_batch_in_parts_trains_like_a_whole_one(teacher, tmp_path):
