@@ -192,7 +192,7 @@ def with_noise_share(chain: Chain, share: float | Sequence[float]) -> Chain:
     1..K).
     """
     shares = torch.as_tensor(share, dtype=torch.float64).expand(chain.nfe)
-    if shares.min() < 0 or shares.max() > 1:
+    if not ((shares >= 0) & (shares <= 1)).all():  # NaN is not either
         raise HsiviError(f"noise shares lie in [0, 1], not {shares.tolist()}")
     return replace(chain, s0=torch.cat([torch.zeros(1).double(), shares * chain.sigma[:-1]]))
 

@@ -379,7 +379,7 @@ def load_statistics(path: Path) -> Statistics:
     if (
         (var < 0).any()
         or (abs(cov) > most).any()
-        or (abs(cov - cov.T) > 1e-6 * abs(cov).max()).any()
+        or (abs(cov - cov.T) > 1e-6 * abs(cov).max(initial=0)).any()
     ):
         raise HsiviError(f"{path}: sigma is no covariance; make the file anew")
     moments = Moments(

@@ -359,6 +359,8 @@ def check_out(out: Path, config: InferConfig, about: dict) -> bool:
     if not (out / "infer.json").is_file():
         raise HsiviError(f"{out} exists and is no run of hsivi infer: choose another --out")
     info = read_info(out)
+    if not (out / "samples.npz").exists() and not checkpoints(out / "checkpoint"):
+        return False  # it stopped before anything was kept: nothing binds its settings
     if (info["target"], info["dim"]) != (about["target"], about["dim"]):
         raise HsiviError(
             f"{out} samples another target ({info['target']}, {info['dim']} coordinates): choose "

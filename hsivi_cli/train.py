@@ -186,6 +186,8 @@ def check_out(out: Path, config: TrainConfig, teacher: Teacher) -> bool:
     if not is_student(out):
         raise HsiviError(f"{out} exists and is no run of hsivi: choose another --out")
     info = read_info(out)
+    if not (out / "chain.safetensors").exists() and not checkpoints(out / "checkpoint"):
+        return False  # it stopped before anything was kept: nothing binds its settings
     if other := difference(info["teacher"], teacher.identity):
         raise HsiviError(
             f"{out} distils another teacher, with {other}: use that one to resume, or another --out"

@@ -384,6 +384,7 @@ def test_a_loss_that_is_not_finite_stops_with_advice(tmp_path):
         "banana", tmp_path / "y", "--objective", "lb", "--student-rate", 1e30, exit_code=1
     ).stderr.splitlines()[-1]
     assert said.startswith("error: the loss is not finite at step") and "lower" in said
+    infer("banana", tmp_path / "y", "--objective", "lb")  # it kept nothing, so nothing binds
 
 
 def test_without_scikit_learn_its_data_sets_say_how_to_have_them(tmp_path, monkeypatch):

@@ -334,6 +334,14 @@ def test_a_loss_that_is_not_finite_stops_with_advice_and_keeps_the_last_checkpoi
     assert student_files(out) == student_files(tmp_path / "whole")
 
 
+def test_a_run_that_kept_nothing_binds_no_settings(teacher, tmp_path):
+    out = tmp_path / "run"
+    absurd = ("--student-rate", 1e30, "--steps", 9)
+    assert "no checkpoint yet" in refusal("train", teacher, "--out", out, *QUICK, *absurd)
+    train(teacher, out)
+    assert load_student(out).info["config"]["student_rate"] == 1e-3
+
+
 def test_absurd_rates_end_in_advice_not_in_a_broken_student(teacher, tmp_path):
     told = refusal("train", teacher, "--out", tmp_path / "x", *QUICK, "--fake-rate", 1e30)
     assert "not finite" in told and "no checkpoint" in told and "--fake-rate" in told
@@ -767,6 +775,8 @@ def test_a_run_begins_with_another_runs_student(teacher, save_teacher, tmp_path)
         ("--noise-share two", "--noise-share"),
         ("--noise-share 0.5,0.5,0.5", "3 numbers"),
         ("--noise-share 1.5", "[0, 1]"),
+        ("--noise-share nan", "[0, 1]"),
+        ("--noise-share eta:nan", "[0, 1]"),
         ("--start edm --noise-share 0", "no solver 'edm'"),
         ("--start heun --noise-share 0 --nfe 3", "heun"),
         ("--start deis", "--noise-share below 1"),
