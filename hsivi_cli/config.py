@@ -447,7 +447,7 @@ class InferConfig:
     depth: int = option(2, "hidden blocks", least=1)
     sines: int | None = option(
         None,
-        "octaves of sines of x that the networks see beside it; default: 4 for one or two "
+        "octaves of sines of x that the networks see beside it; default: 6 for one or two "
         "coordinates, else 0",
         least=0,
     )

@@ -69,7 +69,7 @@ def resolved(config: InferConfig, target) -> InferConfig:
         bridge=bridge,
         frame=frame if config.frame == "auto" else config.frame,
         objective=objective if config.objective == "auto" else config.objective,
-        sines=(4 if plane else 0) if config.sines is None else config.sines,
+        sines=(6 if plane else 0) if config.sines is None else config.sines,
     )
 
 

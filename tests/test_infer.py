@@ -110,7 +110,7 @@ def test_a_gaussians_mean_and_covariance_are_recovered(options):
     target = targets.GaussianMixture(MEAN[None], COV)
     family = fit(
         target, 2, False, width=32, depth=1, batch_size=128, steps=400, student_rate=3e-3,
-        fake_rate=3e-3, fake_updates=5, mixing=50, **options,
+        fake_rate=3e-3, fake_updates=5, mixing=50, sines=0, **options,
     )  # fmt: skip
     x = family.sample(20_000)
     # 400 updates of 128 samples leave some .05 in the weights; sampling adds 3/sqrt(20,000) = .02
