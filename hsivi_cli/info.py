@@ -98,7 +98,9 @@ def describe_student(path: str) -> dict:
         else "not measured",
     }
     for nfe, chain in student.chains.items():
-        facts[f"times at {nfe} calls"] = ", ".join(f"{t:g}" for t in chain.time.tolist())
+        facts[f"times at {nfe} calls"] = ", ".join(
+            "clean data" if t < 0 else f"{t:g}" for t in chain.time.tolist()
+        )
         facts[f"noise shares at {nfe} calls"] = ", ".join(
             f"{s:.3g}" for s in chain.noise_share.tolist()
         )

@@ -39,6 +39,12 @@ def test_a_run_tells_its_teacher_calls_steps_and_layers(teacher, tmp_path):
     assert facts["best distance"] == "not measured"
 
 
+def test_a_run_that_ends_at_clean_data_tells_so(teacher, tmp_path):
+    solver = ("--start", "unipc-leading", "--noise-share", 0.2)
+    train(teacher, tmp_path / "run", *solver, "--steps", 0)
+    assert told_of(tmp_path / "run")["times at 2 calls"] == "clean data, 333, 666"
+
+
 def test_a_regressed_run_tells_so(teacher, tmp_path):
     train(teacher, tmp_path / "run", "--regress-steps", 3, "--noise-share", 1)
     assert told_of(tmp_path / "run")["steps"] == "2 of 2, after 3 of regression"
