@@ -478,6 +478,12 @@ class InferConfig:
         "auto",
         "the target's share at layers 0 to K: auto, or K+1 numbers falling from 1 to 0",
     )
+    levels: str = option(
+        "falling",
+        "where a layer is judged over the diffusion bridge: falling from the level above to its "
+        "own in the first 70 % of the steps, or at its own throughout",
+        choices=("falling", "own"),
+    )
     mixing: int = option(500, "lb's fresh mixing samples (J)", least=1)
     kernel_width: float = option(
         1.0,

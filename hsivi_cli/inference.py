@@ -196,9 +196,9 @@ class Bridge:
     kind: str
     base_scale: float
 
-    def log_prob(self, x: Tensor, k: int) -> Tensor:
-        """log p_k up to a constant [B]."""
-        share = self.lambdas[k]
+    def log_prob(self, x: Tensor, k: int, share: float | None = None) -> Tensor:
+        """log p_k up to a constant [B]; share is a lambda in place of layer k's own."""
+        share = self.lambdas[k] if share is None else share
         if share == 1:
             return self.target.log_prob(x)
         if self.kind == "diffusion":
@@ -206,9 +206,9 @@ class Bridge:
         base = normal_log_density(x, torch.zeros_like(x), torch.full_like(x, self.base_scale))
         return (1 - share) * base + (share * self.target.log_prob(x) if share else 0)
 
-    def score(self, x: Tensor, k: int) -> Tensor:
+    def score(self, x: Tensor, k: int, share: float | None = None) -> Tensor:
         """grad_x log p_k [B, dim]. Refuses a target whose gradient is not finite."""
-        share = self.lambdas[k]
+        share = self.lambdas[k] if share is None else share
         if self.kind == "diffusion" and share < 1:
             return check_finite(self.target.score(x, x.new_full((len(x),), share)), x)
         score = share * check_finite(self.target.score(x), x) if share else 0
@@ -257,6 +257,32 @@ def parse_lambdas(text: str, count: int, kind: str) -> tuple[float, ...]:
             "target) to 0 (the base)"
         )
     return numbers
+
+
+FALL = 0.7  # of the steps, over which a layer's level falls from the one above to its own
+LOWEST = 1e-3  # alpha_bar of the highest level: at 0 there is nothing of the layer to judge
+
+
+def level_of(config: InferConfig, lambdas: Sequence[float], k: int, step: int) -> float:
+    """alpha_bar at which layer k is judged at a step.
+
+    Its own is lambdas[k-1]. With --levels falling over the diffusion bridge sigma begins at the
+    layer above's and falls to its own in equal steps: modes share their mass out while they
+    overlap; once they lie apart, no gradient of a reverse KL knows how much each should hold.
+    """
+    own, above = (math.sqrt(1 - lambdas[i]) for i in (k - 1, k))
+    if config.levels == "own" or config.bridge != "diffusion":
+        return lambdas[k - 1]
+    part = config.steps / (config.layers if config.order == "sequential" else 1)
+    left = max(0.0, 1 - max(0, step) % part / part / FALL)
+    return max(LOWEST, 1 - (own + left * (above - own)) ** 2) if left else lambdas[k - 1]
+
+
+def noised(mean: Tensor, std: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """The normal N(mean, std^2) where x becomes sqrt(share) x + sqrt(1 - share) noise."""
+    if share == 1:
+        return mean, std
+    return math.sqrt(share) * mean, (share * std.square() + 1 - share).sqrt()
 
 
 SCALE_FACTOR = 10  # of the rate, for log_scale: it has units to go where weights have hundredths
@@ -364,38 +390,44 @@ def fake_eps(players: Players, config: InferConfig, x: Tensor, k: int, teacher_e
     return known + players.fake_scores[k - 1](x)
 
 
-def fake_loss(players: Players, config, pool: Pool, k: int, rows: Tensor, noise: Tensor) -> Tensor:
-    """Denoising score matching of layer k's marginal, weighted by its variance (a constant)."""
+def fake_loss(
+    players: Players, config, pool: Pool, k: int, rows: Tensor, noise: Tensor, level: float
+) -> Tensor:
+    """Denoising score matching of layer k's marginal at a level, weighted by its variance (a
+    constant).
+    """
+    bridge, own = players.bridge, players.bridge.lambdas[k - 1]
     with torch.no_grad():
-        std = players.family[k].log_scale.exp()
-        x = pool.mean[k][rows] + std * noise
-    f_eps = fake_eps(players, config, x, k, lambda: -players.bridge.score(x, k - 1))
+        mean, std = noised(pool.mean[k][rows], players.family[k].log_scale.exp(), level / own)
+        x = mean + std * noise
+    f_eps = fake_eps(players, config, x, k, lambda: -bridge.score(x, k - 1, level))
     weight = std.square().mean().clamp(max=1)
     return fake_score_loss(f_eps, noise / std, weight).mean() / x.shape[1]
 
 
 def student_loss(
-    players: Players, config: InferConfig, pool: Pool, k: int, noise: Tensor
+    players: Players, config: InferConfig, pool: Pool, k: int, noise: Tensor, level: float
 ) -> tuple[Tensor, Tensor]:
-    """Layer k's loss and its estimate of the divergence: Fisher's, KL's less a constant, or the
-    squared kernel Stein discrepancy.
+    """Layer k's loss at a level and its estimate of the divergence: Fisher's, KL's less a constant,
+    or the squared kernel Stein discrepancy.
     """
     bridge, family = players.bridge, players.family
-    x_k, u = pool.x[k], pool.u[k]
-    size, std, dim = config.batch_size, family[k].log_scale.exp(), family.dim
-    mean = family.mean(k, x_k[:size], u[:size])
+    size, dim = config.batch_size, family.dim
+    rows = slice(None) if config.objective == "lb" else slice(size)  # lb's others are the z_j
+    own = family.mean(k, pool.x[k][rows], pool.u[k][rows])
+    means, std = noised(own, family[k].log_scale.exp(), level / bridge.lambdas[k - 1])
+    mean, others = means[:size], means[size:]
     x = mean + std * noise
     if config.objective == "lb":
-        others = family.mean(k, x_k[size:], u[size:])
         bound = lower_bound_loss(
             normal_log_density(x, mean, std),
             pair_log_density(x, others, std),
-            bridge.log_prob(x, k - 1),
+            bridge.log_prob(x, k - 1, level),
         )
         return bound.mean() / dim, bound.mean()
     layer_eps = noise / std
     with torch.set_grad_enabled(config.objective != "reverse-kl"):
-        teacher_eps = -bridge.score(x, k - 1)
+        teacher_eps = -bridge.score(x, k - 1, level)
     if config.objective == "ksivi":
         bandwidth = config.kernel_width * median_bandwidth(x)
         losses = kernel_stein_loss(x, teacher_eps, layer_eps, bandwidth)
@@ -422,6 +454,7 @@ def play_round(players: Players, config: InferConfig, round_: int) -> dict[str, 
     step = round_ - warmup_rounds(config)
     layers = active_layers(config, config.nfe, max(0, step))
     pool = roll_out(players, config, round_, min(layers))
+    levels = {k: level_of(config, players.bridge.lambdas, k, step) for k in layers}
     measured, size = {}, config.batch_size
     if has_fake_scores(config):
         players.fake_scores.requires_grad_(True)
@@ -430,7 +463,9 @@ def play_round(players: Players, config: InferConfig, round_: int) -> dict[str, 
             draw = rng(config.seed, round_, "fake score", i)
             rows = torch.arange(i * size, (i + 1) * size) % len(pool.x[layers[-1]])
             loss = sum(
-                fake_loss(players, config, pool, k, rows, fresh_noise(pool, k, size, draw))
+                fake_loss(
+                    players, config, pool, k, rows, fresh_noise(pool, k, size, draw), levels[k]
+                )
                 for k in layers
             )
             loss.backward()
@@ -444,7 +479,8 @@ def play_round(players: Players, config: InferConfig, round_: int) -> dict[str, 
         group["lr"] = student_rate(config, step) * group.get("factor", 1)
     draw = rng(config.seed, round_, "student")
     found = {
-        k: student_loss(players, config, pool, k, fresh_noise(pool, k, size, draw)) for k in layers
+        k: student_loss(players, config, pool, k, fresh_noise(pool, k, size, draw), levels[k])
+        for k in layers
     }
     loss = sum(loss for loss, _ in found.values())
     loss.backward()

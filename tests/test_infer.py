@@ -100,7 +100,7 @@ MEAN, COV = torch.tensor([0.8, -0.5]), torch.tensor([[1.0, 0.6], [0.6, 0.8]])
         {"objective": "sm", "layers": 2},
         {"objective": "lb", "layers": 1},
         {"objective": "lb", "layers": 2, "order": "sequential", "noise_dim": 1},
-        {"objective": "ksivi", "layers": 1},
+        {"objective": "ksivi", "layers": 1, "levels": "own"},
         {"objective": "reverse-kl", "layers": 1},
         {"objective": "reverse-kl", "layers": 2},
     ],
