@@ -71,6 +71,10 @@ def nuts(frame: Affine, chains: int, draws: int, seed: int) -> Tensor:
         reason = str(error).strip().splitlines()[0]
         raise HsiviError(f"NUTS fails on this target: {reason}") from error
     y = torch.as_tensor(trace.posterior["y"].to_numpy().copy()).to(frame.centre)
+    if y.shape[:2] != (chains, draws) or y.isnan().all(-1).any():  # nutpie ends so on a Ctrl-C
+        raise KeyboardInterrupt
+    if not y.isfinite().all():
+        raise HsiviError("NUTS fails on this target: its draws are not finite")
     return frame.out(y.flatten(0, 1)).view(chains, draws, dim)
 
 

@@ -61,22 +61,36 @@ def remove(path: Path) -> None:
             path.unlink()
 
 
+LEFT = re.compile(r"\..+\.\d+\.tmp.*|\.export-.+")  # names of what is half written
+
+
+def is_fresh(out: Path) -> bool:
+    """Whether a folder is absent or empty, but for what a killed process left half written."""
+    return not out.exists() or all(LEFT.fullmatch(path.name) for path in out.iterdir())
+
+
 def sweep(out: Path) -> None:
     """Delete what a killed process left half written in a run's folder."""
     for folder in (out, out / "checkpoint"):
-        for name in (".*.tmp*", ".export-*"):
-            for left in folder.glob(name):
-                remove(left)
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if LEFT.fullmatch(path.name):
+                remove(path)
 
 
-def check_place(path: Path | str | None) -> None:
-    """Refuse a place that no file or folder can be written to, before the work that it is for."""
+def check_place(path: Path | str | None, folder: bool = False) -> None:
+    """Refuse a place that no file, or no folder, can be written to, before the work that it is
+    for.
+    """
     if path is None:
         return
     path = Path(path).absolute()
-    above = next(p for p in path.parents if p.exists())
     if path.exists() and not os.access(path, os.W_OK):
         raise HsiviError(f"{path} may not be written: choose another place")
+    if path.is_dir():
+        return
+    if folder and path.exists():
+        raise HsiviError(f"{path} is a file: give the name of a folder")
+    above = next(p for p in path.parents if p.exists())
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         raise HsiviError(f"nothing can be written into {above}: choose another place than {path}")
 
@@ -89,7 +103,7 @@ def check_file(path: Path | str | None, *others: Path | str | None) -> None:
     if Path(path).is_dir():
         raise HsiviError(f"{path} is a folder: give the name of a file")
     for other in others:
-        if other is not None and Path(path).absolute() == Path(other).absolute():
+        if other is not None and Path(path).resolve() == Path(other).resolve():
             raise HsiviError(f"{path} is named twice: what is written would take its place")
 
 
@@ -152,18 +166,23 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict] | None:
     found = checkpoints(folder)
     if not found:
         return None
-    try:
+    with usable(folder):
         state = json.loads((found[-1] / "state.json").read_text())
-        if not isinstance(state, dict) or "round" not in state:
-            raise ValueError("state.json tells no round")
         return read_tensors(found[-1] / "tensors.safetensors"), state
-    except (HsiviError, OSError, ValueError) as error:
-        hint = (
-            f"delete {found[-1]} to go on from {found[-2].name}"
-            if len(found) > 1
-            else "start anew with another --out"
-        )
-        raise HsiviError(f"the checkpoint {found[-1]} is damaged ({error}); {hint}") from error
+
+
+@contextlib.contextmanager
+def usable(folder: Path) -> Iterator[None]:
+    """Turns what a damaged newest checkpoint leads to into a line that says how to go on."""
+    try:
+        yield
+    except (HsiviError, OSError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        newest, *older = reversed(checkpoints(folder))
+        hint = "start anew with another --out"
+        if older:
+            hint = f"delete {newest} to go on from {older[0].name}"
+        reason = " ".join(str(error).split())[:200]
+        raise HsiviError(f"the checkpoint {newest} is damaged ({reason}); {hint}") from error
 
 
 def module_tensors(owner: object, names: Sequence[str]) -> dict[str, Tensor]:

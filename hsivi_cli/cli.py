@@ -30,7 +30,7 @@ from .config import (
     InferConfig,
     SampleConfig,
     TrainConfig,
-    check_numbers,
+    check_options,
     flag_of,
     of_nfe,
 )
@@ -101,10 +101,12 @@ class Group(click.Group):
         except HsiviError as error:
             click.echo(f"error: {error}", err=True)
             sys.exit(1)
-        except RuntimeError as error:
-            if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not loaded here
+        except (RuntimeError, MemoryError) as error:
+            # torch's kinds, which is not loaded here: on a GPU, and on a CPU
+            cuda, cpu = type(error).__name__ == "OutOfMemoryError", "can't allocate memory"
+            if not (cuda or isinstance(error, MemoryError) or cpu in str(error)):
                 raise
-            click.echo("error: out of memory: take a smaller --batch-size", err=True)
+            click.echo("error: out of memory: take a smaller --batch-size or --count", err=True)
             sys.exit(1)
         except OSError as error:  # a file or folder that cannot be read, a full disk
             if error.errno in (None, errno.EPIPE):  # click ends quietly when a reader has gone
@@ -145,6 +147,9 @@ def read_config(path: str) -> dict:
             f"--config {path} holds {', '.join(unknown)}, which train does not know; --dry-run "
             "prints what it does"
         )
+    for name, value in given.items():
+        if value == "":
+            raise HsiviError(f"--config {path}: {name} is empty; leave it out, or say null")
     return given
 
 
@@ -161,7 +166,12 @@ def resolve(context: click.Context, preset: str, config: str | None, given: dict
         value = read.get(option.name)
         if value is not None or option.name in read.keys() & never_null:
             read[option.name] = option.type_cast_value(context, str(value))
-    told = PRESETS[preset] | read | {name: given[name] for name in typed}
+    chosen = read | {name: given[name] for name in typed}
+    told = PRESETS[preset] | chosen
+    solver = chosen.get("start", "ddim") not in ("ddim", "auto")  # with times of its own
+    for name in ("grid", "grid_top"):  # a preset's last time goes with its own grid
+        if name not in chosen and (solver or "," in chosen.get("grid", "")):
+            told.pop(name, None)
     own = of_nfe({"nfe": given["nfe"]} | told) if preset == "default" else {}
     return given | own | told
 
@@ -209,7 +219,7 @@ def checked(config):
     """The same configuration. Refuses numbers that mean nothing, and settings that exclude one
     another.
     """
-    check_numbers(config)
+    check_options(config)
     return check_train(config) if isinstance(config, TrainConfig) else config
 
 

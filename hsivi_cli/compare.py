@@ -69,8 +69,9 @@ def run(config: CompareConfig) -> None:
     """Measure what is asked for; print the table and who wins; write the files asked for."""
     files = [config.json, config.plot, config.html]
     for i, file in enumerate(files):
-        check_file(file, *files[:i], *config.sources, config.reference)
-    check_place(config.grids)
+        check_file(file, *files[:i], *config.sources, config.reference, config.grids)
+    for folder in (config.grids, cache_of(config)):
+        check_place(folder, folder=True)
     device = pick_device(config.device)
     students, teacher = open_sources(config, device)
     budgets, solvers = parse_budgets(config, students), parse_solvers(config)
@@ -321,6 +322,12 @@ def training_curve(student: Student, nfe: int, detector: Detector) -> dict:
 # ---- measuring -----------------------------------------------------------------------------------
 
 
+def cache_of(config: CompareConfig) -> Path:
+    """Where what was drawn is kept."""
+    chosen = config.cache or os.environ.get("HSIVI_CACHE")
+    return Path(chosen) if chosen else Path.home() / ".cache" / "hsivi"
+
+
 class Ruler:
     """Draws samplers and measures how far they are from the reference, remembering what was
     drawn.
@@ -335,9 +342,7 @@ class Ruler:
             reference,
             device,
         )
-        self.cache = Path(
-            config.cache or os.environ.get("HSIVI_CACHE") or Path.home() / ".cache" / "hsivi"
-        )
+        self.cache = cache_of(config)
 
     def measure(self, sampler: Sampler) -> dict:
         """A row: the mean over repeats, on seeds that do not overlap."""

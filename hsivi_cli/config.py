@@ -58,6 +58,7 @@ VARIANT = "a teacher's weights variant, such as fp16 or ema"
 SUBFOLDER = "a folder within the teacher's"
 DTYPES = ("float32", "bfloat16")
 ORIGIN = ("revision", "variant", "subfolder")  # of a teacher: which of what lies at its name
+RATES = 1e6  # learning rates lie below; Adam's arithmetic ends at some 1e38
 SEEDS = 2**62  # seeds of images lie below: torch's generators take 64 bits, and counts come on top
 
 
@@ -73,10 +74,15 @@ def flag_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def check_numbers(config) -> None:
-    """Refuse numbers that mean nothing: outside the bounds of their options, NaN or infinite."""
+def check_options(config) -> None:
+    """Refuse values that mean nothing: a choice that there is not, numbers outside the bounds of
+    their options, NaN or infinite.
+    """
     for item in fields(config):
         value, bounds = getattr(config, item.name), item.metadata
+        if value not in (item.default, *bounds.get("choices", (value,))):
+            there = ", ".join(bounds["choices"])
+            raise HsiviError(f"{flag_of(item.name)} {value} is none of {there}")
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
         if not math.isfinite(value):
@@ -135,7 +141,9 @@ class TrainConfig:
         "where that is the only budget",
         least=0,
     )
-    regress_rate: float = option(3e-4, "the student's learning rate in --regress-steps", above=0)
+    regress_rate: float = option(
+        3e-4, "the student's learning rate in --regress-steps", above=0, below=RATES
+    )
     noise_share: str = option(
         "1",
         "noise share s0/sigma of each layer in [0, 1]: one number, K numbers from layer 1 up, or "
@@ -199,9 +207,12 @@ class TrainConfig:
     fake_updates: int = option(5, "fake-score updates between two student updates", least=1)
     fake_warmup: int = option(60, "fake-score updates before the first student update", least=0)
     student_rate: float = option(
-        3e-5, "the student's learning rate; 1e-5 for one budget from --nfe 5 up", above=0
+        3e-5,
+        "the student's learning rate; 1e-5 for one budget from --nfe 5 up",
+        above=0,
+        below=RATES,
     )
-    fake_rate: float = option(4e-4, "the fake score's learning rate", above=0)
+    fake_rate: float = option(4e-4, "the fake score's learning rate", above=0, below=RATES)
     rate_warmup: int = option(10, "student updates over which its rate rises", least=0)
     decay: str = option(
         "cosine", "how the student's rate falls, to 0 at --steps", choices=("cosine", "none")
@@ -450,6 +461,7 @@ class InferConfig:
         "octaves of sines of x that the networks see beside it; default: 6 for one or two "
         "coordinates, else 0",
         least=0,
+        below=24,
     )
     start_scale: float = option(0.5, "every layer's sd before training", above=0)
     base_scale: float = option(1.0, "sd of the base that x_K is drawn from, in the frame", above=0)
@@ -502,8 +514,8 @@ class InferConfig:
     batch_size: int = option(256, "samples of each layer per update", least=2)
     fake_updates: int = option(5, "fake-score updates between two steps", least=1)
     fake_warmup: int = option(60, "fake-score updates before the first step", least=0)
-    student_rate: float = option(1e-3, "the layers' learning rate", above=0)
-    fake_rate: float = option(2e-3, "the fake scores' learning rate", above=0)
+    student_rate: float = option(1e-3, "the layers' learning rate", above=0, below=RATES)
+    fake_rate: float = option(2e-3, "the fake scores' learning rate", above=0, below=RATES)
     rate_warmup: int = option(10, "steps over which the layers' rate rises", least=0)
     decay: str = option(
         "cosine", "how the layers' rate falls, to 0 at --steps", choices=("cosine", "none")
@@ -514,7 +526,7 @@ class InferConfig:
     seed: int = option(0, SEED)
 
     # the run
-    count: int = option(10_000, "samples to draw at the end", run_only=True, least=1)
+    count: int = option(10_000, "samples to draw at the end", run_only=True, least=2)
     minutes: float | None = option(None, MINUTES, run_only=True, above=0)
     checkpoint_every: int = option(200, "steps between checkpoints", run_only=True, least=1)
     device: str | None = option(None, DEVICE, run_only=True)

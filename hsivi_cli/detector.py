@@ -363,8 +363,9 @@ def load_statistics(path: Path) -> Statistics:
         if key in arrays and arrays[key].dtype.kind not in kinds:
             raise HsiviError(f"{path}: {key} must be numbers, not {arrays[key].dtype}")
     mean, cov = arrays["mu"], arrays["sigma"]
-    if arrays.get("count", np.zeros(())).size != 1:
-        raise HsiviError(f"{path}: count must be one number, not {arrays['count'].shape}")
+    count = arrays.get("count", np.zeros(()))
+    if count.size != 1 or not 0 <= count.item() < np.inf:
+        raise HsiviError(f"{path}: count must be one number from 0 up, not {count}")
     if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
         raise HsiviError(
             f"{path}: mu [D] and sigma [D, D] are wanted; found {mean.shape} and {cov.shape}"
@@ -375,20 +376,17 @@ def load_statistics(path: Path) -> Statistics:
     if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
         raise HsiviError(f"{path}: mu or sigma hold NaN or infinite values; make the file anew")
     var = np.diagonal(cov)
-    most = np.sqrt(np.outer(var.clip(0), var.clip(0))) + 1e-6 * abs(cov).max(initial=0)
-    if (
-        (var < 0).any()
-        or (abs(cov) > most).any()
-        or (abs(cov - cov.T) > 1e-6 * abs(cov).max(initial=0)).any()
-    ):
+    slack = 1e-6 * abs(cov).max(initial=0)  # of what was rounded
+    most = np.sqrt(np.outer(var.clip(0), var.clip(0))) + slack
+    if (var < -slack).any() or (abs(cov) > most).any() or (abs(cov - cov.T) > slack).any():
         raise HsiviError(f"{path}: sigma is no covariance; make the file anew")
     moments = Moments(
-        int(np.asarray(arrays.get("count", 0)).item()),
+        int(count.item()),
         torch.from_numpy(mean.astype(np.float64)),
         torch.from_numpy(cov.astype(np.float64)),
     )
     kept = None if features is None else torch.from_numpy(features.astype(np.float32))
-    return Statistics(moments, str(arrays.get("stamp", "")) or None, kept)
+    return Statistics(moments, str(arrays.get("stamp", "")).strip() or None, kept)
 
 
 # ----------------------------------------------------------------- anything that has statistics

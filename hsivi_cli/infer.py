@@ -34,20 +34,23 @@ from . import __version__
 from .baselines import diagnosis, errors, exact_truth, nuts, nuts_truth, quietly, table
 from .checkpoint import (
     checkpoints,
+    is_fresh,
     load_checkpoint,
     load_modules,
     load_optimizer,
     module_tensors,
     optimizer_tensors,
     read_tensors,
+    remove,
     replacing,
     save_checkpoint,
     sweep,
+    usable,
     write_tensors,
     write_text,
     writing,
 )
-from .config import HsiviError, InferConfig, check_numbers, command_line
+from .config import HsiviError, InferConfig, check_options, command_line
 from .device import pick_device
 from .distill import rng, warmup_rounds
 from .figures import band_png, densities_png, layers_png, pairs_png
@@ -56,12 +59,12 @@ from .inference import (
     Family,
     Players,
     best_gaussian,
-    check_finite,
+    check_density,
+    check_score,
     has_fake_scores,
     lower_bound,
     make_players,
     play_round,
-    point_of,
     resolved,
 )
 from .runs import Interrupt, append, check_resumable, holding, say, trim
@@ -145,26 +148,48 @@ def load_target(name: str, dim: int | None):
         if dim not in (None, target.dim):
             raise HsiviError(f"--dim {dim}: {name} has {target.dim} coordinates; leave --dim out")
         return target
-    module, colon, attribute = name.partition(":")
-    if not colon:
+    module, _, attribute = name.partition(":")
+    if not module or not attribute:
         raise HsiviError(
             f"{name} is no target: {', '.join(known)}, or your own as module:callable with --dim"
         )
     if dim is None or dim < 1:
         raise HsiviError(f"{name} needs --dim, the number of its coordinates (at least 1)")
-    return Density(imported(module, attribute), dim)
+    return Density(guarded(imported(module, attribute)), dim)
+
+
+def guarded(function: Callable) -> Callable:
+    """A user's log density whose own errors are a line for the user, wherever they are met."""
+
+    def log_prob(x: Tensor) -> Tensor:
+        try:
+            return function(x)
+        except (Exception, SystemExit) as error:
+            raise HsiviError(failure(error, x)) from error
+
+    return log_prob
+
+
+def failure(error: BaseException, x: Tensor) -> str:
+    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    return f"the target fails on points {list(x.shape)}: {reason}"
 
 
 def imported(module: str, attribute: str) -> Callable:
-    """module.attribute, modules of the working directory among them."""
+    """module.attribute, modules of the working directory among them. What the module sets of
+    torch's own, such as its default dtype, ends with the import.
+    """
+    dtype, gradient = torch.get_default_dtype(), torch.is_grad_enabled()
     sys.path.insert(0, "")
     try:
         found = importlib.import_module(module)
-    except Exception as error:  # whatever a user's module raises is theirs to read
+    except (Exception, SystemExit) as error:  # whatever a user's module raises is theirs to read
         text = f"{type(error).__name__}: {error}".splitlines()[0]
         raise HsiviError(f"importing {module} failed: {text}") from error
     finally:
         sys.path.remove("")
+        torch.set_default_dtype(dtype)
+        torch.set_grad_enabled(gradient)
     function = getattr(found, attribute, None)
     if not callable(function):
         raise HsiviError(f"{module} has no callable {attribute!r}")
@@ -178,20 +203,25 @@ def probe(config: InferConfig, target, device="cpu") -> None:
             "--bridge diffusion needs a target whose diffused density is known: two-gaussians, "
             "x-shape, 25-gaussians, checkerboard, swiss-roll, circles"
         )
+    if config.bridge == "diffusion" and config.base_scale != 1:
+        raise HsiviError(
+            f"--base-scale {config.base_scale:g} goes with --bridge geometric: diffused, every "
+            "target ends at sd 1"
+        )
     x = config.base_scale * torch.randn(64, target.dim, generator=rng(config.seed, "probe"))
+    x = x.to(device)
     try:
-        check_finite(target.score(x.to(device)), x)
-        density = target.log_prob(x.to(device)).detach()
+        check_score(target.score(x), x)
+        check_density(target.log_prob(x).detach(), x)
+        slopes = target.score(x.requires_grad_()).requires_grad
     except HsiviError:
         raise
     except Exception as error:  # whatever a user's function raises is theirs to read
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise HsiviError(f"the target fails on points {list(x.shape)}: {reason}") from error
-    if (bad := ~torch.isfinite(density)).any():
-        row = bad.nonzero()[0].item()
+        raise HsiviError(failure(error, x)) from error
+    if config.objective in ("sm", "ksivi") and not slopes:
         raise HsiviError(
-            f"the target's log density is {density[row].item():g} at x = ({point_of(x[row])}): it "
-            "must be finite everywhere the samples may go"
+            f"--objective {config.objective} differentiates the target's score, which has no "
+            "gradient in x here: compute it by torch functions, or take reverse-kl or lb"
         )
 
 
@@ -217,10 +247,16 @@ def fit(log_prob: Callable, dim: int, progress: bool = True, **options) -> Famil
     Returns   the averaged family: .sample(count, seed) draws [count, dim]
     """
     target = log_prob if hasattr(log_prob, "score") else Density(log_prob, dim)
+    if dim != target.dim or dim < 1:
+        raise HsiviError(f"dim is {dim}: it must be the target's, and at least 1")
+    for item in fields(InferConfig):
+        if item.metadata.get("run_only") and item.name in options and item.name != "device":
+            raise HsiviError(f"fit has no {item.name}: it is an option of a run in a folder")
     config = resolved(InferConfig(**options), target)
-    check_numbers(config)
-    probe(config, target)
-    players = make_players(config, target)
+    check_options(config)
+    device = pick_device(config.device)
+    probe(config, target, device)
+    players = make_players(config, target, None, device)
     first = first_round(config)
     for round_ in tqdm(range(first, last_round(config)), disable=not progress, unit="step"):
         if not all(map(math.isfinite, play_round(players, config, round_).values())):
@@ -289,7 +325,8 @@ def learn(
     frame = (resumed[0]["family.centre"], resumed[0]["family.factor"]) if resumed else None
     players = make_players(config, target, frame, device)
     if resumed:
-        state = restore(players, *resumed)
+        with usable(out / "checkpoint"):
+            state = restore(players, *resumed)
     before, cpu_before = state["seconds"], state["cpu_seconds"]
     warmup, last = warmup_rounds(config), last_round(config)
 
@@ -299,8 +336,7 @@ def learn(
         save_checkpoint(out / "checkpoint", state["round"], snapshot(players), state)
         export(out, players.ema, config, about, step, state)
 
-    if earlier:
-        sweep(out)
+    sweep(out)  # check_out has found it to be a run's
     export(out, players.ema, config, about, max(0, state["round"] - warmup), state)
     trim(out / "metrics.jsonl", state["round"] - warmup)
     done = max(0, state["round"] - warmup)
@@ -331,9 +367,12 @@ def learn(
                 if interrupt.number:
                     sys.exit(128 + interrupt.number)
                 return
-    report(out, players, config)
+    report(out, players, config, target)
     if config.compare:
         compare(out, players.ema, config, name, target, state["cpu_seconds"])
+    elif done < config.steps:  # it compares samples that are no more
+        for file in ("compare.json", "compare.png"):
+            remove(out / file)
     say(f"{out}: {config.layers} layers, {config.steps} steps, {state['seconds'] / 60:.1f} minutes")
 
 
@@ -341,6 +380,7 @@ def not_finite(players: Players, config: InferConfig, step: int, out: Path | str
     """What to say of a loss that is not finite: the target's own fault first."""
     for k, x in enumerate(players.ema.marginals(1000)[:-1]):
         players.bridge.score(x, k)
+        check_density(players.bridge.log_prob(x, k), x)
     found = checkpoints(Path(out) / "checkpoint") if out else []
     kept = f"{found[-1]} is the last good state" if found else "there was no checkpoint yet"
     return HsiviError(
@@ -354,7 +394,7 @@ def check_out(out: Path, config: InferConfig, about: dict) -> bool:
 
     about  the target's name, dim and fingerprint
     """
-    if not any(out.iterdir()):
+    if is_fresh(out):
         return False
     if not (out / "infer.json").is_file():
         raise HsiviError(f"{out} exists and is no run of hsivi infer: choose another --out")
@@ -390,6 +430,9 @@ def snapshot(players: Players) -> dict[str, Tensor]:
 
 def restore(players: Players, tensors: dict[str, Tensor], state: dict) -> dict:
     """The inverse of `snapshot`. Returns the state that lay beside the tensors."""
+    state = {"round": int(state["round"])} | {
+        key: float(state[key]) for key in ("seconds", "cpu_seconds")
+    }
     load_modules(players, MODULES, tensors)
     load_optimizer(players.optimizer, "optimizer", tensors)
     load_optimizer(players.fake_optimizer, "fake_optimizer", tensors)
@@ -403,7 +446,6 @@ def export(
     out: Path, family: Family, config: InferConfig, about: dict, step: int, state: dict
 ) -> None:
     """model.safetensors and infer.json. `about` is the target's name, dim and fingerprint."""
-    write_tensors(out / "model.safetensors", family.state_dict())
     info = {
         "format": 1,
         "hsivi": __version__,
@@ -413,15 +455,32 @@ def export(
         "seconds": round(state["seconds"], 1),
         "cpu_seconds": round(state["cpu_seconds"], 2),
     }
-    write_text(out / "infer.json", json.dumps(info, indent=1) + "\n")
+    write_json(out / "infer.json", info)  # first: it says whose folder this is
+    write_tensors(out / "model.safetensors", family.state_dict())
 
 
-def report(out: Path, players: Players, config: InferConfig) -> None:
+def write_json(path: Path, content: dict) -> None:
+    """A JSON file in which what is not finite is null."""
+
+    def strict(part):
+        if isinstance(part, dict):
+            return {key: strict(value) for key, value in part.items()}
+        if isinstance(part, list):
+            return [strict(value) for value in part]
+        return None if isinstance(part, float) and not math.isfinite(part) else part
+
+    write_text(path, json.dumps(strict(content), indent=1, allow_nan=False) + "\n")
+
+
+def report(out: Path, players: Players, config: InferConfig, target) -> None:
     """samples.npz, summary.json, the plots and, where ArviZ is installed, posterior.nc."""
-    samples = players.ema.sample(config.count, config.seed).cpu()
+    drawn = players.ema.sample(config.count, config.seed)
+    with torch.no_grad():
+        check_density(torch.cat([target.log_prob(x) for x in drawn[:2000].split(500)]), drawn)
+    samples = drawn.cpu()
     with replacing(out / "samples.npz") as temporary:
         np.savez_compressed(temporary, x=samples.numpy())
-    write_text(out / "summary.json", json.dumps(summary(players, samples, config), indent=1) + "\n")
+    write_json(out / "summary.json", {"step": config.steps} | summary(players, samples, config))
     if samples.shape[1] == 2:
         marginals = players.ema.marginals(config.count, config.seed)
         write_bytes(out / "layers.png", layers_png(marginals, players.bridge.log_prob))
@@ -489,10 +548,10 @@ def compare(
         if row["name"] != truth.kind:
             own = own_error if row["name"] == "nuts" else None
             row |= errors(drawn[row["name"]], truth, own)
-    about = {"target": name, "truth": truth.kind, "truth_count": len(truth.draws)}
+    about = {"target": name, "step": config.steps}
+    about |= {"truth": truth.kind, "truth_count": len(truth.draws)}
     about |= {"chains": config.chains, "draws": config.draws}
-    text = json.dumps({"rows": rows, "about": about}, indent=1) + "\n"
-    write_text(out / "compare.json", text)
+    write_json(out / "compare.json", {"rows": rows, "about": about})
     if target.dim == 2:
         drawn |= {"exact": truth.draws} if exact else {}
         write_bytes(out / "compare.png", densities_png(drawn))

@@ -210,15 +210,15 @@ class Bridge:
         """grad_x log p_k [B, dim]. Refuses a target whose gradient is not finite."""
         share = self.lambdas[k] if share is None else share
         if self.kind == "diffusion" and share < 1:
-            return check_finite(self.target.score(x, x.new_full((len(x),), share)), x)
-        score = share * check_finite(self.target.score(x), x) if share else 0
+            return check_score(self.target.score(x, x.new_full((len(x),), share)), x)
+        score = share * check_score(self.target.score(x), x) if share else 0
         return score if share == 1 else score - (1 - share) / self.base_scale**2 * x
 
 
 FAR = 1e6
 
 
-def check_finite(score: Tensor, x: Tensor) -> Tensor:
+def check_score(score: Tensor, x: Tensor) -> Tensor:
     """The score; says where it is not finite. Points that a training threw far away are left to the
     loss: they are not the target's fault.
     """
@@ -230,6 +230,16 @@ def check_finite(score: Tensor, x: Tensor) -> Tensor:
         f"the target's gradient is {score[row, coordinate].item():g} in coordinate {coordinate} at "
         f"x = ({point_of(x[row])}): its log density must be smooth everywhere the samples may go"
     )
+
+
+def check_density(density: Tensor, x: Tensor) -> None:
+    """Refuse a log density that is not finite at one of the points x."""
+    if (bad := ~torch.isfinite(density) & (x[: len(density)].abs() < FAR).all(1)).any():
+        row = bad.nonzero()[0].item()
+        raise HsiviError(
+            f"the target's log density is {density[row].item():g} at x = ({point_of(x[row])}): it "
+            "must be finite everywhere the samples may go"
+        )
 
 
 def point_of(x: Tensor) -> str:
@@ -490,9 +500,13 @@ def play_round(players: Players, config: InferConfig, round_: int) -> dict[str, 
     return measured | {f"divergence_{k}": value.item() for k, (_, value) in found.items()}
 
 
+PARTS = 20
+
+
 @torch.no_grad()
 def lower_bound(family: Family, target, count: int, mixing: int, seed: int = 0) -> dict:
-    """What the samples weigh against the target, with q's density from J fresh z.
+    """What the samples weigh against the target, with q's density from J z, fresh ones for each of
+    PARTS parts of the samples, by which the error is known.
 
     target  in the family's frame
 
@@ -500,20 +514,21 @@ def lower_bound(family: Family, target, count: int, mixing: int, seed: int = 0) 
                     beside. Where p is normalised, minus this is at least KL(q || p)
     importance_ess  effective sample size of the weights p / q, out of `count`
     """
-    x, noise, u = family.start(count + mixing, rng(seed, "bound"))
+    parts = min(PARTS, count // 2)
+    x, noise, u = family.start(parts * mixing + count, rng(seed, "bound"))
     last = list(family.visits(x, noise, u))[-1]
     std = family[1].log_scale.exp()
-    x = last.mean + std * noise[-1]
-    own = normal_log_density(x[:count], last.mean[:count], std)
-    weight = []
-    for part, part_own in zip(x[:count].split(500), own.split(500), strict=True):
-        others = pair_log_density(part, last.mean[count:], std)
-        weight.append(-lower_bound_loss(part_own, others, target.log_prob(part)))
-    weight = torch.cat(weight).double()
+    x = (last.mean + std * noise[-1])[parts * mixing :].tensor_split(parts)
+    fresh, means = last.mean[: parts * mixing].split(mixing), last.mean[parts * mixing :]
+    weights = []
+    for part, mean, z in zip(x, means.tensor_split(parts), fresh, strict=True):
+        own, others = normal_log_density(part, mean, std), pair_log_density(part, z, std)
+        weights.append(-lower_bound_loss(own, others, target.log_prob(part)).double())
+    weight, each = torch.cat(weights), torch.stack([part.mean() for part in weights])
     ess = (2 * weight.logsumexp(0) - (2 * weight).logsumexp(0)).exp()
     return {
         "lower_bound": weight.mean().item(),
-        "standard_error": (weight.std() / math.sqrt(count)).item(),
+        "standard_error": (each.std() / math.sqrt(parts)).item(),
         "importance_ess": ess.item(),
         "draws": count,
         "mixing": mixing,

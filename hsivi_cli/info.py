@@ -82,14 +82,14 @@ def describe_teacher(path: str | None, **origin: str | None) -> dict:
 
 def describe_student(path: str) -> dict:
     student = load_student(path)
-    info, best = student.info, student.info["best"]
+    info, best = student.info, student.info.get("best")
     regressed = info["config"].get("regress_steps", 0)
     facts = {
         "kind": "student",
         "teacher": f"{info['teacher']['name']} ({info['teacher']['digest']})",
         "weights": student.model.digest,
         "calls": ", ".join(map(str, student.chains)),
-        "steps": f"{info['step']} of {info['config']['steps']}"
+        "steps": f"{info['step']} of {info['config'].get('steps', 'unknown')}"
         + (f", after {regressed} of regression" if regressed else ""),
         "minutes": round(info["seconds"] / 60, 1),
         "best distance": f"{best['distance']:.2f} at step {best['step']} "

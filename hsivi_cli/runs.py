@@ -62,6 +62,7 @@ class Interrupt:
 
     def __enter__(self):
         self.number, self.when = 0, 0.0
+        self.terminals = [n for n in (1, 2) if os.isatty(n)]
         noted = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
         wanted = [n for n in noted if signal.getsignal(n) is not signal.SIG_IGN]  # nohup's wish
         self.old = {n: signal.signal(n, self.note) for n in wanted}
@@ -71,8 +72,9 @@ class Interrupt:
         if self.number and time.monotonic() - self.when > 1:
             raise KeyboardInterrupt
         self.number, self.when = number, self.when or time.monotonic()
-        if sys.platform != "win32" and number == signal.SIGHUP and os.isatty(2):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the terminal that it spoke to is gone
+        if number == getattr(signal, "SIGHUP", None):  # the terminal is gone: speak to no one
+            for terminal in self.terminals:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), terminal)
 
     def __exit__(self, *exc) -> None:
         for number, handler in self.old.items():

@@ -35,7 +35,7 @@ def run(config: SampleConfig) -> None:
         check_file(config.out, config.source)
         check_npz(config.out, {"images"})
     else:
-        check_place(config.out)
+        check_place(config.out, folder=True)
     check_file(config.grid, config.out, config.source)
     batch_size = min(config.batch_size, len(seeds))  # the same for what is left of a folder
     state = PartialState(cpu=config.device == "cpu")
@@ -148,13 +148,13 @@ def claim(folder: Path, sampler: Sampler, config: SampleConfig) -> None:
         write_text(folder / MARK, json.dumps(mark) + "\n")
 
 
-def parse_seeds(config: SampleConfig) -> list[int]:
+def parse_seeds(config: SampleConfig) -> range:
     """--count N or --seeds A-B."""
     if config.seeds is not None and config.count is not None:
         raise HsiviError("--count and --seeds exclude one another: --seeds A-B says how many")
     if config.seeds is None:
         count = 64 if config.count is None else config.count
-        return list(range(count))
+        return range(count)
     first, _, last = config.seeds.partition("-")
     last = last or first
     if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last) < SEEDS):
@@ -162,7 +162,7 @@ def parse_seeds(config: SampleConfig) -> list[int]:
             f"--seeds {config.seeds} must be A-B with A at most B and B below {SEEDS}, such as "
             "0-49999"
         )
-    return list(range(int(first), int(last) + 1))
+    return range(int(first), int(last) + 1)
 
 
 def parse_labels(text: str | None, count: int) -> list[int] | None:

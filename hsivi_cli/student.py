@@ -61,6 +61,13 @@ def is_student(path: str | Path) -> bool:
     return (embedded(path) / "hsivi.json").is_file()
 
 
+def is_whole(folder: Path) -> bool:
+    """Whether all parts of an exported student are there."""
+    parts = ("model_index.json", "chain.safetensors", "scheduler/scheduler_config.json", "unet")
+    weights = any((folder / "unet").glob("*.safetensors"))
+    return weights and all((folder / part).exists() for part in parts)
+
+
 def load_student(path: str | Path, device: str | torch.device = "cpu") -> Student:
     folder = embedded(path)
     if not is_student(folder):
@@ -80,6 +87,7 @@ def load_student(path: str | Path, device: str | torch.device = "cpu") -> Studen
 
 # of hsivi.json: what must be there, and of which kind
 FIELDS = {"teacher": dict, "config": dict, "step": int, "seconds": (int, float)}
+MAY_BE = {"best": dict, "starts": dict}
 
 
 def read_info(folder: Path) -> dict:
@@ -92,6 +100,7 @@ def read_info(folder: Path) -> dict:
             "version of hsivi"
         )
     wrong = [key for key, kind in FIELDS.items() if not isinstance(info.get(key), kind)]
+    wrong += [k for k, kind in MAY_BE.items() if not isinstance(info.get(k), (kind, type(None)))]
     if wrong or not {"name", "digest"} <= info["teacher"].keys():
         raise HsiviError(
             f"{file} describes no run ({', '.join(wrong) or 'teacher'} is missing or damaged): "

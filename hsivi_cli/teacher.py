@@ -161,7 +161,7 @@ def load_teacher(
     beside it or in scheduler/.
     Raises HsiviError for anything else, naming what was found.
     """
-    name = source or "embedded:teacher"
+    name = "embedded:teacher" if source is None else source
     folder = find_folder(name, revision, subfolder)
     unet_folder, scheduler_file = folder, folder / "scheduler" / "scheduler_config.json"
     if (folder / "model_index.json").exists():
@@ -186,12 +186,9 @@ def load_teacher(
     scheduler, table = load_schedule(scheduler_file, name)
     unet = load_unet(unet_folder, name, variant).to(device)
     config = unet.config
-    size = (
-        (config.sample_size,) * 2
-        if isinstance(config.sample_size, int)
-        else tuple(config.sample_size or ())
-    )
-    if len(size) != 2:
+    size = config.sample_size
+    size = list(size) if isinstance(size, (list, tuple)) else [size] * 2
+    if len(size) != 2 or not all(type(side) is int for side in size):
         raise HsiviError(
             f"{name} does not say its image size: set sample_size in {unet_folder / 'config.json'}"
         )
@@ -289,8 +286,13 @@ def load_schedule(file: Path, name: str) -> tuple[DDPMScheduler, Tensor]:
             **{k: v for k, v in config.items() if k in known}, clip_sample=False
         )
     except (RuntimeError, TypeError, ValueError) as error:
-        raise HsiviError(f"{file} describes no schedule: {error}") from error
+        reason = " ".join(str(error).split())[:200]
+        raise HsiviError(f"{file} describes no schedule: {reason}") from error
     table = scheduler.alphas_cumprod.double()
+    if len(table) == 0 or not (table.diff() <= 0).all() or not (0 <= table[-1] <= table[0] < 1):
+        raise HsiviError(
+            f"{file} describes no schedule: betas lie in (0, 1), and alpha_bar falls from below 1"
+        )
     if config.get("rescale_betas_zero_snr") or table[-1] < 1e-12:  # cosine betas end at 2e-9
         raise HsiviError(
             f"{name} has a schedule with zero terminal SNR, where eps says nothing about x0; such "
@@ -304,7 +306,7 @@ def load_unet(folder: Path, name: str, variant: str | None) -> UNet2DModel:
     kind = read_json(folder / "config.json").get("_class_name")
     if kind != "UNet2DModel":
         raise HsiviError(f"{name} is a {kind}; only UNet2DModel teachers can be distilled")
-    files = [file.name for file in folder.glob("diffusion_pytorch_model*")]
+    files = [file.name for file in folder.glob("diffusion_pytorch_model*.*")]
     if variant is None and not any(file.split(".")[1] in WEIGHTS for file in files):
         variants = sorted({file.split(".")[1] for file in files if file.count(".") == 2})
         if variants:
@@ -323,7 +325,10 @@ def load_unet(folder: Path, name: str, variant: str | None) -> UNet2DModel:
             local_files_only=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError, EOFError) as error:
+    except (
+        *(OSError, ValueError, RuntimeError, SafetensorError, EOFError),
+        *(TypeError, LookupError, AttributeError),  # of a damaged config.json
+    ) as error:
         reason = " ".join(str(error).split())[:300]
         raise HsiviError(
             f"the weights in {folder} cannot be loaded; fetch or copy them again ({reason})"

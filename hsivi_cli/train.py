@@ -27,6 +27,7 @@ from . import __version__, distill
 from .chain import Chain
 from .checkpoint import (
     checkpoints,
+    is_fresh,
     load_checkpoint,
     load_modules,
     load_optimizer,
@@ -34,6 +35,7 @@ from .checkpoint import (
     optimizer_tensors,
     save_checkpoint,
     sweep,
+    usable,
     writing,
 )
 from .config import HsiviError, TrainConfig, command_line, embedded
@@ -45,7 +47,15 @@ from .frechet import frechet_distance
 from .images import has_picture, save_grid
 from .runs import Interrupt, append, check_resumable, holding, say, trim
 from .start import choose_starts, make_chains, make_path
-from .student import is_student, load_chains, load_student, read_info, save_student, write_info
+from .student import (
+    is_student,
+    is_whole,
+    load_chains,
+    load_student,
+    read_info,
+    save_student,
+    write_info,
+)
 from .teacher import Teacher, difference, load_teacher
 
 SAVE_REGRESSION = 4  # rounds of regression between checkpoints, as long as some 50 steps
@@ -93,8 +103,8 @@ def distil(
     """`run`, once devices, teacher and folder are there. begin is time.monotonic() at its start."""
     device = teacher.unet.device
     earlier = check_out(out, config, teacher)
-    if earlier and accelerator.is_main_process:
-        sweep(out)
+    if accelerator.is_main_process:
+        sweep(out)  # check_out has found it to be a run's
     starts = find_starts(out if earlier else None, config, teacher, accelerator)
     chains = find_chains(out if earlier else None, config, teacher, starts, accelerator)
     judge = make_judge(config, teacher) if accelerator.is_main_process else None
@@ -102,7 +112,8 @@ def distil(
     state = {"round": 0, "best": None, "seconds": 0.0}
     resumed = load_checkpoint(out / "checkpoint") if earlier else None
     if resumed:
-        state = restore(players, *resumed)
+        with usable(out / "checkpoint"):
+            state = restore(players, *resumed)
     elif config.init:
         state["seconds"] = start_from(players, config.init, teacher, device)
     share = Share(
@@ -146,9 +157,10 @@ def distil(
             start = round_ + 1 == regression  # the student is regressed and not yet distilled
             if start:
                 book.regressed(measured)
+            better = False
             if judge and (start or last_step or (step > 0 and step % config.eval_every == 0)):
-                book.evaluate(step)
-            due = step > 0 and step % config.checkpoint_every == 0
+                better = book.evaluate(step)
+            due = better or (step > 0 and step % config.checkpoint_every == 0)
             due = due or (round_ < regression and round_ % SAVE_REGRESSION == 0)
             if stop or last_step or start or due:
                 book.save(step)
@@ -181,7 +193,7 @@ def check_out(out: Path, config: TrainConfig, teacher: Teacher) -> bool:
     """Whether the folder holds an earlier part of this very run. Refuses a folder that is not ours
     or another run's.
     """
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if is_fresh(out):
         return False
     if not is_student(out):
         raise HsiviError(f"{out} exists and is no run of hsivi: choose another --out")
@@ -201,7 +213,7 @@ def find_starts(
 ) -> dict[int, str]:
     """What --start auto chose: in an earlier part of this run, or now, by the main process."""
     if earlier:
-        stored = read_info(earlier).get("starts", {})
+        stored = read_info(earlier).get("starts") or {}
         return {int(nfe): name for nfe, name in stored.items()}
     found = [choose_starts(config, teacher) if accelerator.is_main_process else None]
     starts = broadcast_object_list(found)[0]
@@ -299,6 +311,8 @@ def snapshot(players: Players) -> dict[str, Tensor]:
 
 def restore(players: Players, tensors: dict[str, Tensor], state: dict) -> dict:
     """The inverse of `snapshot`. Returns the state that lay beside the tensors."""
+    state |= {"round": int(state["round"]), "seconds": float(state["seconds"])}
+    state["best"]  # may be null, but must be there
     load_modules(players, MODULES, tensors)
     players.log_scale.data.copy_(tensors["log_scale"])
     players.ema_scale.copy_(tensors["ema_scale"])
@@ -341,6 +355,11 @@ class Book:
             self.accelerator.init_trackers("hsivi", config=asdict(self.config))
         if not self.writes:
             return
+        if self.state["best"] and not is_whole(self.out):
+            self.state["best"] = None
+            say(
+                f"the best student's files in {self.out} are gone: the last average takes its place"
+            )
         if self.state["round"] and self.state["best"] is None:  # whatever befell the exported files
             self.export()
         else:
@@ -422,9 +441,10 @@ class Book:
             digest="",  # it still changes
         )
 
-    def evaluate(self, step: int) -> None:
+    def evaluate(self, step: int) -> bool:
         """Judge the averaged student by its distance to the reference at every budget; export it if
-        their geometric mean is the least so far, so that every budget counts by ratios.
+        their geometric mean is the least so far, so that every budget counts by ratios. Returns
+        whether it is.
         """
         detector, reference = self.judge
         count, device = self.config.eval_count, self.players.log_scale.device
@@ -454,14 +474,16 @@ class Book:
             + (f", best {best['distance']:.2f}" if best else "")
         )
         ruler = ("count", "detector", "reference")  # by another one a distance says something else
-        if (
+        better = (
             best is None
             or found["distance"] < best["distance"]
             or any(found[key] != best.get(key) for key in ruler)
-        ):
+        )
+        if better:
             self.state["best"] = found
             self.state["seconds"] = self.seconds()
             self.export()
+        return better
 
     def save(self, step: int) -> None:
         """A checkpoint, and the export: of the last average where nothing judges it."""

@@ -105,10 +105,31 @@ def test_what_a_killed_run_left_half_written_goes_when_it_is_resumed(save_teache
     assert tree(out) == before
 
 
+def test_what_a_run_left_that_was_killed_at_once_goes_too(save_teacher, tmp_path):
+    teacher, out = save_teacher(**TINY), tmp_path / "run"
+    (out / "checkpoint" / ".step-000002.1.tmp").mkdir(parents=True)
+    shutil.rmtree(out / "checkpoint")
+    (out / ".hsivi.json.77.tmp.json").write_text("{")
+    train(teacher, out)
+    assert not list(out.rglob(".*"))
+
+
 def test_folders_that_are_no_checkpoints_are_passed_over(tmp_path):
     save_checkpoint(tmp_path, 5, TENSORS, {"round": 5})
     (tmp_path / "step-000006.bak").mkdir()
     assert load_checkpoint(tmp_path)[1] == {"round": 5}
+
+
+def test_a_folder_that_may_be_written_needs_no_such_parent(tmp_path, monkeypatch):
+    mounted = tmp_path / "data"
+    mounted.mkdir()
+    allowed = checkpoint.os.access
+    monkeypatch.setattr(
+        checkpoint.os, "access", lambda path, mode: path != tmp_path and allowed(path, mode)
+    )
+    check_place(mounted, folder=True)
+    with pytest.raises(HsiviError, match="nothing can be written into"):
+        check_place(tmp_path / "other", folder=True)
 
 
 def test_a_place_that_takes_no_file_is_refused(tmp_path):
@@ -119,10 +140,13 @@ def test_a_place_that_takes_no_file_is_refused(tmp_path):
         with pytest.raises(HsiviError, match="could not write"):
             write_text(path, "text")
     check_place(tmp_path / "new" / "folder" / "file")
+    check_place(tmp_path, folder=True)
+    with pytest.raises(HsiviError, match="is a file"):
+        check_place(tmp_path / "file", folder=True)
     with pytest.raises(HsiviError, match="is a folder"):
         check_file(tmp_path)
     with pytest.raises(HsiviError, match="named twice"):
-        check_file(tmp_path / "file", None, tmp_path / "file")
+        check_file(tmp_path / "file", None, tmp_path / "x" / ".." / "file")
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
@@ -160,11 +184,22 @@ def forget_round(folder):
     (folder / "state.json").write_text("[]")
 
 
+def forget_best(folder):
+    (folder / "state.json").write_text('{"round": 3, "seconds": 1.0}')
+
+
+def exchange_tensors(folder):
+    write_tensors(folder / "tensors.safetensors", TENSORS)
+
+
 def lose_tensors(folder):
     (folder / "tensors.safetensors").unlink()
 
 
-@pytest.mark.parametrize("damage", [damage_tensors, damage_state, forget_round, lose_tensors])
+@pytest.mark.parametrize(
+    "damage",
+    [damage_tensors, damage_state, forget_round, forget_best, exchange_tensors, lose_tensors],
+)
 def test_a_damaged_checkpoint_is_named_and_the_advice_goes_on_from_the_older(
     save_teacher, tmp_path, damage
 ):

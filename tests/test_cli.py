@@ -131,6 +131,7 @@ def test_presets_name_settings_that_exist_and_pass(preset):
         ({"nfe": 2, "stpes": 3, "color": "red"}, "color, stpes"),
         ("[1, 2]", "list"),
         ("{", "cannot be read as JSON"),
+        ({"teacher": ""}, "teacher is empty"),
     ],
 )
 def test_a_config_file_that_is_none_is_refused_by_name(tmp_path, content, told):
@@ -243,6 +244,17 @@ def test_a_file_that_cannot_be_read_is_one_line(monkeypatch):
     assert (result.exit_code, result.stderr) == (1, "error: images/0.png: Permission denied\n")
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")]
+)
+def test_too_much_memory_on_a_cpu_is_one_line(monkeypatch, error):
+    def act(*args):
+        raise error
+
+    result = run_verb(monkeypatch, act)
+    assert result.exit_code == 1 and result.stderr.startswith("error: out of memory: take")
+
+
 def test_a_bug_keeps_its_traceback(monkeypatch):
     def act(*args):
         raise RuntimeError("a bug")
@@ -268,6 +280,7 @@ def test_ctrl_c_exits_130_with_a_line(monkeypatch):
         ("eval_count", 1), ("student_rate", 0.0), ("fake_rate", -1.0), ("clip", 0.0),
         ("level_power", 0.0),
         ("student_rate", float("nan")), ("student_beta1", 1.0), ("fake_beta1", -0.1), ("ema", 1.0),
+        ("student_rate", 1e300), ("objective", "l2"),
         ("minutes", 0.0), ("minutes", -1.0), ("student_rate", float("inf")), ("a", float("nan")),
         ("nfe", "²"),
     ],
@@ -275,6 +288,14 @@ def test_ctrl_c_exits_130_with_a_line(monkeypatch):
 def test_numbers_that_mean_nothing_are_refused_by_name(option, value):
     with pytest.raises(HsiviError, match="--" + option.replace("_", "-")):
         cli.checked(TrainConfig(**{option: value}))
+
+
+def test_a_presets_grid_makes_way_for_the_times_that_are_typed():
+    told = dry_run("--preset", "sid", "--grid", "0,440")
+    assert (told["grid"], told["grid_top"]) == ("0,440", None)
+    assert dry_run("--preset", "sid")["grid_top"] == PRESETS["sid"]["grid_top"]
+    told = dry_run("--preset", "hsivi", "--start", "unipc-leading", "--noise-share", 0.2)
+    assert told["grid"] == "auto" and told["objective"] == PRESETS["hsivi"]["objective"]
 
 
 @pytest.mark.parametrize(

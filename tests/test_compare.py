@@ -281,6 +281,8 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_drawn(
     for options in (
         *(("--json", below), ("--grids", below), ("--plot", tmp_path)),
         *(("--plot", tmp_path / "x", "--html", tmp_path / "x"), ("--json", home / "real.npz")),
+        *(("--grids", tmp_path / "file"), ("--cache", tmp_path / "file")),
+        ("--grids", tmp_path / "new", "--html", tmp_path / "new"),
     ):
         refusal("compare", home / "two", *small(home, tmp_path), *options)
     assert not drawings

@@ -320,6 +320,8 @@ def test_pytorch_fids_own_statistics_files_are_read(tmp_path):
         ({"mu": np.array(["a", "b"]), "sigma": np.eye(2)}, "mu must be numbers, not <U1"),
         ({"mu": np.zeros(2), "sigma": np.eye(2, dtype=complex)}, "sigma must be numbers"),
         ({"mu": np.zeros(2), "sigma": np.eye(2), "count": np.zeros(3)}, "count must be one number"),
+        ({"mu": np.zeros(2), "sigma": np.eye(2), "count": np.nan}, "count must be one number"),
+        ({"mu": np.zeros(2), "sigma": np.eye(2), "count": -5}, "count must be one number"),
         ({"mu": np.zeros(2), "sigma": -np.eye(2)}, "sigma is no covariance"),
         ({"mu": np.zeros(2), "sigma": np.array([[1.0, 2.0], [2.0, 1.0]])}, "sigma is no cov"),
         ({"mu": np.zeros(2), "sigma": np.array([[1.0, 0.5], [0.0, 1.0]])}, "sigma is no cov"),
@@ -329,6 +331,13 @@ def test_statistics_files_that_are_none_are_refused(tmp_path, arrays, complaint)
     np.savez(tmp_path / "bad.npz", **arrays)
     with pytest.raises(HsiviError, match=rf"bad\.npz: .*{complaint}"):
         load_statistics(tmp_path / "bad.npz")
+
+
+def test_a_variance_that_rounding_left_below_zero_is_read(tmp_path):
+    np.savez(tmp_path / "s.npz", mu=np.ones(2), sigma=np.diag([1.0, -4e-14]), stamp=" ")
+    statistics = load_statistics(tmp_path / "s.npz")
+    assert frechet_distance(statistics.moments, statistics.moments) < 1e-9
+    assert statistics.stamp is None and statistics.moments.count == 0
 
 
 def test_statistics_files_hold_no_pickle(tmp_path):

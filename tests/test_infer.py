@@ -3,10 +3,12 @@ on.
 """
 
 import json
+import math
 import os
 import shutil
 import signal
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,13 +19,17 @@ from hsivi_cli import infer as infer_module
 from hsivi_cli import inference, targets
 from hsivi_cli.chain import walk
 from hsivi_cli.config import HsiviError, InferConfig
+from hsivi_cli.distill import rng
 from hsivi_cli.infer import fit, load
 from hsivi_cli.inference import (
     Bridge,
     Family,
     free_chain,
+    level_of,
     lower_bound,
     make_players,
+    noised,
+    parse_lambdas,
     play_round,
     resolved,
 )
@@ -118,6 +124,95 @@ def test_a_gaussians_mean_and_covariance_are_recovered(options):
     torch.testing.assert_close(x.T.cov(), COV, rtol=0, atol=0.17)
 
 
+def test_the_target_shares_of_the_layers_are_those_given_or_equal_steps():
+    assert parse_lambdas("1,0.3,0", 2, "geometric") == (1, 0.3, 0)
+    assert parse_lambdas("auto", 4, "geometric") == (1, 0.75, 0.5, 0.25, 0)
+    assert parse_lambdas("auto", 2, "diffusion") == (1, 0.75, 0)  # sigma 0, 1/2, 1
+
+
+@pytest.mark.parametrize("order", ["joint", "sequential"])
+def test_a_level_falls_from_the_layer_above_to_its_own(order):
+    config = InferConfig(steps=100, layers=2, order=order, bridge="diffusion")
+    lambdas = (1, 0.75, 0)  # sigma 0, 1/2, 1
+    steps = range(100) if order == "joint" else range(50, 100)
+    found = [level_of(config, lambdas, 1, step) for step in steps]
+    sigma = [math.sqrt(1 - level) for level in found]
+    falling = round(0.7 * len(sigma))
+    assert sigma[0] == pytest.approx(0.5) and set(found[falling:]) == {1}
+    np.testing.assert_allclose(np.diff(sigma[:falling]), -0.5 / falling, rtol=1e-6)
+    assert 0 < level_of(config, lambdas, 2, 0) < 0.01  # x_K's own level has no signal
+    assert level_of(config, lambdas, 1, -3) == 0.75  # while fake scores warm up
+    for other in ({"levels": "own"}, {"bridge": "geometric"}):
+        assert level_of(replace(config, **other), lambdas, 1, 0) == 1
+
+
+def test_a_noised_layer_is_the_layers_samples_with_noise():
+    generator = torch.Generator().manual_seed(0)
+    mean, std = torch.tensor([3.0, -1.0]), torch.tensor([0.5, 0.1])
+    x = mean + std * torch.randn(200_000, 2, generator=generator)
+    x = 0.6 * x + 0.8 * torch.randn(200_000, 2, generator=generator)
+    found = noised(mean, std, 0.36)
+    for moment, expected in zip((x.mean(0), x.std(0)), found, strict=True):
+        torch.testing.assert_close(moment, expected, rtol=0, atol=0.01)  # 5 standard errors
+    assert noised(mean, std, 1)[1] is std
+
+
+def test_falling_levels_share_mass_out_between_modes_that_lie_apart():
+    # two modes 12 sds apart, of one quarter and three: at its own level alone a layer keeps the
+    # shares that they had when they came apart, .56 to .62 over seeds, where .75 to .77 is right
+    target = targets.GaussianMixture(
+        torch.tensor([[-1.2, 0.0], [1.2, 0.0]]), 0.04, torch.tensor([0.25, 0.75])
+    )
+    share = {}
+    for levels in ("falling", "own"):
+        family = fit(target, 2, False, layers=1, width=32, depth=1, batch_size=128, mixing=100,
+                     steps=400, student_rate=3e-3, sines=4, levels=levels)  # fmt: skip
+        share[levels] = (family.sample(20_000)[:, 0] > 0).float().mean().item()
+    assert abs(share["falling"] - 0.75) < 0.04 and abs(share["own"] - 0.75) > 0.1
+
+
+def test_the_first_layer_of_two_ends_at_the_bridges_own_marginal():
+    target = targets.GaussianMixture(MEAN[None], COV)
+    family = fit(target, 2, False, layers=2, width=32, depth=1, batch_size=128, steps=400,
+                 student_rate=3e-3, mixing=50, sines=0, objective="lb")  # fmt: skip
+    x = family.marginals(20_000)[1]
+    # p_1 is the target at alpha_bar 3/4; tolerances as above
+    torch.testing.assert_close(x.mean(0), 0.75**0.5 * MEAN, rtol=0, atol=0.12)
+    torch.testing.assert_close(x.T.cov(), 0.75 * COV + 0.25 * torch.eye(2), rtol=0, atol=0.17)
+
+
+def test_the_bounds_mixing_samples_are_none_of_the_batch(monkeypatch):
+    seen, bound = [], inference.lower_bound_loss
+    monkeypatch.setattr(
+        inference,
+        "lower_bound_loss",
+        lambda own, others, p: seen.append(others) or bound(own, others, p),
+    )
+    pairs = inference.pair_log_density
+    means = []
+    monkeypatch.setattr(
+        inference, "pair_log_density", lambda x, z, std: means.append((x, z)) or pairs(x, z, std)
+    )
+    fit(
+        targets.banana(), 2, False, **SMALL | {"layers": 1, "objective": "lb", "steps": 1}, mixing=8
+    )
+    (others,), ((_, z),) = seen, means
+    assert others.shape == (16, 8)
+    # an untrained layer keeps x_1: a row that was the batch's own would lie within noise of it
+    family = Family(2, resolved(InferConfig(**SMALL | {"layers": 1}), targets.banana()))
+    start, _, _ = family.start(24, rng(0, 1, "roll-out"))
+    torch.testing.assert_close(z, family.keep * start[16:])
+
+
+def test_averaged_layers_trail_those_that_train():
+    kept = {}
+    for ema in (0.0, 0.99):
+        family = fit(targets.banana(), 2, False, **SMALL | {"steps": 3}, ema=ema, objective="lb")
+        kept[ema] = family.state_dict()
+    # after 3 updates 0.99 is ramped to at most 3/12: the averages still lag
+    assert any(not kept[0.0][name].equal(kept[0.99][name]) for name in kept[0.0])
+
+
 def test_the_lower_bound_of_a_normalised_density_is_below_zero_and_tight_when_fitted():
     target = targets.GaussianMixture(torch.zeros(1, 2), 1.0)  # untrained it is the base
     family = Family(2, InferConfig(layers=1, start_scale=0.5, width=4, sines=0))
@@ -175,6 +270,7 @@ def test_a_run_leaves_its_layers_samples_summary_and_plots(tmp_path, objective):
     assert x.shape == (500, 2)
     summary = json.loads((tmp_path / "y" / "summary.json").read_text())
     np.testing.assert_allclose(summary["mean"], x.mean(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(summary["sd"], x.std(0, ddof=1), rtol=1e-5)
     np.testing.assert_allclose(summary["quantiles"]["0.5"], np.median(x, 0), rtol=1e-5)
     assert finite(summary["divergence"])
     metrics = rows(tmp_path / "y" / "metrics.jsonl")
@@ -287,6 +383,19 @@ def held(x): return -x.detach().square().sum(1)
 def lost(x): return {}[x.shape[1]]
 def mute(x): raise AssertionError
 def cut(x): return torch.where(x[:, 0] > 0, -x.square().sum(1), -torch.inf)
+def touchy(x):
+    if x.abs().max() > 5: raise ValueError("too far\\nand more")
+    return -x.square().sum(1) / 200
+def fenced(x): return torch.where(x.abs().amax(1) < 6, -x.square().sum(1) / 200, -torch.inf)
+class Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return -x.square().sum(1)
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g): return -2 * ctx.saved_tensors[0] * g[:, None]
+once = Once.apply
 def noisy(x): return -(x * (1 + 0.1 * torch.rand(len(x), 1))).square().sum(1)
 number = 3
 """
@@ -298,6 +407,7 @@ def module(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_density.py").write_text(MODULE)
     (tmp_path / "my_broken.py").write_text("import no_such_package")
+    (tmp_path / "my_script.py").write_text("raise SystemExit('usage: my_script')")
     return "my_density"
 
 
@@ -320,6 +430,55 @@ def test_a_run_is_not_resumed_on_a_density_that_has_changed(module, tmp_path):
     file.write_text(MODULE.replace("return -x.square().sum(1)", "return 5 - x.square().sum(1)", 1))
     sys.modules.pop(module)
     infer(f"{module}:good", tmp_path / "y", "--dim", 3)
+
+
+def test_a_target_that_fails_later_is_one_line_too(module, tmp_path):
+    told = refused(f"{module}:touchy", tmp_path / "y", "--dim", 3)
+    assert told.endswith("ValueError: too far") and "Gaussian" not in told
+    options = ("--dim", 2, "--student-rate", 0.05, "--steps", 60, "--objective")
+    assert "ValueError: too far" in refused(f"{module}:touchy", tmp_path / "z", *options, "lb")
+
+
+@pytest.mark.parametrize("objective", ["lb", "reverse-kl"])
+def test_samples_beyond_the_targets_support_are_told_of(module, tmp_path, objective):
+    options = ("--dim", 2, "--objective", objective, "--student-rate", 0.05, "--steps", 200)
+    told = refused(f"{module}:fenced", tmp_path / "y", *options, "--batch-size", 64)
+    assert "log density is -inf at x = (" in told
+    assert not (tmp_path / "y" / "summary.json").exists()
+
+
+def test_what_a_users_module_sets_of_torchs_own_ends_with_its_import(module, tmp_path):
+    (tmp_path / "my_doubles.py").write_text(
+        "torch = __import__('torch')\n"
+        + MODULE
+        + """
+torch.set_default_dtype(torch.float64)
+torch.set_grad_enabled(False)
+"""
+    )
+    infer("my_doubles:good", tmp_path / "y", "--dim", 2)
+    x = np.load(tmp_path / "y" / "samples.npz")["x"]
+    assert x.dtype == np.float32 and torch.is_grad_enabled()
+    np.testing.assert_array_equal(load(tmp_path / "y").sample(500).numpy(), x)
+
+
+def test_a_comparison_of_samples_that_are_no_more_goes(module, tmp_path):
+    pytest.importorskip("nutpie")
+    infer(f"{module}:good", tmp_path / "y", "--dim", 2, "--compare", "--chains", 2, "--draws", 20)
+    about = json.loads((tmp_path / "y" / "compare.json").read_text())["about"]
+    assert about["step"] == 4
+    infer(f"{module}:good", tmp_path / "y", "--dim", 2)
+    assert (tmp_path / "y" / "compare.json").exists()
+    infer(f"{module}:good", tmp_path / "y", "--dim", 2, "--steps", 6)
+    assert not list((tmp_path / "y").glob("compare.*"))
+    assert json.loads((tmp_path / "y" / "summary.json").read_text())["step"] == 6
+
+
+def test_a_run_killed_at_its_first_export_goes_on(tmp_path):
+    (tmp_path / "y").mkdir()
+    (tmp_path / "y" / ".infer.json.77.tmp.json").write_text("{")
+    infer("banana", tmp_path / "y")
+    assert not list((tmp_path / "y").glob(".*"))
 
 
 def test_a_density_that_is_random_is_resumed(module, tmp_path):
@@ -354,7 +513,13 @@ def test_a_target_that_cannot_be_used_is_refused_before_anything_is_written(modu
     assert "no callable 'number'" in refused(f"{module}:number", out, "--dim", 2)
     line = refused("my_broken:f", out, "--dim", 2)
     assert "ModuleNotFoundError: No module named 'no_such_package'" in line
-    assert "is no target: banana" in refused("bananas", out)
+    assert "SystemExit: usage" in refused("my_script:f", out, "--dim", 2)
+    for objective in ("sm", "ksivi"):
+        line = refused(f"{module}:once", out, "--dim", 2, "--objective", objective)
+        assert "differentiates the target's score" in line
+    for name in ("bananas", ":f", "banana:"):
+        assert "is no target: banana" in refused(name, out, "--dim", 2)
+    assert "--base-scale 2 goes with" in refused("circles", out, "--base-scale", 2)
     assert "has 2 coordinates" in refused("banana", out, "--dim", 3)
     assert "--bridge diffusion needs" in refused("banana", out, "--bridge", "diffusion")
     framed = ("--bridge", "diffusion", "--frame", "gaussian")
@@ -371,17 +536,25 @@ def test_lambdas_out_of_order_are_refused(tmp_path, text):
 
 
 @pytest.mark.parametrize(
-    ("flag", "value"), [("--layers", 0), ("--batch-size", 1), ("--start-scale", 0), ("--ema", 1)]
+    ("flag", "value"),
+    [("--layers", 0), ("--batch-size", 1), ("--start-scale", 0), ("--ema", 1), ("--sines", 99)],
 )
 def test_numbers_that_mean_nothing_are_refused(tmp_path, flag, value):
     assert refused("banana", tmp_path / "y", flag, value).startswith(f"error: {flag} {value}")
     with pytest.raises(HsiviError, match="--layers 0 must be at least 1"):
         fit(lambda x: -x.square().sum(1), 2, layers=0)
+    with pytest.raises(HsiviError, match="--objective LB is none of auto, lb"):
+        fit(lambda x: -x.square().sum(1), 2, objective="LB")
+    with pytest.raises(HsiviError, match="fit has no minutes"):
+        fit(lambda x: -x.square().sum(1), 2, minutes=1.0)
+    for target, dim in ((targets.banana(), 7), (lambda x: -x.square().sum(1), 0)):
+        with pytest.raises(HsiviError, match=f"dim is {dim}"):
+            fit(target, dim)
 
 
 def test_a_loss_that_is_not_finite_stops_with_advice(tmp_path):
     said = infer(
-        "banana", tmp_path / "y", "--objective", "lb", "--student-rate", 1e30, exit_code=1
+        "banana", tmp_path / "y", "--objective", "lb", "--student-rate", 1e5, exit_code=1
     ).stderr.splitlines()[-1]
     assert said.startswith("error: the loss is not finite at step") and "lower" in said
     infer("banana", tmp_path / "y", "--objective", "lb")  # it kept nothing, so nothing binds

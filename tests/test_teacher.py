@@ -655,6 +655,27 @@ def test_a_teacher_that_has_one_variant_alone_is_told_of_it(save_teacher):
     assert load_teacher(str(folder), variant="fp16").origin == {"variant": "fp16"}
 
 
+def test_a_damaged_configuration_is_one_line(save_teacher):
+    folder = save_teacher()
+    unet, scheduler = (
+        folder / "unet" / "config.json",
+        folder / "scheduler" / "scheduler_config.json",
+    )
+    for file, change in (
+        *((unet, {"sample_size": size}) for size in (8.0, True, [8, "8"], {"a": 1})),
+        *((unet, {"in_channels": "1"}), (unet, {"block_out_channels": []})),
+        *((scheduler, {"num_train_timesteps": n}) for n in (0, "1000")),
+        *((scheduler, {"beta_start": beta}) for beta in (-0.1, float("nan"))),
+        (scheduler, {"trained_betas": []}),
+    ):
+        before = file.read_text()
+        edit_json(file, **change)
+        assert len(refused(folder).splitlines()) == 1, change
+        file.write_text(before)
+    (folder / "unet" / "diffusion_pytorch_model_old").mkdir()
+    load_teacher(str(folder))
+
+
 @pytest.mark.parametrize("size", [7, [8, 6], 0])
 def test_a_size_that_the_network_cannot_draw_is_refused(save_teacher, size):
     folder = save_teacher(

@@ -1,13 +1,16 @@
 """Runs of `hsivi train`: what they leave on disk, how they stop and go on, each option once."""
 
 import ast
+import contextlib
 import errno
+import fcntl
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
 from dataclasses import replace
 
@@ -20,6 +23,7 @@ from safetensors.torch import load_file
 
 from hsivi_cli import checkpoint, distill
 from hsivi_cli import train as train_module
+from hsivi_cli.checkpoint import load_checkpoint
 from hsivi_cli.config import TrainConfig
 from hsivi_cli.detector import load_detector, load_statistics, moments_of
 from hsivi_cli.draw import Sampler, draw, solver_sampler, student_sampler
@@ -265,6 +269,64 @@ def test_what_befell_the_exported_files_is_mended_from_the_checkpoint(teacher, t
     assert tree(out) == before
 
 
+def test_a_best_student_that_is_gone_gives_way_to_the_last_average(teacher, tmp_path):
+    save_detector(tmp_path / "detector")
+    save_npz(torch.randint(256, (9, 8, 8, 1), dtype=torch.uint8), tmp_path / "real.npz")
+    judged = ("--reference", tmp_path / "real.npz", "--detector", tmp_path / "detector")
+    out = tmp_path / "run"
+    train(teacher, out, *judged, "--eval-count", 9)
+    shutil.rmtree(out / "unet")
+    result = train(teacher, out, *judged, "--eval-count", 9)
+    assert "are gone" in result.stderr
+    found = load_student(out)
+    ema = load_checkpoint(out / "checkpoint")[0]
+    assert found.info["best"] is None
+    for name, tensor in found.model.unet.state_dict().items():
+        assert tensor.equal(ema[f"ema.{name}"])
+
+
+def test_a_new_best_is_kept_with_a_checkpoint_of_its_step(teacher, tmp_path, monkeypatch):
+    save_detector(tmp_path / "detector")
+    save_npz(torch.randint(256, (9, 8, 8, 1), dtype=torch.uint8), tmp_path / "real.npz")
+    judged = ("--reference", tmp_path / "real.npz", "--detector", tmp_path / "detector")
+    falling = iter((9.0, 8.0, 7.0))
+    monkeypatch.setattr(train_module, "frechet_distance", lambda *a: next(falling))
+    play_round = distill.play_round
+
+    def killed(players, config, round_, share):
+        if round_ == 4:
+            raise SystemExit(9)
+        return play_round(players, config, round_, share)
+
+    monkeypatch.setattr(distill, "play_round", killed)
+    out, options = tmp_path / "run", (*judged, "--eval-count", 9, "--eval-every", 1)
+    train(teacher, out, *options, "--steps", 9, "--checkpoint-every", 9, exit_code=9)
+    state = load_checkpoint(out / "checkpoint")[1]
+    assert state["best"]["step"] == load_student(out).info["best"]["step"] == 3
+
+
+def test_a_closed_terminal_saves_and_loses_nothing(teacher, tmp_path):
+    out, (master, slave) = tmp_path / "run", os.openpty()
+    command = [sys.executable, "-m", "hsivi_cli", "train", teacher, "--out", out, *map(str, QUICK)]
+    process = subprocess.Popen(
+        [*command, "--steps", "100000"], stdin=slave, stdout=slave, stderr=slave,
+        start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    try:
+        os.close(slave)
+        os.set_blocking(master, False)
+        end = time.monotonic() + 100
+        while not (out / "metrics.jsonl").exists() and time.monotonic() < end:
+            time.sleep(0.1)
+            with contextlib.suppress(BlockingIOError):
+                os.read(master, 10_000)
+        os.close(master)
+        assert process.wait(timeout=100) == 129
+    finally:
+        process.kill()
+    assert load_student(out).info["step"] == len(rows(out / "metrics.jsonl")) >= 1
+
+
 def test_a_second_process_in_a_runs_folder_is_refused(teacher, tmp_path):
     out = tmp_path / "run"
     with holding(out):
@@ -336,14 +398,14 @@ def test_a_loss_that_is_not_finite_stops_with_advice_and_keeps_the_last_checkpoi
 
 def test_a_run_that_kept_nothing_binds_no_settings(teacher, tmp_path):
     out = tmp_path / "run"
-    absurd = ("--student-rate", 1e30, "--steps", 9)
+    absurd = ("--student-rate", 1e5, "--steps", 9)
     assert "no checkpoint yet" in refusal("train", teacher, "--out", out, *QUICK, *absurd)
     train(teacher, out)
     assert load_student(out).info["config"]["student_rate"] == 1e-3
 
 
 def test_absurd_rates_end_in_advice_not_in_a_broken_student(teacher, tmp_path):
-    told = refusal("train", teacher, "--out", tmp_path / "x", *QUICK, "--fake-rate", 1e30)
+    told = refusal("train", teacher, "--out", tmp_path / "x", *QUICK, "--fake-rate", 1e5)
     assert "not finite" in told and "no checkpoint" in told and "--fake-rate" in told
 
 
