@@ -269,7 +269,7 @@ def parse_lambdas(text: str, count: int, kind: str) -> tuple[float, ...]:
     return numbers
 
 
-FALL = 0.7  # of the steps, over which a layer's level falls from the one above to its own
+FALL = 0.5  # of the steps, over which a layer's level falls from the one above to its own
 LOWEST = 1e-3  # alpha_bar of the highest level: at 0 there is nothing of the layer to judge
 
 

@@ -137,7 +137,7 @@ def test_a_level_falls_from_the_layer_above_to_its_own(order):
     steps = range(100) if order == "joint" else range(50, 100)
     found = [level_of(config, lambdas, 1, step) for step in steps]
     sigma = [math.sqrt(1 - level) for level in found]
-    falling = round(0.7 * len(sigma))
+    falling = round(0.5 * len(sigma))
     assert sigma[0] == pytest.approx(0.5) and set(found[falling:]) == {1}
     np.testing.assert_allclose(np.diff(sigma[:falling]), -0.5 / falling, rtol=1e-6)
     assert 0 < level_of(config, lambdas, 2, 0) < 0.01  # x_K's own level has no signal
