@@ -9,7 +9,8 @@ training begins at it and learns what it lacks; else it is the identity.
 
 The walk is chain.py's and the losses are objective.py's, where sigma = 1 makes an eps minus a
 score; u_k are extra normal inputs (none unless asked for), handed to the walk as its labels. Each
-marginal is matched to a bridge p_{k-1} between the base and the target p_0.
+marginal is matched to a bridge p_{k-1} between the base and the target p_0; over the diffusion
+bridge it is judged with noise, of which less and less is added (`level_of`).
 
 A *round* is a roll-out, the fake scores' updates (where the objective has them) and a student
 update, as in distill.py; everything random is a function of (seed, round, purpose).

@@ -157,10 +157,9 @@ def distil(
             start = round_ + 1 == regression  # the student is regressed and not yet distilled
             if start:
                 book.regressed(measured)
-            better = False
             if judge and (start or last_step or (step > 0 and step % config.eval_every == 0)):
-                better = book.evaluate(step)
-            due = better or (step > 0 and step % config.checkpoint_every == 0)
+                book.evaluate(step)
+            due = step > 0 and step % config.checkpoint_every == 0
             due = due or (round_ < regression and round_ % SAVE_REGRESSION == 0)
             if stop or last_step or start or due:
                 book.save(step)
@@ -441,10 +440,10 @@ class Book:
             digest="",  # it still changes
         )
 
-    def evaluate(self, step: int) -> bool:
-        """Judge the averaged student by its distance to the reference at every budget; export it if
-        their geometric mean is the least so far, so that every budget counts by ratios. Returns
-        whether it is.
+    def evaluate(self, step: int) -> None:
+        """Judge the averaged student by its distance to the reference at every budget; if their
+        geometric mean is the least so far, so that every budget counts by ratios, export it, with a
+        checkpoint that knows of it.
         """
         detector, reference = self.judge
         count, device = self.config.eval_count, self.players.log_scale.device
@@ -474,29 +473,30 @@ class Book:
             + (f", best {best['distance']:.2f}" if best else "")
         )
         ruler = ("count", "detector", "reference")  # by another one a distance says something else
-        better = (
+        if (
             best is None
             or found["distance"] < best["distance"]
             or any(found[key] != best.get(key) for key in ruler)
-        )
-        if better:
+        ):
             self.state["best"] = found
             self.state["seconds"] = self.seconds()
             self.export()
-        return better
+            self.checkpoint()
 
     def save(self, step: int) -> None:
         """A checkpoint, and the export: of the last average where nothing judges it."""
         self.state["seconds"] = self.seconds()
         if self.writes:
-            save_checkpoint(
-                self.out / "checkpoint", self.state["round"], snapshot(self.players), self.state
-            )
+            self.checkpoint()
             if self.state["best"] is None:
                 self.export()
             else:
                 write_info(self.out, self.info())
         self.accelerator.wait_for_everyone()
+
+    def checkpoint(self) -> None:
+        folder = self.out / "checkpoint"
+        save_checkpoint(folder, self.state["round"], snapshot(self.players), self.state)
 
     def export(self) -> None:
         info = self.info()
