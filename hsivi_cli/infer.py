@@ -211,14 +211,14 @@ def probe(config: InferConfig, target, device="cpu") -> None:
     x = config.base_scale * torch.randn(64, target.dim, generator=rng(config.seed, "probe"))
     x = x.to(device)
     try:
-        check_score(target.score(x), x)
+        score = target.score(x.requires_grad_())
+        check_score(score.detach(), x.detach())
         check_density(target.log_prob(x).detach(), x)
-        slopes = target.score(x.requires_grad_()).requires_grad
     except HsiviError:
         raise
     except Exception as error:  # whatever a user's function raises is theirs to read
         raise HsiviError(failure(error, x)) from error
-    if config.objective in ("sm", "ksivi") and not slopes:
+    if config.objective in ("sm", "ksivi") and not score.requires_grad:
         raise HsiviError(
             f"--objective {config.objective} differentiates the target's score, which has no "
             "gradient in x here: compute it by torch functions, or take reverse-kl or lb"
@@ -304,29 +304,36 @@ def run(config: InferConfig, name: str, dim: int | None, out: Path) -> None:
     if config.compare:
         for package in ("arviz", "nutpie"):
             quietly(package)
+    about = {"target": name, "dim": target.dim}
     with holding(out):
-        learn(config, name, target, device, out, begin)
+        learn(config, about, target, device, out, begin)
 
 
 def learn(
     config: InferConfig,
-    name: str,
+    about: dict,
     target,
     device: torch.device,
     out: Path,
     begin: tuple[float, float],
 ) -> None:
-    """`run`, once the target and the folder are there. begin is the two clocks at its start."""
+    """`run`, once the target and the folder are there.
+
+    about  the target's name and dim
+    begin  the two clocks at its start
+    """
     probe(config, target, device)
-    about = {"target": name, "dim": target.dim, "fingerprint": fingerprint(target, device)}
+    about = about | {"fingerprint": fingerprint(target, device)}
     earlier = check_out(out, config, about)
     state = {"round": first_round(config), "seconds": 0.0, "cpu_seconds": 0.0}
     resumed = load_checkpoint(out / "checkpoint") if earlier else None
-    frame = (resumed[0]["family.centre"], resumed[0]["family.factor"]) if resumed else None
-    players = make_players(config, target, frame, device)
     if resumed:
         with usable(out / "checkpoint"):
+            frame = (resumed[0]["family.centre"], resumed[0]["family.factor"])
+            players = make_players(config, target, frame, device)
             state = restore(players, *resumed)
+    else:
+        players = make_players(config, target, None, device)
     before, cpu_before = state["seconds"], state["cpu_seconds"]
     warmup, last = warmup_rounds(config), last_round(config)
 
@@ -369,7 +376,7 @@ def learn(
                 return
     report(out, players, config, target)
     if config.compare:
-        compare(out, players.ema, config, name, target, state["cpu_seconds"])
+        compare(out, players.ema, config, about["target"], target, state["cpu_seconds"])
     elif done < config.steps:  # it compares samples that are no more
         for file in ("compare.json", "compare.png"):
             remove(out / file)

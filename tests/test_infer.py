@@ -18,6 +18,7 @@ from command import finite, hsivi, refusal, rows, tree
 from hsivi_cli import infer as infer_module
 from hsivi_cli import inference, targets
 from hsivi_cli.chain import walk
+from hsivi_cli.checkpoint import checkpoints, write_tensors
 from hsivi_cli.config import HsiviError, InferConfig
 from hsivi_cli.distill import rng
 from hsivi_cli.infer import fit, load
@@ -360,6 +361,24 @@ def test_a_finished_run_without_its_checkpoint_is_left_alone(tmp_path):
     before = tree(tmp_path / "y")
     told = refused("banana", tmp_path / "y", "--steps", 9)
     assert "without its checkpoint" in told and tree(tmp_path / "y") == before
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"weight": torch.zeros(3)},
+        {"family.centre": torch.zeros(5), "family.factor": torch.zeros(5, 5)},
+    ],
+    ids=["another network", "another frame"],
+)
+def test_a_checkpoint_of_something_else_is_one_line(tensors, module, tmp_path):
+    infer(f"{module}:tilted", tmp_path / "y", "--dim", 3)
+    (newest,) = checkpoints(tmp_path / "y" / "checkpoint")
+    write_tensors(newest / "tensors.safetensors", tensors)
+    before = tree(tmp_path / "y")
+    told = refused(f"{module}:tilted", tmp_path / "y", "--dim", 3, "--steps", 9)
+    assert f"{newest} is damaged" in told and "another --out" in told
+    assert tree(tmp_path / "y") == before
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path):
