@@ -493,7 +493,7 @@ class InferConfig:
     levels: str = option(
         "falling",
         "where a layer is judged over the diffusion bridge: falling from the level above to its "
-        "own in the first half of the steps, or at its own throughout",
+        "own in the first half of the steps (sm: from the base's, 70 %), or at its own throughout",
         choices=("falling", "own"),
     )
     mixing: int = option(500, "lb's fresh mixing samples (J)", least=1)

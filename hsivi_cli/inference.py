@@ -270,7 +270,7 @@ def parse_lambdas(text: str, count: int, kind: str) -> tuple[float, ...]:
     return numbers
 
 
-FALL = 0.5  # of the steps, over which a layer's level falls from the one above to its own
+FALL, SM_FALL = 0.5, 0.7  # of the steps, over which a layer's level falls to its own
 LOWEST = 1e-3  # alpha_bar of the highest level: at 0 there is nothing of the layer to judge
 
 
@@ -280,12 +280,14 @@ def level_of(config: InferConfig, lambdas: Sequence[float], k: int, step: int) -
     Its own is lambdas[k-1]. With --levels falling over the diffusion bridge sigma begins at the
     layer above's and falls to its own in equal steps: modes share their mass out while they
     overlap; once they lie apart, no gradient of a reverse KL knows how much each should hold.
+    Score matching loses modes where it begins near its own level: there sigma begins at the base's.
     """
-    own, above = (math.sqrt(1 - lambdas[i]) for i in (k - 1, k))
     if config.levels == "own" or config.bridge != "diffusion":
         return lambdas[k - 1]
+    fall, top = (SM_FALL, config.layers) if config.objective == "sm" else (FALL, k)
+    own, above = (math.sqrt(1 - lambdas[i]) for i in (k - 1, top))
     part = config.steps / (config.layers if config.order == "sequential" else 1)
-    left = max(0.0, 1 - max(0, step) % part / part / FALL)
+    left = max(0.0, 1 - max(0, step) % part / part / fall)
     return max(LOWEST, 1 - (own + left * (above - own)) ** 2) if left else lambdas[k - 1]
 
 

@@ -147,6 +147,14 @@ def test_a_level_falls_from_the_layer_above_to_its_own(order):
         assert level_of(replace(config, **other), lambdas, 1, 0) == 1
 
 
+def test_score_matching_begins_at_the_bases_level_in_every_layer():
+    config = InferConfig(steps=100, layers=2, objective="sm", bridge="diffusion")
+    found = [level_of(config, (1, 0.75, 0), 1, step) for step in range(100)]
+    sigma = [math.sqrt(1 - level) for level in found]
+    assert sigma[0] == pytest.approx(1, abs=1e-3) and sigma[35] == pytest.approx(0.5)
+    assert found[69] < 1 and set(found[70:]) == {1}
+
+
 def test_a_noised_layer_is_the_layers_samples_with_noise():
     generator = torch.Generator().manual_seed(0)
     mean, std = torch.tensor([3.0, -1.0]), torch.tensor([0.5, 0.1])
