@@ -157,8 +157,8 @@ def load_teacher(
 ) -> Teacher:
     """A teacher from a local diffusers directory, a hub id, or (None) the embedded one.
 
-    The directory is a DDPM or DDIM pipeline, or a bare UNet2DModel with its scheduler_config.json
-    beside it or in scheduler/.
+    The directory is a DDPM or DDIM pipeline, its parts in folders or at the root, or a bare
+    UNet2DModel with its scheduler_config.json beside it or in scheduler/.
     Raises HsiviError for anything else, naming what was found.
     """
     name = "embedded:teacher" if source is None else source
@@ -177,8 +177,9 @@ def load_teacher(
             raise HsiviError(
                 f"{name} has a {component} as its unet; only UNet2DModel teachers can be distilled"
             )
-        unet_folder = folder / "unet"
-    elif not scheduler_file.exists():
+        if (folder / "unet").is_dir() or not (folder / "config.json").exists():
+            unet_folder = folder / "unet"  # older pipelines keep their parts at the root
+    if unet_folder == folder and not scheduler_file.exists():
         scheduler_file = folder / "scheduler_config.json"
     for file in (unet_folder / "config.json", scheduler_file):
         if not file.exists():

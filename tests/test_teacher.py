@@ -356,6 +356,15 @@ def test_a_bare_network_loads_with_its_schedule_beside_it(save_teacher, tmp_path
     assert load_teacher(str(tmp_path / "bare")).digest == load_teacher(str(folder)).digest
 
 
+def test_an_older_pipeline_keeps_its_parts_at_the_root(save_teacher, tmp_path):
+    # google/ddpm-cifar10-32 and its kin
+    folder = save_teacher()
+    shutil.copytree(folder / "unet", tmp_path / "old")
+    shutil.copy(folder / "scheduler" / "scheduler_config.json", tmp_path / "old")
+    shutil.copy(folder / "model_index.json", tmp_path / "old")
+    assert load_teacher(str(tmp_path / "old")).digest == load_teacher(str(folder)).digest
+
+
 def test_a_teacher_may_lie_in_a_subfolder(save_teacher, tmp_path):
     save_teacher(folder="outer/inner")
     assert load_teacher(str(tmp_path / "outer"), subfolder="inner").shape == (1, 8, 8)
