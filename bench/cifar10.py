@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from torch.nn.functional import adaptive_avg_pool2d
 
-from hsivi_cli.detector import image_batches
-from hsivi_cli.images import save_npz
+from hsivi_cli.files.images import save_npz
+from hsivi_cli.metrics.statistics import image_batches
 
 TRAIN_TEACHER = Path(__file__).parent.parent / "weights" / "train_teacher.py"
 

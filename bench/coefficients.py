@@ -21,13 +21,14 @@ from pathlib import Path
 import gaussians25 as ground
 import torch
 
-from hsivi_cli import chain as chains
-from hsivi_cli.coefficients import fit_coefficients
-from hsivi_cli.detector import detector_for, moments_of, statistics_of
-from hsivi_cli.distill import rng
-from hsivi_cli.draw import draw, solver_sampler
-from hsivi_cli.frechet import frechet_distance
-from hsivi_cli.teacher import load_teacher, solver
+from hsivi_cli.method import chain as chains
+from hsivi_cli.method.fit import fit_coefficients
+from hsivi_cli.method.steps import rng
+from hsivi_cli.metrics.frechet import frechet_distance
+from hsivi_cli.metrics.statistics import detector_for, moments_of, statistics_of
+from hsivi_cli.models.draw import draw, solver_sampler
+from hsivi_cli.models.loading import load_teacher
+from hsivi_cli.models.spacings import solver
 
 
 def on_images(args) -> None:

@@ -14,12 +14,12 @@ from dataclasses import replace
 
 import torch
 
-from hsivi_cli import distill, train
 from hsivi_cli.config import TrainConfig
-from hsivi_cli.device import pick_device
-from hsivi_cli.draw import draw, solver_sampler
-from hsivi_cli.start import make_chains
-from hsivi_cli.teacher import load_teacher
+from hsivi_cli.files.device import pick_device
+from hsivi_cli.method import distill
+from hsivi_cli.models.draw import draw, solver_sampler
+from hsivi_cli.models.loading import load_teacher
+from hsivi_cli.models.starts import make_chains, networks_of
 
 
 class Timed:
@@ -47,18 +47,18 @@ def main() -> None:
     device = pick_device(args.device)
     teacher = load_teacher(device=device)
     config = TrainConfig(nfe=str(args.nfe), fake_warmup=0)
-    players = train.make_players(config, teacher, make_chains(config, teacher, {}))
+    networks = networks_of(config, teacher, make_chains(config, teacher, {}))
     networks = {
-        name: Timed(getattr(players, name)) for name in ("student_eps", "fake_eps", "teacher_eps")
+        name: Timed(getattr(networks, name)) for name in ("student_eps", "fake_eps", "teacher_eps")
     }
     for name, network in networks.items():
-        setattr(players, name, network)
-    distill.play_round(players, config, 0)  # warms allocators and caches up
+        setattr(networks, name, network)
+    distill.play_round(networks, config, 0)  # warms allocators and caches up
     for network in networks.values():
         network.seconds = 0.0
     begin = time.perf_counter()
     for round_ in range(1, args.rounds + 1):
-        distill.play_round(players, config, round_)
+        distill.play_round(networks, config, round_)
     spent = time.perf_counter() - begin
     inside = {name: network.seconds / spent for name, network in networks.items()}
     shares = ", ".join(f"{name} {share:.0%}" for name, share in inside.items())

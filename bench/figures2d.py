@@ -19,10 +19,10 @@ import torch
 from common import append_rows, refuse_unknown, settings
 
 from hsivi_cli.config import InferConfig
-from hsivi_cli.distill import rng
-from hsivi_cli.infer import fit
-from hsivi_cli.points import jensen_shannon, sliced_w1
-from hsivi_cli.targets import TARGETS
+from hsivi_cli.density.fit import fit
+from hsivi_cli.density.targets import TARGETS
+from hsivi_cli.density.truth import jensen_shannon, sliced_w1
+from hsivi_cli.method.steps import rng
 
 COUNT = 200_000
 FIGURES = [name for name in TARGETS if name != "diffusion-path"]

@@ -33,16 +33,19 @@ from common import append_rows, refuse_unknown, settings
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
-from hsivi_cli import chain as chains
-from hsivi_cli import distill, schedule
-from hsivi_cli.chain import Chain
-from hsivi_cli.config import HsiviError, TrainConfig
-from hsivi_cli.objective import dot
-from hsivi_cli.points import jensen_shannon, sliced_w1
-from hsivi_cli.start import make_chains as of_teacher
-from hsivi_cli.start import make_path
-from hsivi_cli.targets import GaussianMixture, grid_mixture
-from hsivi_cli.teacher import solver, solver_names
+from hsivi_cli.config import TrainConfig
+from hsivi_cli.density.targets import GaussianMixture, grid_mixture
+from hsivi_cli.density.truth import jensen_shannon, sliced_w1
+from hsivi_cli.errors import HsiviError
+from hsivi_cli.method import chain as chains
+from hsivi_cli.method import distill, schedule
+from hsivi_cli.method.chain import Chain
+from hsivi_cli.method.losses import dot
+from hsivi_cli.method.networks import Networks, make_networks
+from hsivi_cli.method.steps import rng
+from hsivi_cli.models.spacings import solver, solver_names
+from hsivi_cli.models.starts import make_chains as of_teacher
+from hsivi_cli.models.starts import make_path
 
 COUNT = 20_000
 SD, SPACING = 0.08, 0.7
@@ -62,7 +65,7 @@ def near_share(x: Tensor) -> float:
 
 def measure(x: Tensor) -> dict[str, float]:
     """The three metrics of samples [COUNT, 2]."""
-    truth = TARGET.sample(len(x), distill.rng(0, "truth"))
+    truth = TARGET.sample(len(x), rng(0, "truth"))
     return {"w1": sliced_w1(x, truth), "js": jensen_shannon(x, truth), "near": near_share(x)}
 
 
@@ -77,7 +80,7 @@ def exact_eps(x, time, labels=None, alpha_bar=None) -> Tensor:
 class EpsMLP(nn.Module):
     """A small eps network of (x, level): blocks whose units the level scales and shifts.
 
-    Sines of x, down to a period of .5, spare the first block the fine structure.
+    FourierFeatures of x, down to a period of .5, spare the first block the fine structure.
     """
 
     def __init__(self, width: int, depth: int):
@@ -137,7 +140,7 @@ def fit(bench: Bench, seed: int) -> EpsMLP:
     torch.manual_seed(seed)
     network = EpsMLP(bench.width, bench.depth)
     optimizer = torch.optim.Adam(network.parameters(), lr=bench.mlp_rate)
-    draw = distill.rng(seed, "fit")
+    draw = rng(seed, "fit")
     for step in range(bench.mlp_steps):
         optimizer.param_groups[0]["lr"] = (
             bench.mlp_rate * (1 + math.cos(math.pi * step / bench.mlp_steps)) / 2
@@ -184,14 +187,14 @@ def make_chains(config: TrainConfig) -> list[Chain]:
     return of_teacher(config, TEACHER, {})
 
 
-def make_players(config: TrainConfig, start: EpsMLP) -> distill.Players:
+def networks_of(config: TrainConfig, start: EpsMLP) -> Networks:
     own = make_chains(config)
     calls = sum(chain.nfe for chain in own)
-    return distill.make_players(
+    return make_networks(
         config,
         own,
         student=copy.deepcopy(start),
-        fake_score=start.told(calls) if config.tells else copy.deepcopy(start),
+        fake_score=start.told(calls) if config.conditions_layers else copy.deepcopy(start),
         network=lambda mlp: mlp,
         teacher_eps=exact_eps,
         table=TABLE,
@@ -203,7 +206,7 @@ def make_players(config: TrainConfig, start: EpsMLP) -> distill.Players:
 @torch.no_grad()
 def draw(network, chain: Chain, log_scale: Tensor, count: int = COUNT, seed: int = 0) -> Tensor:
     """Samples [count, 2] of a chain over a network."""
-    generator = distill.rng(seed, "samples")
+    generator = rng(seed, "samples")
     noise = [torch.randn(count, 2, generator=generator) for _ in range(chain.nfe)]
     return chains.sample(network, chain, noise[0], noise[1:], log_scale)
 
@@ -213,27 +216,28 @@ def train(config: TrainConfig, bench: Bench, eval_every: int | None) -> dict[int
     began = time.process_time()
     start = fit(bench, config.seed)
     fitted = time.process_time()
-    players = make_players(config, start)
+    networks = networks_of(config, start)
     last = distill.opening_rounds(config) + config.steps
     spent = fitted - began
-    say(f"fit: {spent:.0f} s, untrained: {show_all(measure_ema(players))}")
+    say(f"fit: {spent:.0f} s, untrained: {show_all(measure_ema(networks))}")
     tick = time.process_time()
     for round_ in range(last):
-        measured = distill.play_round(players, config, round_)
+        measured = distill.play_round(networks, config, round_)
         step = round_ - distill.opening_rounds(config) + 1
         if eval_every and step > 0 and step % eval_every == 0 and step < config.steps:
             spent += time.process_time() - tick
             numbers = " ".join(f"{k} {v:.4f}" for k, v in measured.items())
-            say(f"step {step}, {spent:.0f} s: {show_all(measure_ema(players))}   {numbers}")
+            say(f"step {step}, {spent:.0f} s: {show_all(measure_ema(networks))}   {numbers}")
             tick = time.process_time()
     spent += time.process_time() - tick
-    return {nfe: row | {"seconds": spent} for nfe, row in measure_ema(players).items()}
+    return {nfe: row | {"seconds": spent} for nfe, row in measure_ema(networks).items()}
 
 
-def measure_ema(players: distill.Players) -> dict[int, dict[str, float]]:
+def measure_ema(networks: Networks) -> dict[int, dict[str, float]]:
     """By budget the metrics of the averaged student."""
     return {
-        chain.nfe: measure(draw(players.ema, chain, players.ema_scale)) for chain in players.chains
+        chain.nfe: measure(draw(networks.ema, chain, networks.ema_scale))
+        for chain in networks.chains
     }
 
 

@@ -18,21 +18,27 @@ import torch
 from common import append_rows, refuse_unknown, settings
 from torch import Tensor
 
-from hsivi_cli import infer
-from hsivi_cli.baselines import nuts
 from hsivi_cli.config import InferConfig
-from hsivi_cli.distill import rng
-from hsivi_cli.gaussian import Affine
-from hsivi_cli.inference import best_gaussian
-from hsivi_cli.targets import neural_network, neural_regression
+from hsivi_cli.density.fit import fit
+from hsivi_cli.density.gaussian import Affine
+from hsivi_cli.density.nuts import nuts
+from hsivi_cli.density.posteriors import (
+    abalone,
+    diabetes,
+    neural_network,
+    neural_regression,
+    standard,
+)
+from hsivi_cli.density.rounds import best_gaussian
+from hsivi_cli.method.steps import rng
 
-DATA = {"diabetes": infer.diabetes, "abalone": infer.abalone}
+DATA = {"diabetes": diabetes, "abalone": abalone}
 COUNT, MOST = 1000, 1000  # draws of a posterior, rows that train
 
 
 def split(name: str, seed: int) -> list[Tensor]:
     """Inputs and outputs to train and to test, standardised together."""
-    inputs, outputs = (infer.standard(part) for part in DATA[name]())
+    inputs, outputs = (standard(part) for part in DATA[name]())
     order = torch.randperm(len(inputs), generator=rng(seed, "split"))
     held = len(inputs) // 10
     test, train = order[:held], order[held : held + MOST]
@@ -60,7 +66,7 @@ def methods(target, seed: int, chosen: dict, draws: int):
 
     yield "full-rank", lambda: gaussian(True)
     yield "mean-field", lambda: gaussian(False)
-    yield "hsivi", lambda: infer.fit(target, target.dim, False, seed=seed, **chosen).sample(COUNT)
+    yield "hsivi", lambda: fit(target, target.dim, False, seed=seed, **chosen).sample(COUNT)
     if draws:
         yield "nuts", lambda: nuts(frames[True], 1, draws, seed)[0]
 

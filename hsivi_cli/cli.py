@@ -26,14 +26,15 @@ from .config import (
     VARIANT,
     CompareConfig,
     FidConfig,
-    HsiviError,
     InferConfig,
     SampleConfig,
     TrainConfig,
     check_options,
+    check_train,
     flag_of,
     of_nfe,
 )
+from .errors import HsiviError
 
 
 def options_of(config: type):
@@ -121,7 +122,7 @@ class Group(click.Group):
 
 def verb(name: str):
     """The module of a verb, imported now."""
-    return importlib.import_module(f".{name}", __package__)
+    return importlib.import_module(f".verbs.{name}", __package__)
 
 
 @click.group(
@@ -221,38 +222,6 @@ def checked(config):
     """
     check_options(config)
     return check_train(config) if isinstance(config, TrainConfig) else config
-
-
-def check_train(config: TrainConfig) -> TrainConfig:
-    if len(config.budgets) > 1:
-        for flag, text in (("--grid", config.grid), ("--noise-share", config.noise_share)):
-            if "," in text:
-                raise HsiviError(
-                    f"{flag} {text} has a number a layer, which cannot suit --nfe {config.nfe} at "
-                    "once: name a rule, or train a student for each"
-                )
-        if config.log_scale != "frozen":
-            raise HsiviError(
-                f"--log-scale {config.log_scale} is one budget's own: keep it frozen, or give "
-                f"--nfe one number, not {config.nfe}"
-            )
-    for name in ("grid", "grid_top") if config.start not in ("ddim", "auto") else ():
-        if (value := getattr(config, name)) != getattr(TrainConfig, name):
-            raise HsiviError(
-                f"{flag_of(name)} {value} is for --start ddim: {config.start} has its own times"
-            )
-    if config.grid_top is not None and "," in config.grid:
-        raise HsiviError(
-            f"--grid-top {config.grid_top} is for the rules of --grid: {config.grid} names its own "
-            "last time"
-        )
-    for name in ("detector", "detector_weights") if config.reference is None else ():
-        if value := getattr(config, name):
-            raise HsiviError(
-                f"{flag_of(name)} {value} scores nothing without --reference: give one, or leave "
-                "it out"
-            )
-    return config
 
 
 @main.command()

@@ -8,8 +8,8 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 
 from hsivi_cli.cli import main
-from hsivi_cli.detector import Classifier
-from hsivi_cli.images import open_images
+from hsivi_cli.files.images import open_images
+from hsivi_cli.metrics.detectors import Classifier
 
 # a network that trains at some 20 steps a second, in the options of conftest's tiny_unet
 TINY = {

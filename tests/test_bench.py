@@ -16,10 +16,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from hsivi_cli import distill
 from hsivi_cli.config import TrainConfig
-from hsivi_cli.images import read_npz, save_npz
-from hsivi_cli.teacher import load_teacher, solver
+from hsivi_cli.files.images import read_npz, save_npz
+from hsivi_cli.method.steps import rng
+from hsivi_cli.models.loading import load_teacher
+from hsivi_cli.models.spacings import solver
 
 ROOT = Path(__file__).parent.parent
 
@@ -40,14 +41,14 @@ NO_SCALE = torch.zeros(1, 1)
 
 def test_two_true_sets_read_the_floor():
     for seed in (1, 2, 3):
-        row = bench.measure(bench.TARGET.sample(bench.COUNT, distill.rng(seed, "true")))
+        row = bench.measure(bench.TARGET.sample(bench.COUNT, rng(seed, "true")))
         assert 0.007 < row["w1"] < 0.014
         assert 0.018 < row["js"] < 0.023
         assert row["near"] == pytest.approx(0.989, abs=0.003)
 
 
 def test_a_lost_mode_shows_in_w1_and_js_but_not_in_the_near_share():
-    x = bench.TARGET.sample(bench.COUNT, distill.rng(1, "true"))
+    x = bench.TARGET.sample(bench.COUNT, rng(1, "true"))
     x = x.clone()
     x[(x[:, 0] > 1) & (x[:, 1] > 1)] -= 2.8  # the corner's samples go to the opposite corner
     row = bench.measure(x)
@@ -82,10 +83,10 @@ def test_the_untrained_quad_chain_reaches_its_recorded_numbers():
 def test_the_fit_comes_near_to_the_exact_noise_prediction():
     # training would repair a bad start, so only this sees one; 300 narrow steps explain most of it
     network = bench.fit(bench.Bench(width=48, depth=2, mlp_steps=300), 0)
-    x0 = bench.TARGET.sample(4000, distill.rng(1, "fit test"))
+    x0 = bench.TARGET.sample(4000, rng(1, "fit test"))
     for time in (50, 200, 700):
         alpha_bar = bench.TABLE[torch.full((len(x0),), time)]
-        noise = torch.randn(x0.shape, generator=distill.rng(2, "fit test"))
+        noise = torch.randn(x0.shape, generator=rng(2, "fit test"))
         x = bench.schedule.add_noise(x0, noise, alpha_bar)
         exact = bench.TARGET.eps(x, alpha_bar)
         with torch.no_grad():
@@ -99,8 +100,8 @@ def test_a_short_training_moves_the_student_towards_the_truth_and_repeats():
     config = replace(TrainConfig(nfe="2"), **bench.recipe("2") | {"steps": 60, "batch_size": 256})
     torch.manual_seed(0)
     start = bench.fit(small, 0)
-    players = bench.make_players(config, start)
-    before = bench.measure_ema(players)[2]
+    networks = bench.networks_of(config, start)
+    before = bench.measure_ema(networks)[2]
     after = bench.train(config, small, None)[2]
     again = bench.train(config, small, None)[2]
     assert after["w1"] < 0.6 * before["w1"]
@@ -124,8 +125,8 @@ def test_a_network_told_its_row_starts_as_the_fit_in_every_row_and_hears_it():
 def test_one_training_serves_several_budgets():
     small = bench.Bench(width=16, depth=2, mlp_steps=50)
     config = replace(TrainConfig(nfe="1,3"), **bench.recipe("1,3") | {"steps": 4, "batch_size": 64})
-    players = bench.make_players(config, bench.fit(small, 0))
-    assert players.told and len(players.fake_score.rows.weight) == 4
+    networks = bench.networks_of(config, bench.fit(small, 0))
+    assert networks.layer_conditioned and len(networks.fake_score.rows.weight) == 4
     row = {"w1", "js", "near", "seconds"}
     assert {nfe: told.keys() for nfe, told in bench.train(config, small, None).items()} == {
         1: row,

@@ -7,19 +7,17 @@ import pytest
 import torch
 from conftest import gauss_hermite, linear_table
 
-from hsivi_cli.chain import (
-    ddim_chain,
+from hsivi_cli.errors import HsiviError
+from hsivi_cli.method.chain import (
     draw_levels,
     eta_shares,
-    ipndm_chain,
     observe,
     sample,
-    solver_chain,
     std_of,
     walk,
     with_noise_share,
 )
-from hsivi_cli.config import HsiviError
+from hsivi_cli.method.solvers import ddim_chain, ipndm_chain, solver_chain
 
 UNTRAINED = torch.zeros(1, 1, dtype=torch.float64)
 
@@ -121,7 +119,7 @@ def test_an_exact_network_keeps_the_marginals_at_every_noise_share():
 
 @pytest.mark.parametrize(("nfe", "low", "high"), [(5, 25, 29.5), (10, 26.5, 41), (15, 29, 53.5)])
 def test_the_papers_eta_gives_the_noise_shares_that_the_method_quotes(nfe, low, high):
-    from hsivi_cli.schedule import grid
+    from hsivi_cli.method.schedule import grid
 
     table = linear_table()
     chain = make(grid("quad", nfe, table))

@@ -9,21 +9,17 @@ import torch
 from command import QUICK, TINY, refusal, train, tree
 from torch import nn
 
-from hsivi_cli import checkpoint
-from hsivi_cli.checkpoint import (
-    check_file,
-    check_place,
+from hsivi_cli.errors import HsiviError
+from hsivi_cli.files import whole
+from hsivi_cli.files.checkpoint import (
     checkpoints,
     load_checkpoint,
     load_optimizer,
     optimizer_tensors,
-    read_tensors,
-    replacing,
     save_checkpoint,
-    write_tensors,
-    write_text,
 )
-from hsivi_cli.config import HsiviError
+from hsivi_cli.files.places import check_file, check_place
+from hsivi_cli.files.whole import read_tensors, replacing, write_tensors, write_text
 
 TENSORS = {
     "a": torch.arange(6.0).reshape(2, 3),
@@ -72,7 +68,7 @@ def test_a_disk_that_takes_no_more_is_one_line(tmp_path, monkeypatch, code):
     def fail(*args, **kwargs):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(checkpoint.os, "replace", fail)
+    monkeypatch.setattr(whole.os, "replace", fail)
     with pytest.raises(HsiviError, match=rf"x\.txt: {os.strerror(code)}; free some space"):
         write_text(tmp_path / "x.txt", "text")
     assert not list(tmp_path.iterdir())
@@ -123,9 +119,9 @@ def test_folders_that_are_no_checkpoints_are_passed_over(tmp_path):
 def test_a_folder_that_may_be_written_needs_no_such_parent(tmp_path, monkeypatch):
     mounted = tmp_path / "data"
     mounted.mkdir()
-    allowed = checkpoint.os.access
+    allowed = whole.os.access
     monkeypatch.setattr(
-        checkpoint.os, "access", lambda path, mode: path != tmp_path and allowed(path, mode)
+        whole.os, "access", lambda path, mode: path != tmp_path and allowed(path, mode)
     )
     check_place(mounted, folder=True)
     with pytest.raises(HsiviError, match="nothing can be written into"):
@@ -165,7 +161,7 @@ def test_a_checkpoint_that_fails_leaves_the_earlier_ones(tmp_path, monkeypatch):
         file.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", fail)
+    monkeypatch.setattr(whole, "save_file", fail)
     with pytest.raises(HsiviError, match="No space left"):
         save_checkpoint(tmp_path, 3, TENSORS, {"round": 3})
     assert tree(tmp_path) == before

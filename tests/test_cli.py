@@ -20,11 +20,11 @@ from hsivi_cli.config import (
     SOLVED,
     CompareConfig,
     FidConfig,
-    HsiviError,
     SampleConfig,
     TrainConfig,
 )
-from hsivi_cli.student import load_student
+from hsivi_cli.errors import HsiviError
+from hsivi_cli.models.student import load_student
 
 VERBS = {"train": TrainConfig, "sample": SampleConfig, "fid": FidConfig, "compare": CompareConfig}
 

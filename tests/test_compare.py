@@ -11,14 +11,20 @@ from command import TINY, hsivi, refusal, save_detector, train
 from conftest import edit_json
 from safetensors.torch import load_file, save_file
 
-from hsivi_cli import compare, report
-from hsivi_cli.config import weights_folder
-from hsivi_cli.detector import load_detector, moments_of
-from hsivi_cli.draw import draw, solver_sampler, student_sampler
-from hsivi_cli.frechet import frechet_distance
-from hsivi_cli.images import NotFinite, grid_png, save_npz
-from hsivi_cli.student import load_student
-from hsivi_cli.teacher import load_teacher, solver_names
+from hsivi_cli.files.images import NotFinite, grid_png, save_npz
+from hsivi_cli.files.places import weights_folder
+from hsivi_cli.metrics import judge
+from hsivi_cli.metrics.detectors import load_detector
+from hsivi_cli.metrics.frechet import frechet_distance
+from hsivi_cli.metrics.statistics import moments_of
+from hsivi_cli.models.draw import draw, solver_sampler, student_sampler
+from hsivi_cli.models.loading import load_teacher
+from hsivi_cli.models.spacings import solver_names
+from hsivi_cli.models.student import load_student
+from hsivi_cli.report import page as pages
+from hsivi_cli.report import plots
+from hsivi_cli.report import rows as report
+from hsivi_cli.verbs import compare
 
 
 @pytest.fixture(scope="module")
@@ -62,13 +68,13 @@ def small(home, tmp_path):
 @pytest.fixture
 def drawings(monkeypatch):
     """(name, calls, seeds) of everything that a comparison draws, as it goes on."""
-    seen, real = [], compare.draw
+    seen, real = [], judge.draw
 
     def spied(sampler, seeds, *rest):
         seen.append((sampler.name, sampler.nfe, seeds))
         return real(sampler, seeds, *rest)
 
-    monkeypatch.setattr(compare, "draw", spied)
+    monkeypatch.setattr(judge, "draw", spied)
     return seen
 
 
@@ -137,12 +143,12 @@ def test_grids_show_the_images_that_were_measured_without_drawing_them_again(
     assert not drawings
     (file,) = (tmp_path / "grids").iterdir()
     sampler = student_sampler(load_student(home / "two"))
-    shown = torch.cat(list(draw(sampler, range(40), 16, "cpu")))[: compare.GRID_COUNT]
+    shown = torch.cat(list(draw(sampler, range(40), 16, "cpu")))[: judge.GRID_COUNT]
     assert file.read_bytes() == grid_png(shown)
     (kept,) = (tmp_path / "cache").glob("*.first.npz")
     kept.unlink()  # a cache that has lost them draws them again
     measure(*arguments)
-    assert [seeds for _, _, seeds in drawings] == [range(compare.GRID_COUNT)]
+    assert [seeds for _, _, seeds in drawings] == [range(judge.GRID_COUNT)]
 
 
 def test_all_rows_use_the_same_seeds_and_repeats_use_others(home, measure, drawings):
@@ -323,14 +329,14 @@ def test_a_sampler_that_draws_nan_has_a_row_that_says_so_and_the_others_go_on(ho
 
 
 def test_a_spacing_that_draws_nan_is_not_the_best(home, measure, monkeypatch):
-    real = compare.draw
+    real = judge.draw
 
     def spied(sampler, *rest):
         if sampler.name != "ddim-quad":
             raise NotFinite("3 images hold NaN")
         return real(sampler, *rest)
 
-    monkeypatch.setattr(compare, "draw", spied)
+    monkeypatch.setattr(judge, "draw", spied)
     rows, _ = measure(home / "teacher", "--nfe", 2, "--solvers", "ddim")
     assert [row["name"] for row in rows] == ["ddim-quad"] and rows[0]["distance"] > 0
 
@@ -533,8 +539,8 @@ def test_a_row_without_a_distance_comes_last_and_wins_nothing():
     assert report.verdicts(rows) == ["4 calls: a 2.00, with nothing to compare it with."]
     assert report.verdicts([broken]) == ["4 calls: nothing to compare was drawn."]
     assert "NaN" in report.table(rows).splitlines()[-1].split()
-    assert report.plot_png(rows).startswith(b"\x89PNG")
-    assert report.plot_png([broken]).startswith(b"\x89PNG")
+    assert plots.plot_png(rows).startswith(b"\x89PNG")
+    assert plots.plot_png([broken]).startswith(b"\x89PNG")
 
 
 def test_the_table_marks_recorded_rows_and_the_floor():
@@ -548,10 +554,10 @@ def test_the_table_marks_recorded_rows_and_the_floor():
         "ddim-quad",
     ]
     assert "500" in lines[3].split()  # 5,000 images in 10 seconds
-    assert report.plot_png([*ROWS, floor]).startswith(b"\x89PNG")
-    assert "train against test" in report.page([*ROWS, floor], {}, {})
+    assert plots.plot_png([*ROWS, floor]).startswith(b"\x89PNG")
+    assert "train against test" in pages.page([*ROWS, floor], {}, {})
 
 
 def test_names_are_escaped_in_the_page():
-    page = report.page([row("student", "<script>", 4, 1.0)], {}, {"command": "a & b"})
+    page = pages.page([row("student", "<script>", 4, 1.0)], {}, {"command": "a & b"})
     assert "<script>" not in page and "&lt;script&gt;" in page and "a &amp; b" in page

@@ -13,32 +13,30 @@ import torch
 from conftest import gauss_hermite, linear_table
 from torch import nn
 
-from hsivi_cli import distill
-from hsivi_cli.chain import ddim_chain, ipndm_chain, observe, std_of, walk, with_noise_share
 from hsivi_cli.config import TrainConfig
-from hsivi_cli.distill import (
-    Path,
-    Players,
-    Share,
-    active_layers,
-    draw_batch,
-    pick,
-    play_round,
-    pool_size,
-    roll_out,
-    student_rate,
-    student_update,
-    update,
-    walk_paths,
-    warmup_rounds,
-)
-from hsivi_cli.objective import (
+from hsivi_cli.method import distill
+from hsivi_cli.method.chain import observe, std_of, walk, with_noise_share
+from hsivi_cli.method.distill import draw_batch, play_round, pool_size, roll_out, student_update
+from hsivi_cli.method.losses import (
     divergence_bound,
     fake_score_loss,
     reverse_kl_loss,
     score_matching_loss,
 )
-from hsivi_cli.schedule import eps_to_x0, over
+from hsivi_cli.method.networks import Networks, Path, average_student
+from hsivi_cli.method.regress import regress_rounds, walk_paths
+from hsivi_cli.method.schedule import eps_to_x0, over
+from hsivi_cli.method.solvers import ddim_chain, ipndm_chain
+from hsivi_cli.method.steps import (
+    Shard,
+    active_layers,
+    make_optimizer,
+    pick,
+    rng,
+    student_rate,
+    update,
+    warmup_rounds,
+)
 
 CONFIG = TrainConfig(
     nfe="2", steps=10, batch_size=16, fake_updates=3, fake_warmup=6, rate_warmup=1,
@@ -73,8 +71,8 @@ def make(
     fake_score, teacher = Gaussian(inner), Gaussian().requires_grad_(False)
     log_scale = nn.Parameter(torch.zeros(1, 1), requires_grad=scale)
     trained = [*student.parameters(), *([log_scale] if scale else [])]
-    optimizer = partial(distill.make_optimizer, "adam")
-    return Players(
+    optimizer = partial(make_optimizer, "adam")
+    return Networks(
         student=student,
         student_eps=student,
         fake_score=fake_score,
@@ -87,17 +85,17 @@ def make(
         table=table,
         shape=(width,),
         label_count=labels,
-        told=False,
+        layer_conditioned=False,
         student_optimizer=optimizer(trained, config.student_rate, config.student_beta1),
         fake_optimizer=optimizer(fake_score.parameters(), config.fake_rate, config.fake_beta1),
     )
 
 
-def weights(players):
+def weights(networks):
     return torch.cat(
         [
             p.detach().flatten()
-            for m in (players.student, players.fake_score, players.ema)
+            for m in (networks.student, networks.fake_score, networks.ema)
             for p in m.parameters()
         ]
     )
@@ -121,20 +119,20 @@ def test_every_pair_of_chain_and_layer_is_used_once_before_any_is_used_twice(cha
 
 def test_the_updates_of_a_round_go_through_the_pool_one_after_another():
     config = replace(CONFIG, fake_updates=4)
-    players, every = make(config), 2 * pool_size(config, 2)
+    networks, every = make(config), 2 * pool_size(config, 2)
     assert every == 48  # three batches of 16 use each pair once
     used = Counter()
     for i in range(3):
-        batch = draw_batch(players, config, 0, "fake score", i, [1, 2], Share())
+        batch = draw_batch(networks, config, 0, "fake score", i, [1, 2])
         used.update(zip(batch.sample.tolist(), batch.layer.tolist(), strict=True))
     assert len(used) == every and set(used.values()) == {1}
 
 
 def test_a_batch_has_its_layers_in_even_shares():
-    players = make(replace(CONFIG, nfe="3", batch_size=48), [0, 200, 400, 650])
+    networks = make(replace(CONFIG, nfe="3", batch_size=48), [0, 200, 400, 650])
     for i in range(3):
         batch = draw_batch(
-            players, replace(CONFIG, nfe="3", batch_size=48), 0, "fake score", i, [1, 2, 3], Share()
+            networks, replace(CONFIG, nfe="3", batch_size=48), 0, "fake score", i, [1, 2, 3]
         )
         counts = Counter(batch.layer.tolist())
         assert max(counts.values()) - min(counts.values()) <= 3
@@ -152,8 +150,8 @@ def test_the_pool_is_just_large_enough_that_no_mean_is_used_more_than_twice(batc
 
 def test_the_levels_of_a_batch_are_its_layers_own():
     config = replace(CONFIG, batch_size=512)
-    players = make(config)
-    batch = draw_batch(players, config, 0, "student", 0, [1, 2], Share())
+    networks = make(config)
+    batch = draw_batch(networks, config, 0, "student", 0, [1, 2])
     for k, low, high in ((1, 5, 300), (2, 305, 1000)):
         tau = batch.tau[batch.layer == k]
         assert low <= tau.min() and tau.max() < high
@@ -164,7 +162,7 @@ def test_the_levels_of_a_batch_are_its_layers_own():
 @pytest.mark.parametrize("power", [1.0, 3.0])
 def test_a_level_power_above_1_draws_low_levels_more_often(power):
     config = replace(CONFIG, nfe="1", batch_size=4096, level_power=power)
-    batch = draw_batch(make(times=[0, 500]), config, 0, "student", 0, [1], Share())
+    batch = draw_batch(make(times=[0, 500]), config, 0, "student", 0, [1])
     for share in (0.1, 0.5, 0.9):
         below = (batch.tau < 5 + share * 995).double().mean().item()
         # P(u^power < share); three sd of 4,096 draws, and levels are whole numbers
@@ -172,13 +170,13 @@ def test_a_level_power_above_1_draws_low_levels_more_often(power):
 
 
 def test_noises_differ_between_rounds_purposes_and_updates_and_repeat_within_them():
-    players = make()
+    networks = make()
     keys = [(0, "fake score", 0), (0, "fake score", 1), (1, "fake score", 0), (0, "student", 0)]
-    draws = [draw_batch(players, CONFIG, *key, [1, 2], Share()).noise for key in keys]
+    draws = [draw_batch(networks, CONFIG, *key, [1, 2]).noise for key in keys]
     for i, one in enumerate(draws):
-        assert torch.equal(one, draw_batch(players, CONFIG, *keys[i], [1, 2], Share()).noise)
+        assert torch.equal(one, draw_batch(networks, CONFIG, *keys[i], [1, 2]).noise)
         assert not any(torch.equal(one, other) for other in draws[:i])
-    other = draw_batch(players, replace(CONFIG, seed=8), *keys[0], [1, 2], Share()).noise
+    other = draw_batch(networks, replace(CONFIG, seed=8), *keys[0], [1, 2]).noise
     assert not torch.equal(draws[0], other)
 
 
@@ -187,14 +185,15 @@ def test_noises_differ_between_rounds_purposes_and_updates_and_repeat_within_the
 
 @pytest.mark.parametrize("world", [2, 4, 8])
 def test_the_processes_parts_of_a_batch_are_the_whole_batch(world):
-    players = make(labels=10)
-    shares = [Share(rank, world) for rank in range(world)]
-    whole_pool = roll_out(players, CONFIG, 3, [1, 2], Share())
-    pools = [roll_out(players, CONFIG, 3, [1, 2], share) for share in shares]
+    networks = make(labels=10)
+    shards = [Shard(rank, world) for rank in range(world)]
+    whole_pool = roll_out(networks, CONFIG, 3, [1, 2])
+    parts = [replace(networks, shard=shard) for shard in shards]
+    pools = [roll_out(part, CONFIG, 3, [1, 2]) for part in parts]
     for i in range(3):
-        whole = draw_batch(players, CONFIG, 3, "fake score", i, [1, 2], Share())
-        for rank, share in enumerate(shares):
-            part, pool = draw_batch(players, CONFIG, 3, "fake score", i, [1, 2], share), pools[rank]
+        whole = draw_batch(networks, CONFIG, 3, "fake score", i, [1, 2])
+        for rank, pool in enumerate(pools):
+            part = draw_batch(parts[rank], CONFIG, 3, "fake score", i, [1, 2])
             mine = slice(rank, None, world)
             for name in ("layer", "tau", "noise"):
                 assert torch.equal(getattr(part, name), getattr(whole, name)[mine])
@@ -227,7 +226,8 @@ def test_two_processes_train_as_one(objective):
 
     def run(rank):
         for round_ in range(5):
-            measured[rank] = play_round(pair[rank], config, round_, Share(rank, 2, mean(rank)))
+            pair[rank].shard = Shard(rank, 2, mean(rank))
+            measured[rank] = play_round(pair[rank], config, round_)
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(2)]
     for thread in threads:
@@ -264,24 +264,24 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been():
 # ---- regression ----------------------------------------------------------------------------------
 
 
-def paths_for(players, steps=60):
+def paths_for(networks, steps=60):
     """A fine walk from the top level itself, through a student's levels."""
-    time = players.chains[0].time.tolist()
+    time = networks.chains[0].time.tolist()
     fine = sorted({round(t) for t in torch.linspace(0, time[-1], steps + 1).tolist()} | set(time))
-    table = players.table[[int(t) for t in fine]]
+    table = networks.table[[int(t) for t in fine]]
     return [Path(ddim_chain(fine, table), [fine.index(t) for t in time[1:]])]
 
 
 def test_regression_teaches_each_call_where_the_teachers_path_ends():
     config = replace(CONFIG, regress_steps=1200, regress_rate=0.02, batch_size=64)
-    players = make(config)
-    players.paths = paths_for(players)
-    for round_ in range(distill.regress_rounds(config)):
-        measured = play_round(players, config, round_)
-    chain, x = players.chains[0], torch.linspace(-2, 2, 9)[:, None].repeat(1, 2)
+    networks = make(config)
+    networks.paths = paths_for(networks)
+    for round_ in range(regress_rounds(config)):
+        measured = play_round(networks, config, round_)
+    chain, x = networks.chains[0], torch.linspace(-2, 2, 9)[:, None].repeat(1, 2)
     for k in (1, 2):
         time, level = chain.time[k].float().expand(9), chain.alpha_bar[k].expand(9)
-        x0 = eps_to_x0(players.student_eps(x, time, None, level), x, level)
+        x0 = eps_to_x0(networks.student_eps(x, time, None, level), x, level)
         # the flow of N(1, 0.25) carries quantiles to quantiles; 60 DDIM steps are 1 % short of it
         scale = (0.25 / (0.25 * level[0] + 1 - level[0])).sqrt().float()
         wanted = 1 + scale * (x - level[0].sqrt().float())
@@ -291,35 +291,36 @@ def test_regression_teaches_each_call_where_the_teachers_path_ends():
 
 def test_regression_leaves_the_fake_score_alone_and_hands_on_a_fresh_optimizer():
     config = replace(CONFIG, regress_steps=70)  # one round and six updates
-    players = make(config)
-    players.paths = paths_for(players)
-    before = copy.deepcopy(players.fake_score.state_dict())
+    networks = make(config)
+    networks.paths = paths_for(networks)
+    before = copy.deepcopy(networks.fake_score.state_dict())
     for round_ in range(2):
-        play_round(players, config, round_)
-    assert all(torch.equal(t, before[n]) for n, t in players.fake_score.state_dict().items())
-    steps = [state["step"].item() for state in players.student_optimizer.state.values()]
+        play_round(networks, config, round_)
+    assert all(torch.equal(t, before[n]) for n, t in networks.fake_score.state_dict().items())
+    steps = [state["step"].item() for state in networks.student_optimizer.state.values()]
     assert set(steps) == {70}
-    assert not players.fake_optimizer.state
+    assert not networks.fake_optimizer.state
     for round_ in range(2, 5):  # two of warm-up and a step
-        play_round(players, config, round_)
-    steps = [state["step"].item() for state in players.student_optimizer.state.values()]
+        play_round(networks, config, round_)
+    steps = [state["step"].item() for state in networks.student_optimizer.state.values()]
     assert set(steps) == {1}
-    assert players.student_optimizer.param_groups[0]["betas"] == (config.student_beta1, 0.999)
+    assert networks.student_optimizer.param_groups[0]["betas"] == (config.student_beta1, 0.999)
 
 
 def test_the_paths_of_a_round_are_its_processes_parts_put_together():
     config = replace(CONFIG, regress_steps=10)
-    players = make(labels=10)
-    players.paths = paths_for(players)
-    x, ends, labels = walk_paths(players, config, 0, 10, Share())
-    parts = [walk_paths(players, config, 0, 10, Share(rank, 2)) for rank in range(2)]
+    networks = make(labels=10)
+    networks.paths = paths_for(networks)
+    x, ends, labels = walk_paths(networks, config, 0, 10)
+    halves = [replace(networks, shard=Shard(rank, 2)) for rank in range(2)]
+    parts = [walk_paths(half, config, 0, 10) for half in halves]
     assert x.shape == (2, 16, 2) and ends.shape == (16, 2)  # 160 uses of pairs, eight of each
     for rank, (own_x, own_ends, own_labels) in enumerate(parts):
         torch.testing.assert_close(own_x, x[:, rank::2], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(own_ends, ends[rank::2], rtol=1e-5, atol=1e-5)
         assert torch.equal(own_labels, labels[rank::2])
-    path = players.paths[0].chain
-    again = list(walk(players.teacher_eps, path, x[1], None, torch.zeros(1, 1), labels))
+    path = networks.paths[0].chain
+    again = list(walk(networks.teacher_eps, path, x[1], None, torch.zeros(1, 1), labels))
     torch.testing.assert_close(again[-1].mean, ends)
     assert any(torch.allclose(visit.x, x[0]) for visit in again)
 
@@ -348,49 +349,47 @@ def test_jointly_all_layers_train_and_sequentially_one_after_another_from_the_to
 
 def test_sequential_rounds_visit_and_draw_only_what_trains():
     config = replace(CONFIG, nfe="3", steps=9, order="sequential")
-    players = make(config, [0, 200, 400, 650])
+    networks = make(config, [0, 200, 400, 650])
     calls = []
-    inner = players.student_eps
-    players.student_eps = lambda x, time, *rest: (
+    inner = networks.student_eps
+    networks.student_eps = lambda x, time, *rest: (
         calls.append(time[0].item()) or inner(x, time, *rest)
     )
-    pool = roll_out(players, config, 0, [2], Share())
+    pool = roll_out(networks, config, 0, [2])
     assert calls == [650, 400]
     assert pool.mean[1].any() and pool.mean[2].any() and not pool.mean[0].any()
     for i in range(3):
-        assert set(
-            draw_batch(players, config, 0, "fake score", i, [2], Share()).layer.tolist()
-        ) == {2}
-    before = players.student.mean.detach().clone()
+        assert set(draw_batch(networks, config, 0, "fake score", i, [2]).layer.tolist()) == {2}
+    before = networks.student.mean.detach().clone()
     for round_ in range(warmup_rounds(config), warmup_rounds(config) + 3):  # the top layer's steps
-        play_round(players, config, round_)
-    moved = (players.student.mean != before).tolist()
+        play_round(networks, config, round_)
+    moved = (networks.student.mean != before).tolist()
     assert moved == [False, False, True]
 
 
 def test_the_first_rounds_train_only_the_fake_score():
-    players = make()
+    networks = make()
     assert warmup_rounds(CONFIG) == 2
     assert warmup_rounds(replace(CONFIG, fake_warmup=0)) == 0
     assert warmup_rounds(replace(CONFIG, fake_warmup=7)) == 3
-    start = copy.deepcopy(players.student.state_dict())
+    start = copy.deepcopy(networks.student.state_dict())
     for round_ in range(3):
-        fake = players.fake_score.mean.detach().clone()
-        measured = play_round(players, CONFIG, round_)
-        same = all(torch.equal(v, start[n]) for n, v in players.student.state_dict().items())
-        assert not torch.equal(players.fake_score.mean, fake)
+        fake = networks.fake_score.mean.detach().clone()
+        measured = play_round(networks, CONFIG, round_)
+        same = all(torch.equal(v, start[n]) for n, v in networks.student.state_dict().items())
+        assert not torch.equal(networks.fake_score.mean, fake)
         assert same == (round_ < 2) and ("loss" in measured) == (round_ == 2)
 
 
 def test_the_averaged_student_moves_by_the_ramped_decay():
-    players = make(scale=True)
+    networks = make(scale=True)
     with torch.no_grad():
-        players.log_scale.add_(2)
-        for p in players.student.parameters():
+        networks.log_scale.add_(2)
+        for p in networks.student.parameters():
             p.add_(1)
     for step, decay in ((0, 0.1), (8, 0.5), (10_000, 0.98)):
-        p = copy.deepcopy(players)
-        distill.average_student(p, CONFIG, step)
+        p = copy.deepcopy(networks)
+        average_student(p, CONFIG, step)
         torch.testing.assert_close(p.student.mean - p.ema.mean, torch.full((2,), decay))
         torch.testing.assert_close(p.ema_scale, torch.full((1, 1), 2 * (1 - decay)))
 
@@ -412,9 +411,9 @@ def test_accumulating_changes_nothing(objective, maker, parts):
             fake_weight="ratio",
             nfe="3",
         )
-        players = make(config, [0, 150, 400, 650], 0.5, maker, scale=True)
-        measured = [play_round(players, config, round_) for round_ in range(4)]
-        found.append((weights(players), measured))
+        networks = make(config, [0, 150, 400, 650], 0.5, maker, scale=True)
+        measured = [play_round(networks, config, round_) for round_ in range(4)]
+        found.append((weights(networks), measured))
     # float32 sums in another order, over fourteen updates of Adam
     torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-4, atol=1e-4)
     for one, other in zip(found[0][1], found[1][1], strict=True):
@@ -426,18 +425,18 @@ def test_accumulating_changes_nothing(objective, maker, parts):
 def test_an_updates_gradient_is_that_of_the_loss_at_the_walks_own_states(objective, maker):
     """Re-run from the pool, a layer has the walk's mean; the rest of the graph is held."""
     config = replace(CONFIG, objective=objective, weight="ratio", a=0.8, nfe="3", clip=1e9)
-    players = make(config, [0, 150, 400, 650], 0.5, maker, scale=True)
+    networks = make(config, [0, 150, 400, 650], 0.5, maker, scale=True)
     with torch.no_grad():
-        players.log_scale.fill_(-0.3)
-        players.fake_score.mean.add_(0.3)
-    players.student_optimizer = torch.optim.SGD(
-        players.student_optimizer.param_groups[0]["params"], 1.0
+        networks.log_scale.fill_(-0.3)
+        networks.fake_score.mean.add_(0.3)
+    networks.student_optimizer = torch.optim.SGD(
+        networks.student_optimizer.param_groups[0]["params"], 1.0
     )
-    pool = roll_out(players, config, 5, [1, 2, 3], Share())
-    batch = draw_batch(players, config, 5, "student", 0, [1, 2, 3], Share())
-    twin = copy.deepcopy(players)
+    pool = roll_out(networks, config, 5, [1, 2, 3])
+    batch = draw_batch(networks, config, 5, "student", 0, [1, 2, 3])
+    twin = copy.deepcopy(networks)
 
-    draw = distill.rng(config.seed, 5, "roll-out")
+    draw = rng(config.seed, 5, "roll-out")
     count = pool_size(config, 3)
     x, *noise = (torch.randn(count, 2, generator=draw) for _ in range(3))
     student, history, total = twin.student, {}, 0.0
@@ -467,13 +466,13 @@ def test_an_updates_gradient_is_that_of_the_loss_at_the_walks_own_states(objecti
     trained = [*student.parameters(), twin.log_scale]
     gradients = torch.autograd.grad(total, trained)
 
-    before = [p.detach().clone() for p in [*players.student.parameters(), players.log_scale]]
-    loss, bounds, norm = student_update(players, config, pool, batch, 0, Share())
+    before = [p.detach().clone() for p in [*networks.student.parameters(), networks.log_scale]]
+    loss, bounds, norm = student_update(networks, config, pool, batch, 0)
     rate = student_rate(config, 0)
     # float32 losses of order 1
     assert loss == pytest.approx(total.item(), rel=1e-4, abs=1e-5)
     for old, new, told in zip(
-        before, [*players.student.parameters(), players.log_scale], gradients, strict=True
+        before, [*networks.student.parameters(), networks.log_scale], gradients, strict=True
     ):
         torch.testing.assert_close((old - new) / rate, told, rtol=1e-3, atol=1e-4)
     assert norm == pytest.approx(
@@ -484,20 +483,20 @@ def test_an_updates_gradient_is_that_of_the_loss_at_the_walks_own_states(objecti
 
 def test_each_network_is_updated_by_its_own_loss_alone():
     config = replace(CONFIG, objective="score-matching")
-    players = make(config, share=0.5, scale=True)
-    pool = roll_out(players, config, 0, [1, 2], Share())
+    networks = make(config, share=0.5, scale=True)
+    pool = roll_out(networks, config, 0, [1, 2])
     assert not pool.mean.requires_grad
-    batch = draw_batch(players, config, 0, "fake score", 0, [1, 2], Share())
-    student, fake = weights_of(players.student), weights_of(players.fake_score)
-    distill.fake_score_update(players, config, pool, batch, Share())
-    assert torch.equal(weights_of(players.student), student)
-    assert not torch.equal(weights_of(players.fake_score), fake)
-    assert all(p.grad is None for p in [*players.student.parameters(), players.log_scale])
-    fake = weights_of(players.fake_score)
-    student_update(players, config, pool, batch, 0, Share())
-    assert torch.equal(weights_of(players.fake_score), fake)
-    assert not torch.equal(weights_of(players.student), student) and players.log_scale != 0
-    assert all(p.grad is None for p in players.fake_score.parameters())
+    batch = draw_batch(networks, config, 0, "fake score", 0, [1, 2])
+    student, fake = weights_of(networks.student), weights_of(networks.fake_score)
+    distill.fake_score_update(networks, config, pool, batch)
+    assert torch.equal(weights_of(networks.student), student)
+    assert not torch.equal(weights_of(networks.fake_score), fake)
+    assert all(p.grad is None for p in [*networks.student.parameters(), networks.log_scale])
+    fake = weights_of(networks.fake_score)
+    student_update(networks, config, pool, batch, 0)
+    assert torch.equal(weights_of(networks.fake_score), fake)
+    assert not torch.equal(weights_of(networks.student), student) and networks.log_scale != 0
+    assert all(p.grad is None for p in networks.fake_score.parameters())
 
 
 def weights_of(module):
@@ -505,39 +504,39 @@ def weights_of(module):
 
 
 def test_the_fake_scores_loss_is_the_mean_over_elements_and_the_estimate_is_the_bounds():
-    players = make()
-    pool = roll_out(players, CONFIG, 0, [1, 2], Share())
-    batch = draw_batch(players, CONFIG, 0, "fake score", 0, [1, 2], Share())
+    networks = make()
+    pool = roll_out(networks, CONFIG, 0, [1, 2])
+    batch = draw_batch(networks, CONFIG, 0, "fake score", 0, [1, 2])
     mean = pool.mean[batch.layer - 1, batch.sample]
-    x, layer_eps, alpha_bar = distill.observe_batch(players, pool.chain, batch, mean)
+    x, layer_eps, alpha_bar = distill.observe_batch(networks, pool.chain, batch, mean)
     f_eps, teacher_eps = (
-        n(x, batch.tau, None, alpha_bar).detach() for n in (players.fake_eps, players.teacher_eps)
+        n(x, batch.tau, None, alpha_bar).detach() for n in (networks.fake_eps, networks.teacher_eps)
     )
     told = fake_score_loss(f_eps, layer_eps, torch.ones(16)).mean() / 2
     bound = divergence_bound(f_eps, teacher_eps, layer_eps)
-    _, bounds, _ = student_update(copy.deepcopy(players), CONFIG, pool, batch, 0, Share())
+    _, bounds, _ = student_update(copy.deepcopy(networks), CONFIG, pool, batch, 0)
     torch.testing.assert_close(bounds, bound)
-    loss, _ = distill.fake_score_update(players, CONFIG, pool, batch, Share())
+    loss, _ = distill.fake_score_update(networks, CONFIG, pool, batch)
     assert loss == pytest.approx(told.item(), rel=1e-5)
 
 
 def test_labels_follow_their_chains_to_all_three_networks():
     config = replace(CONFIG, fake_updates=4)  # so that a batch begins within the pool
-    players = make(labels=10)
-    pool = roll_out(players, config, 0, [1, 2], Share())
-    batch = draw_batch(players, config, 0, "student", 1, [1, 2], Share())
+    networks = make(labels=10)
+    pool = roll_out(networks, config, 0, [1, 2])
+    batch = draw_batch(networks, config, 0, "student", 1, [1, 2])
     assert batch.sample[0] != 0 and batch.sample[:8].unique().numel() > 1
     assert len(pool.labels) == pool_size(config, 2) and len(set(pool.labels.tolist())) > 3
     heard = {}
     for name in ("student_eps", "fake_eps", "teacher_eps"):
-        inner = getattr(players, name)
+        inner = getattr(networks, name)
 
         def listen(x, time, labels, alpha_bar, name=name, inner=inner):
             heard[name] = labels
             return inner(x, time, labels, alpha_bar)
 
-        setattr(players, name, listen)
-    student_update(players, config, pool, batch, 0, Share())
+        setattr(networks, name, listen)
+    student_update(networks, config, pool, batch, 0)
     assert len(heard) == 3
     assert all(torch.equal(labels, pool.labels[batch.sample]) for labels in heard.values())
 
@@ -547,38 +546,38 @@ def test_a_gradient_is_clipped_to_the_norm_and_its_norm_reported():
     for clip, moved in ((1.0, [-0.6, -0.8]), (100.0, [-3.0, -4.0])):
         parameter.data.zero_()
         parameter.grad = torch.tensor([3.0, 4.0])
-        norm = update(torch.optim.SGD([parameter], 1.0), clip, Share())
+        norm = update(torch.optim.SGD([parameter], 1.0), clip, Shard())
         assert norm == pytest.approx(5.0) and parameter.grad is None
         assert parameter.tolist() == pytest.approx(moved, rel=1e-5)  # clip / (norm + 1e-6)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_gradient_that_is_not_finite_leaves_weights_and_optimizer_untouched(bad):
-    players = make()
+    networks = make()
     for round_ in range(3):
-        play_round(players, CONFIG, round_)
-    before = weights(players)
-    state = copy.deepcopy(players.student_optimizer.state_dict()["state"])
+        play_round(networks, CONFIG, round_)
+    before = weights(networks)
+    state = copy.deepcopy(networks.student_optimizer.state_dict()["state"])
     for optimizer, module in (
-        (players.student_optimizer, players.student),
-        (players.fake_optimizer, players.fake_score),
+        (networks.student_optimizer, networks.student),
+        (networks.fake_optimizer, networks.fake_score),
     ):
         for p in module.parameters():
             p.grad = torch.ones_like(p)
         next(module.parameters()).grad[0] = bad
-        assert not math.isfinite(update(optimizer, 1.0, Share()))
+        assert not math.isfinite(update(optimizer, 1.0, Shard()))
         assert all(p.grad is None for p in module.parameters())
-    assert torch.equal(weights(players), before)
-    after = players.student_optimizer.state_dict()["state"]
+    assert torch.equal(weights(networks), before)
+    after = networks.student_optimizer.state_dict()["state"]
     assert all(torch.equal(after[i][n], state[i][n]) for i in state for n in state[i])
 
 
 def test_a_network_that_fails_is_seen_in_the_measurements():
-    players = make()
-    players.teacher_eps = lambda x, *rest: torch.full_like(x, math.nan)
-    before = weights_of(players.student)
-    measured = play_round(players, CONFIG, 2)
-    assert math.isnan(measured["loss"]) and torch.equal(weights_of(players.student), before)
+    networks = make()
+    networks.teacher_eps = lambda x, *rest: torch.full_like(x, math.nan)
+    before = weights_of(networks.student)
+    measured = play_round(networks, CONFIG, 2)
+    assert math.isnan(measured["loss"]) and torch.equal(weights_of(networks.student), before)
 
 
 @pytest.mark.parametrize(
@@ -586,7 +585,7 @@ def test_a_network_that_fails_is_seen_in_the_measurements():
     [("adam", "Adam", False), ("adamw", "AdamW", False), ("amsgrad", "Adam", True)],
 )
 def test_optimizers_are_what_they_are_called(kind, cls, amsgrad):
-    made = distill.make_optimizer(kind, [nn.Parameter(torch.zeros(1))], 1e-3, 0.3)
+    made = make_optimizer(kind, [nn.Parameter(torch.zeros(1))], 1e-3, 0.3)
     assert type(made).__name__ == cls and made.defaults["amsgrad"] == amsgrad
     assert made.defaults["lr"] == 1e-3 and made.defaults["betas"] == (0.3, 0.999)
 
@@ -595,38 +594,38 @@ def test_optimizers_are_what_they_are_called(kind, cls, amsgrad):
 
 
 def test_rounds_take_the_chains_in_turn():
-    players, other = make(), make(times=[0, 500])
-    players.chains = [players.chains[0], other.chains[0]]
+    networks, other = make(), make(times=[0, 500])
+    networks.chains = [networks.chains[0], other.chains[0]]
     for round_ in range(4):
-        pool = roll_out(players, CONFIG, round_, [1], Share())
-        assert pool.chain is players.chains[round_ % 2] and len(pool.x) == 2 - round_ % 2
+        pool = roll_out(networks, CONFIG, round_, [1])
+        assert pool.chain is networks.chains[round_ % 2] and len(pool.x) == 2 - round_ % 2
         assert pool.first_row == 2 * (round_ % 2)
-        batch = draw_batch(players, CONFIG, round_, "student", 0, [1], Share())
+        batch = draw_batch(networks, CONFIG, round_, "student", 0, [1])
         assert batch.tau.min() >= 5 and (batch.tau.max() >= 300) == (round_ % 2)
-        assert play_round(players, CONFIG, round_)["nfe"] == 2 - round_ % 2
+        assert play_round(networks, CONFIG, round_)["nfe"] == 2 - round_ % 2
 
 
 def test_a_told_fake_score_hears_budget_layer_and_label_and_the_others_the_label():
-    players = make(times=[0, 200, 400, 650], labels=10)
-    players.chains, players.told = [make().chains[0], players.chains[0]], True
+    networks = make(times=[0, 200, 400, 650], labels=10)
+    networks.chains, networks.layer_conditioned = [make().chains[0], networks.chains[0]], True
     config, layers = replace(CONFIG, batch_size=30), [1, 2, 3]
-    pool = roll_out(players, config, 1, layers, Share())
-    batch = draw_batch(players, config, 1, "student", 0, layers, Share())
+    pool = roll_out(networks, config, 1, layers)
+    batch = draw_batch(networks, config, 1, "student", 0, layers)
     heard = {}
     for name in ("fake_eps", "teacher_eps", "student_eps"):
-        inner = getattr(players, name)
+        inner = getattr(networks, name)
 
         def listen(x, time, labels, alpha_bar, name=name, inner=inner):
             heard[name] = labels
             return inner(x, time, labels, alpha_bar)
 
-        setattr(players, name, listen)
+        setattr(networks, name, listen)
     labels = pool.labels[batch.sample]
     rows = (2 + batch.layer - 1) * 10 + labels  # the first chain's two layers come before
-    student_update(players, config, pool, batch, 0, Share())
+    student_update(networks, config, pool, batch, 0)
     assert torch.equal(heard.pop("fake_eps"), rows)
     assert all(torch.equal(own, labels) for own in heard.values()) and len(heard) == 2
-    distill.fake_score_update(players, config, pool, batch, Share())
+    distill.fake_score_update(networks, config, pool, batch)
     assert torch.equal(heard.pop("fake_eps"), rows)
 
 
@@ -661,34 +660,34 @@ def one_mode_a_layer(x, time, labels=None, alpha_bar=None):
 @pytest.mark.parametrize("told", [False, True])
 def test_only_a_fake_score_that_is_told_its_layer_sees_that_each_holds_one_mode(told):
     config = replace(CONFIG, batch_size=2048, levels="above", fake_rate=0.3, fake_beta1=0.9)
-    players = make(config, [0, 60, 650], width=1)
+    networks = make(config, [0, 60, 650], width=1)
     fake = TwoModes(2)
-    players.told, players.fake_score, players.fake_eps = told, fake, fake
-    players.teacher_eps, players.student_eps = TwoModes(1), one_mode_a_layer
-    players.fake_optimizer = torch.optim.Adam(fake.parameters(), 0.3)
-    players.student_optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 1.0)
-    pool = roll_out(players, config, 0, [1, 2], Share())
+    networks.layer_conditioned, networks.fake_score, networks.fake_eps = told, fake, fake
+    networks.teacher_eps, networks.student_eps = TwoModes(1), one_mode_a_layer
+    networks.fake_optimizer = torch.optim.Adam(fake.parameters(), 0.3)
+    networks.student_optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 1.0)
+    pool = roll_out(networks, config, 0, [1, 2])
     level = 300  # of both layers
     for i in range(60):
-        batch = draw_batch(players, config, 0, "fake score", i, [1, 2], Share())
+        batch = draw_batch(networks, config, 0, "fake score", i, [1, 2])
         batch = replace(batch, tau=torch.full_like(batch.tau, level))
-        distill.fake_score_update(players, config, pool, batch, Share())
+        distill.fake_score_update(networks, config, pool, batch)
     with torch.no_grad():
-        bounds = bounds_of(players, pool, batch)
+        bounds = bounds_of(networks, pool, batch)
     found = [bounds[batch.layer == k].mean().item() for k in (1, 2)]
-    expected = [one_mode_divergence(players.table[level])] * 2 if told else [0, 0]
+    expected = [one_mode_divergence(networks.table[level])] * 2 if told else [0, 0]
     # 1,024 draws a layer of a bound whose sd is about 1, and logits of 18 where infinity is best
     assert found == pytest.approx(expected, abs=0.12), (found, expected)
-    assert one_mode_divergence(players.table[level]) > 0.3
+    assert one_mode_divergence(networks.table[level]) > 0.3
 
 
-def bounds_of(players, pool, batch):
+def bounds_of(networks, pool, batch):
     """The divergence estimates [B] of a batch."""
     mean = pool.mean[batch.layer - 1, batch.sample]
-    x, layer_eps, alpha_bar = distill.observe_batch(players, pool.chain, batch, mean)
-    heard = distill.fake_labels(players, pool, batch, None)
-    f_eps = players.fake_eps(x, batch.tau, heard, alpha_bar)
-    teacher_eps = players.teacher_eps(x, batch.tau, None, alpha_bar)
+    x, layer_eps, alpha_bar = distill.observe_batch(networks, pool.chain, batch, mean)
+    heard = distill.fake_labels(networks, pool, batch, None)
+    f_eps = networks.fake_eps(x, batch.tau, heard, alpha_bar)
+    teacher_eps = networks.teacher_eps(x, batch.tau, None, alpha_bar)
     return divergence_bound(f_eps, teacher_eps, layer_eps)
 
 
@@ -706,15 +705,15 @@ def one_mode_divergence(alpha_bar):
 # ---- does it learn? ------------------------------------------------------------------------------
 
 
-def layer_kls(players):
+def layer_kls(networks):
     """KL(student || target) of every layer's marginal at the level it ends on, per element."""
-    chain, mean, var, kls = players.chain(0), 0.0, 1.0, []
+    chain, mean, var, kls = networks.chain(0), 0.0, 1.0, []
     for k in range(chain.nfe, 0, -1):
         x = torch.tensor([[0.0], [1.0]])
         time, level = chain.time[k].float().expand(2), chain.alpha_bar[k].float().expand(2)
         with torch.no_grad():
-            ends = chain.cx[k] * x + chain.gain[k] * players.student_eps(x, time, None, level)
-            std = (players.log_scale.exp() * chain.s0[k]).item()
+            ends = chain.cx[k] * x + chain.gain[k] * networks.student_eps(x, time, None, level)
+            std = (networks.log_scale.exp() * chain.s0[k]).item()
         slope, offset = (ends[1] - ends[0]).item(), ends[0].item()
         mean, var = slope * mean + offset, slope**2 * var + std**2
         below = chain.alpha_bar[k - 1].item()
@@ -745,11 +744,11 @@ def test_training_brings_every_layer_to_the_target(objective, options, times):
         CONFIG, nfe=nfe, objective=objective, steps=60, batch_size=128, fake_updates=5,
         fake_warmup=20, student_rate=0.1, fake_rate=0.05, **options,
     )  # fmt: skip
-    players = make(config, times)
-    before = layer_kls(players)
+    networks = make(config, times)
+    before = layer_kls(networks)
     for round_ in range(warmup_rounds(config) + config.steps):
-        play_round(players, config, round_)
-    after = layer_kls(players)
+        play_round(networks, config, round_)
+    after = layer_kls(networks)
     # one seed, rates that fall to 0: they end at a twentieth and far below
     assert all(new < old / 10 for new, old in zip(after, before, strict=True)), (before, after)
 
@@ -766,9 +765,9 @@ def test_the_papers_own_kernel_and_level_train_too():
         fake_warmup=50,
         student_rate=0.05,
     )
-    players = make(config, TIMES, 0.4, scale=True)
-    before = layer_kls(players)
+    networks = make(config, TIMES, 0.4, scale=True)
+    before = layer_kls(networks)
     for round_ in range(warmup_rounds(config) + config.steps):
-        play_round(players, config, round_)
-    after = layer_kls(players)
-    assert sum(after) < sum(before) / 2 and players.log_scale != 0, (before, after)
+        play_round(networks, config, round_)
+    after = layer_kls(networks)
+    assert sum(after) < sum(before) / 2 and networks.log_scale != 0, (before, after)

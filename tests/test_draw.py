@@ -6,11 +6,12 @@ import pytest
 import torch
 from command import TINY, train
 
-from hsivi_cli.chain import with_noise_share
-from hsivi_cli.config import HsiviError
-from hsivi_cli.draw import draw, images_of, seed_noise, solver_sampler, student_sampler
-from hsivi_cli.student import load_student
-from hsivi_cli.teacher import SOLVERS, load_teacher
+from hsivi_cli.errors import HsiviError
+from hsivi_cli.method.chain import with_noise_share
+from hsivi_cli.models.draw import draw, images_of, seed_noise, solver_sampler, student_sampler
+from hsivi_cli.models.loading import load_teacher
+from hsivi_cli.models.spacings import SOLVERS
+from hsivi_cli.models.student import load_student
 
 
 @pytest.fixture

@@ -10,11 +10,14 @@ import torch
 from command import refusal, tree
 
 import hsivi_cli
-from hsivi_cli import fid
-from hsivi_cli.config import FidConfig, HsiviError, weights_folder
-from hsivi_cli.detector import load_detector, load_statistics
-from hsivi_cli.frechet import precision_recall
-from hsivi_cli.images import save_npz, save_png
+from hsivi_cli.config import FidConfig
+from hsivi_cli.errors import HsiviError
+from hsivi_cli.files.images import save_npz, save_png
+from hsivi_cli.files.places import weights_folder
+from hsivi_cli.metrics.detectors import load_detector
+from hsivi_cli.metrics.frechet import precision_recall
+from hsivi_cli.metrics.statistics import load_statistics
+from hsivi_cli.verbs import fid
 
 REFERENCE = str(weights_folder() / "reference.npz")
 
@@ -211,10 +214,10 @@ def test_images_of_a_run_are_drawn_in_memory(sets, capsys, monkeypatch):
         asked.append((path.name, nfe, list(seeds), batch_size, device))
         yield from FIRST[: len(seeds)].split(batch_size)
 
-    draw = types.ModuleType("hsivi_cli.draw")
+    draw = types.ModuleType("hsivi_cli.models.draw")
     draw.images_of = images_of
-    monkeypatch.setitem(sys.modules, "hsivi_cli.draw", draw)
-    monkeypatch.setattr(hsivi_cli, "draw", draw, raising=False)
+    monkeypatch.setitem(sys.modules, "hsivi_cli.models.draw", draw)
+    monkeypatch.setattr(hsivi_cli.models, "draw", draw, raising=False)
     report = report_of(
         capsys, sets / "run", sets / "a.npz", nfe=4, count=100, seed=7, batch_size=30
     )

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from hsivi_cli.frechet import (
+from hsivi_cli.metrics.frechet import (
     Moments,
     MomentSum,
     frechet_distance,

@@ -10,8 +10,8 @@ import torch
 from command import read_folder
 from PIL import Image
 
-from hsivi_cli.config import HsiviError
-from hsivi_cli.images import (
+from hsivi_cli.errors import HsiviError
+from hsivi_cli.files.images import (
     GAP,
     dataset_images,
     open_images,

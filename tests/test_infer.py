@@ -15,26 +15,22 @@ import pytest
 import torch
 from command import finite, hsivi, refusal, rows, tree
 
-from hsivi_cli import infer as infer_module
-from hsivi_cli import inference, targets
-from hsivi_cli.chain import walk
-from hsivi_cli.checkpoint import checkpoints, write_tensors
-from hsivi_cli.config import HsiviError, InferConfig
-from hsivi_cli.distill import rng
-from hsivi_cli.infer import fit, load
-from hsivi_cli.inference import (
-    Bridge,
-    Family,
-    free_chain,
-    level_of,
-    lower_bound,
-    make_players,
-    noised,
-    parse_lambdas,
-    play_round,
-    resolved,
-)
-from hsivi_cli.runs import holding
+from hsivi_cli.config import InferConfig
+from hsivi_cli.density import rounds as inference
+from hsivi_cli.density import targets
+from hsivi_cli.density.bridge import Bridge, level_of, noised, parse_lambdas
+from hsivi_cli.density.family import Family, free_chain
+from hsivi_cli.density.fit import first_round, fit
+from hsivi_cli.density.posteriors import POSTERIORS, abalone
+from hsivi_cli.density.rounds import lower_bound, make_networks, play_round, resolved
+from hsivi_cli.errors import HsiviError
+from hsivi_cli.files.checkpoint import checkpoints
+from hsivi_cli.files.run import holding
+from hsivi_cli.files.whole import write_tensors
+from hsivi_cli.method.chain import walk
+from hsivi_cli.method.steps import rng
+from hsivi_cli.verbs import infer as infer_module
+from hsivi_cli.verbs.infer import load
 
 SMALL = {"layers": 2, "width": 16, "depth": 1, "batch_size": 16, "steps": 4, "fake_warmup": 2}
 FLAGS = (
@@ -80,7 +76,7 @@ def test_untrained_marginals_are_the_base_and_untrained_samples_the_best_gaussia
     mean, cov = torch.tensor([5.0, -3.0, 0.0]), torch.diag(torch.tensor([9.0, 1.0, 0.04]))
     target = targets.GaussianMixture(mean[None], cov)
     config = resolved(InferConfig(layers=2, width=4, bridge="geometric"), target)
-    x = make_players(config, target).ema.sample(50_000)
+    x = make_networks(config, target).ema.sample(50_000)
     torch.testing.assert_close(x.mean(0), mean, rtol=0, atol=0.1)  # the fit is within .01 sd
     torch.testing.assert_close(x.T.cov(), cov, rtol=0.05, atol=0.05)
 
@@ -249,11 +245,11 @@ def test_the_kernels_width_is_in_medians_of_the_samples_distances(monkeypatch):
 def test_all_layers_train_together_or_one_after_another_from_the_base():
     config = InferConfig(**SMALL | {"steps": 2, "order": "sequential"})
     config = resolved(config, targets.x_shape())
-    players = make_players(config, targets.x_shape())
-    before = {name: t.clone() for name, t in players.family.state_dict().items()}
-    first = infer_module.first_round(config)
-    measured = play_round(players, config, first)
-    changed = {n for n, t in players.family.state_dict().items() if not t.equal(before[n])}
+    networks = make_networks(config, targets.x_shape())
+    before = {name: t.clone() for name, t in networks.family.state_dict().items()}
+    first = first_round(config)
+    measured = play_round(networks, config, first)
+    changed = {n for n, t in networks.family.state_dict().items() if not t.equal(before[n])}
     assert "divergence_2" in measured and "divergence_1" not in measured
     assert changed and all(name.startswith("layers.1.") for name in changed)
 
@@ -298,11 +294,11 @@ def test_a_run_that_was_interrupted_ends_as_one_that_was_not(tmp_path, monkeypat
     infer("circles", tmp_path / "whole", *options)
     played = []
 
-    def play_and_interrupt(players, config, round_):
+    def play_and_interrupt(networks, config, round_):
         played.append(round_)
         if len(played) == 3:
             os.kill(os.getpid(), signal.SIGINT)
-        return play_round(players, config, round_)
+        return play_round(networks, config, round_)
 
     with monkeypatch.context() as patch:
         patch.setattr(infer_module, "play_round", play_and_interrupt)
@@ -329,7 +325,7 @@ def test_a_framed_run_goes_on_in_its_frame_without_searching_it_anew(tmp_path, m
     infer("logistic-waveform", tmp_path / "y")
     frame = load(tmp_path / "y").factor
     assert frame.shape == (22, 22) and not frame.equal(torch.eye(22))
-    monkeypatch.setattr("hsivi_cli.inference.fit_gaussian", None)
+    monkeypatch.setattr("hsivi_cli.density.rounds.fit_gaussian", None)
     infer("logistic-waveform", tmp_path / "y", "--steps", 5)
     assert load(tmp_path / "y").factor.equal(frame)
 
@@ -595,7 +591,7 @@ def test_without_scikit_learn_its_data_sets_say_how_to_have_them(tmp_path, monke
 
 def test_the_packaged_data_have_the_sizes_that_are_said():
     pytest.importorskip("sklego")
-    sizes = {name: make().dim for name, make in infer_module.POSTERIORS.items()}
+    sizes = {name: make().dim for name, make in POSTERIORS.items()}
     # hidden units 10: 10 D + 10 + 10 + 1 + 1
     assert sizes == {
         "logistic-waveform": 22,
@@ -604,5 +600,5 @@ def test_the_packaged_data_have_the_sizes_that_are_said():
         "regression-diabetes": 122,
         "regression-abalone": 112,
     }
-    inputs, rings = infer_module.abalone()
+    inputs, rings = abalone()
     assert inputs.shape == (4177, 9) and rings.min() == 1 and rings.max() == 29

@@ -8,10 +8,10 @@ import pytest
 import torch
 from command import TINY, hsivi, refusal, save_detector, train
 
-from hsivi_cli.config import weights_folder
-from hsivi_cli.images import save_npz
-from hsivi_cli.student import load_student
-from hsivi_cli.teacher import load_teacher
+from hsivi_cli.files.images import save_npz
+from hsivi_cli.files.places import weights_folder
+from hsivi_cli.models.loading import load_teacher
+from hsivi_cli.models.student import load_student
 
 
 @pytest.fixture

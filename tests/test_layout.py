@@ -10,48 +10,51 @@ import pytest
 import hsivi_cli
 
 PACKAGE = Path(hsivi_cli.__file__).parent
-MODULES = sorted(p.stem for p in PACKAGE.glob("*.py") if p.stem != "__init__")
-FLOORS = {
-    4: {"cli", "__main__"},
-    3: {"train", "sample", "fid", "compare", "infer", "info"},
-    2: {
-        "teacher",
-        "student",
-        "draw",
-        "detector",
-        "images",
-        "checkpoint",
-        "device",
-        "report",
-        "runs",
-        "start",
-        "figures",
-        "baselines",
-    },
-    1: {"chain", "coefficients", "distill", "targets", "gaussian", "inference"},
-    0: {"schedule", "objective", "frechet", "points", "config"},
-}
-FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
-PURE = [name for name in MODULES if FLOOR.get(name, 9) <= 1]
+# bottom up; a module imports from its own floor or one below
+FLOORS = [
+    "errors",
+    "config",
+    "files",
+    "method",
+    "models",
+    "metrics",
+    "density",
+    "report",
+    "verbs",
+    "cli",
+    "__main__",
+]
+MODULES = sorted(
+    p.relative_to(PACKAGE).with_suffix("").as_posix()
+    for p in PACKAGE.rglob("*.py")
+    if p != PACKAGE / "__init__.py"
+)
+PURE = [name for name in MODULES if name.startswith("method/")]
+LONGEST = 350
 
 
 def tree(name):
     return ast.parse((PACKAGE / f"{name}.py").read_text())
 
 
+def floor_of(name):
+    return FLOORS.index(name.split("/")[0])
+
+
 def own_imports(name):
-    """The package's modules that a module imports, also within its functions."""
-    found = set()
+    """The package's modules and folders that a module imports, also within its functions."""
+    here = ["hsivi_cli", *name.split("/")]
     for node in ast.walk(tree(name)):
-        if isinstance(node, ast.ImportFrom) and (
-            node.level or (node.module or "").startswith("hsivi_cli")
-        ):
-            module = (node.module or "").removeprefix("hsivi_cli").lstrip(".")
-            found |= {module.split(".")[0]} if module else {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            above = here[: -node.level] if node.level else []
+            path = [*above, *(node.module or "").split(".")] if node.module else above
+            if path[:1] == ["hsivi_cli"]:
+                yield from ("/".join([*path[1:], alias.name]) for alias in node.names)
         elif isinstance(node, ast.Import):
-            names = [a.name for a in node.names if a.name.startswith("hsivi_cli.")]
-            found |= {n.split(".")[1] for n in names}
-    return found & set(MODULES)
+            names = [alias.name for alias in node.names]
+            yield from (
+                n.removeprefix("hsivi_cli.").replace(".", "/") for n in names if "hsivi" in n
+            )
 
 
 def called(name):
@@ -62,18 +65,27 @@ def called(name):
 
 
 def test_every_module_has_a_floor():
-    assert set(MODULES) <= set(FLOOR)
+    assert {name.split("/")[0] for name in MODULES} == set(FLOORS)
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_a_module_imports_from_its_own_floor_or_below(name):
-    above = {other for other in own_imports(name) if FLOOR[other] > FLOOR[name]}
-    assert not above, f"{name} (floor {FLOOR[name]}) imports {above}"
+    found = [i for i in own_imports(name) if i.split("/")[0] in FLOORS]
+    above = {other for other in found if floor_of(other) > floor_of(name)}
+    assert not above, f"{name} imports {above}"
 
 
-@pytest.mark.parametrize("name", [n for n in MODULES if FLOOR.get(n) == 3])
-def test_verbs_do_not_import_one_another(name):
-    assert not own_imports(name) & FLOORS[3]
+def test_verbs_do_not_import_one_another():
+    verbs = {name.split("/")[1] for name in MODULES if name.startswith("verbs/")} - {"__init__"}
+    for verb in verbs:
+        parts = (i.split("/") for i in own_imports(f"verbs/{verb}"))
+        others = {p[1] for p in parts if p[0] == "verbs" and len(p) > 1} & verbs - {verb}
+        assert not others, f"{verb} imports {others}"
+
+
+def test_modules_are_short():
+    long = {n: len((PACKAGE / f"{n}.py").read_text().splitlines()) for n in MODULES}
+    assert not {n: count for n, count in long.items() if count > LONGEST}
 
 
 OUTSIDE = {
@@ -92,7 +104,7 @@ DEVICES = {"is_available", "device_count", "current_device", "cuda", "set_defaul
 
 
 @pytest.mark.parametrize("name", PURE)
-def test_the_lower_floors_open_no_file_print_nothing_and_pick_no_device(name):
+def test_the_method_opens_no_file_prints_nothing_and_picks_no_device(name):
     for call, line in called(name):
         last = call.rpartition(".")[2]
         assert call not in OUTSIDE, f"{name}.py:{line} calls {call}"
@@ -107,18 +119,12 @@ def test_the_lower_floors_open_no_file_print_nothing_and_pick_no_device(name):
 
 
 @pytest.mark.parametrize("name", PURE)
-def test_the_lower_floors_know_neither_diffusers_nor_click(name):
+def test_the_method_knows_neither_diffusers_nor_click(name):
     foreign = {"diffusers", "click", "tqdm", "accelerate", "PIL", "torchvision", "huggingface_hub"}
     for node in ast.walk(tree(name)):
         names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         names += [a.name for a in node.names] if isinstance(node, ast.Import) else []
         assert not foreign & {n.split(".")[0] for n in names}
-
-
-def test_config_imports_no_torch():
-    names = {a.name for n in ast.walk(tree("config")) if isinstance(n, ast.Import) for a in n.names}
-    names |= {n.module for n in ast.walk(tree("config")) if isinstance(n, ast.ImportFrom)}
-    assert not {n for n in names if n and n.startswith(("torch", "numpy", "diffusers"))}
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["train", "--help"], ["--version"]])

@@ -10,11 +10,12 @@ import torch
 from command import TINY, hsivi, read_folder, refusal, train, tree
 from PIL import Image
 
-from hsivi_cli import images, sample
-from hsivi_cli.draw import draw, solver_sampler, student_sampler
-from hsivi_cli.images import read_npz
-from hsivi_cli.student import load_student
-from hsivi_cli.teacher import load_teacher
+from hsivi_cli.files import images
+from hsivi_cli.files.images import read_npz
+from hsivi_cli.models.draw import draw, solver_sampler, student_sampler
+from hsivi_cli.models.loading import load_teacher
+from hsivi_cli.models.student import load_student
+from hsivi_cli.verbs import sample
 
 
 @pytest.fixture(scope="module")

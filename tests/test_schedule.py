@@ -6,9 +6,9 @@ import pytest
 import torch
 from conftest import linear_table
 
-from hsivi_cli import schedule
-from hsivi_cli.config import HsiviError
-from hsivi_cli.schedule import eps_to_x0, grid, noise_to_signal, over, to_eps
+from hsivi_cli.errors import HsiviError
+from hsivi_cli.method import schedule
+from hsivi_cli.method.schedule import eps_to_x0, grid, noise_to_signal, over, to_eps
 
 
 @pytest.fixture

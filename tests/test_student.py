@@ -11,10 +11,10 @@ import torch
 from command import TINY, train, tree
 from diffusers import UNet2DModel
 
-from hsivi_cli.config import HsiviError
-from hsivi_cli.draw import draw, student_sampler
-from hsivi_cli.student import HSIVIPipeline, is_student, load_student
-from hsivi_cli.teacher import load_teacher
+from hsivi_cli.errors import HsiviError
+from hsivi_cli.models.draw import draw, student_sampler
+from hsivi_cli.models.loading import load_teacher
+from hsivi_cli.models.student import HSIVIPipeline, is_student, load_student
 
 SCALED = ("--objective", "score-matching", "--noise-share", 0.5, "--log-scale", "pixel")
 

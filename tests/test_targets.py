@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
-from hsivi_cli import targets
-from hsivi_cli.points import jensen_shannon
-from hsivi_cli.targets import TARGETS, Density, GaussianMixture, grid_mixture
+from hsivi_cli.density import targets
+from hsivi_cli.density.posteriors import logistic_regression, neural_regression, waveform
+from hsivi_cli.density.targets import TARGETS, Density, GaussianMixture, grid_mixture
+from hsivi_cli.density.truth import jensen_shannon
 
 
 def rng(seed=0):
@@ -117,10 +118,10 @@ def numbers(*shape, seed=0):
 
 def models():
     """Posteriors of small random data, one a Bayesian model."""
-    inputs, labels = targets.waveform(30, rng())
+    inputs, labels = waveform(30, rng())
     return {
-        "logistic": targets.logistic_regression(inputs, labels),
-        "neural": targets.neural_regression(numbers(20, 3), numbers(20, seed=1), hidden=4),
+        "logistic": logistic_regression(inputs, labels),
+        "neural": neural_regression(numbers(20, 3), numbers(20, seed=1), hidden=4),
         "path": targets.diffusion_path(),
     }
 
@@ -176,17 +177,17 @@ def test_the_funnels_first_coordinate_and_the_width_of_the_second():
 
 
 def test_a_logistic_posterior_is_torchs_likelihood_and_prior():
-    inputs, labels = targets.waveform(30, rng())
+    inputs, labels = waveform(30, rng())
     x = numbers(4, 22)
     logit = inputs.double() @ x[:, :21].T + x[:, 21]
     likelihood = torch.distributions.Bernoulli(logits=logit).log_prob(labels[:, None].double())
     expected = likelihood.sum(0) - 0.005 * x.square().sum(1)
-    target = targets.logistic_regression(inputs, labels)
+    target = logistic_regression(inputs, labels)
     torch.testing.assert_close(target.log_prob(x), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_waveforms_have_breimans_means():
-    inputs, labels = targets.waveform(60_000, rng())
+    inputs, labels = waveform(60_000, rng())
     assert labels.mean().item() == pytest.approx(1 / 3, abs=0.01)
     wave = (6 - (torch.arange(1, 22) - 11).abs()).clamp(min=0) / 2
     other = (6 - (torch.arange(1, 22) - 15).abs()).clamp(min=0) / 2

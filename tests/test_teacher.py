@@ -19,20 +19,19 @@ from diffusers import (
 )
 from safetensors.torch import load_file, save_file
 
-from hsivi_cli import chain as chains
-from hsivi_cli import schedule
-from hsivi_cli.config import HsiviError
-from hsivi_cli.teacher import (
+from hsivi_cli.errors import HsiviError
+from hsivi_cli.method import chain as chains
+from hsivi_cli.method import schedule, solvers
+from hsivi_cli.models.loading import load_schedule, load_teacher
+from hsivi_cli.models.spacings import (
     GRID_SPACINGS,
     at_times,
-    digest_of,
-    load_schedule,
-    load_teacher,
     multistep,
     own_times,
     solver,
     solver_names,
 )
+from hsivi_cli.models.teacher import digest_of
 
 BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2")
 FAMILIES = {
@@ -118,7 +117,7 @@ def test_a_multistep_solver_at_the_grids_times_is_diffusers_own_moved_there(fami
     for nfe in (1, 2, 5):
         moved, plain = (multistep(family, "trailing", nfe, teacher) for _ in range(2))
         at_times(moved, own_times("trailing", nfe, table), table)
-        moved, plain = chains.solver_chain(moved), chains.solver_chain(plain)
+        moved, plain = solvers.solver_chain(moved), solvers.solver_chain(plain)
         assert torch.equal(moved.time, plain.time)
         torch.testing.assert_close(moved.cx, plain.cx, rtol=1e-5, atol=0)  # ratios are float32
         torch.testing.assert_close(moved.ce, plain.ce, rtol=1e-5, atol=1e-5)
@@ -218,7 +217,7 @@ def test_heun_is_diffusers_own_at_the_same_times(betas, nfe):
     told = HeunDiscreteScheduler(beta_schedule=betas, beta_start=1e-4, beta_end=0.02)
     told.set_timesteps(timesteps=own_times("leading", (nfe + 1) // 2, table)[::-1])
     assert told.timesteps.tolist() == chain.time[1:].flip(0).tolist()
-    read = chains.solver_chain(told)
+    read = solvers.solver_chain(told)
     # its ratios and states are float32, and its first state is the ratio times ours
     close = 1e-6 * schedule.noise_to_signal(table[chain.time[-1].long()]).item() + 1e-6
     for name in ("time", "alpha_bar", "cx", "ce"):
@@ -299,14 +298,14 @@ def test_schedulers_that_clip_or_add_noise_are_no_chains(kind, options, cause):
     scheduler.set_timesteps(4)
     told = f"{kind} is not a deterministic linear solver.* switch off {cause}.*or use ddim"
     with pytest.raises(HsiviError, match=told):
-        chains.solver_chain(scheduler)
+        solvers.solver_chain(scheduler)
 
 
 def test_a_scheduler_that_keeps_no_levels_is_no_chain():
     scheduler = DDIMScheduler(clip_sample=True)
     scheduler.set_timesteps(4)
     with pytest.raises(HsiviError, match=r"DDIMScheduler keeps no sigmas.*use ddim"):
-        chains.solver_chain(scheduler)
+        solvers.solver_chain(scheduler)
 
 
 def test_a_solver_ignores_the_teachers_own_thresholding_and_prediction_type():
@@ -716,7 +715,7 @@ def test_the_embedded_teacher_loads_and_knows_pure_noise():
 @pytest.mark.parametrize("classes", [None, 3])
 def test_a_network_told_its_row_starts_as_the_teacher_in_every_row(save_teacher, classes):
     teacher = load_teacher(str(save_teacher(num_class_embeds=classes)))
-    told = teacher.network(teacher.told_unet(4))
+    told = teacher.network(teacher.layer_conditioned_unet(4))
     x = torch.randn(12, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     time, row, label = torch.arange(12) * 80, torch.arange(12) // 3, torch.arange(12) % 3
     heard = row if classes is None else row * classes + label
@@ -728,7 +727,7 @@ def test_a_network_told_its_row_starts_as_the_teacher_in_every_row(save_teacher,
 
 def test_rows_of_a_told_network_train_apart(save_teacher):
     teacher = load_teacher(str(save_teacher()))
-    unet = teacher.told_unet(2)
+    unet = teacher.layer_conditioned_unet(2)
     network, x, time = teacher.network(unet), torch.ones(2, 1, 8, 8), torch.tensor([300, 300])
     network(x, time, torch.tensor([1, 1])).square().sum().backward()
     gradient = unet.class_embedding.weight.grad

@@ -21,19 +21,21 @@ from command import QUICK, TINY, finite, hsivi, refusal, rows, save_detector, tr
 from conftest import edit_json
 from safetensors.torch import load_file
 
-from hsivi_cli import checkpoint, distill
-from hsivi_cli import train as train_module
-from hsivi_cli.checkpoint import load_checkpoint
 from hsivi_cli.config import TrainConfig
-from hsivi_cli.detector import load_detector, load_statistics, moments_of
-from hsivi_cli.draw import Sampler, draw, solver_sampler, student_sampler
-from hsivi_cli.frechet import frechet_distance
-from hsivi_cli.images import save_npz
-from hsivi_cli.runs import Interrupt, holding
-from hsivi_cli.start import make_chain
-from hsivi_cli.student import load_student
-from hsivi_cli.teacher import load_teacher
-from hsivi_cli.train import EVAL_SEED, make_players
+from hsivi_cli.files import checkpoint, whole
+from hsivi_cli.files.checkpoint import load_checkpoint
+from hsivi_cli.files.images import save_npz
+from hsivi_cli.files.run import Interrupt, holding
+from hsivi_cli.method import distill, regress
+from hsivi_cli.metrics.detectors import load_detector
+from hsivi_cli.metrics.frechet import frechet_distance
+from hsivi_cli.metrics.statistics import load_statistics, moments_of
+from hsivi_cli.models.draw import Sampler, draw, solver_sampler, student_sampler
+from hsivi_cli.models.loading import load_teacher
+from hsivi_cli.models.starts import make_chain, networks_of
+from hsivi_cli.models.student import load_student
+from hsivi_cli.verbs import train as train_module
+from hsivi_cli.verbs.train import EVAL_SEED
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +89,7 @@ def test_a_run_broken_off_after_every_round_ends_bit_for_bit_like_an_unbroken_on
 
 
 def test_a_run_that_regresses_first_may_be_broken_off_there_too(teacher, tmp_path, monkeypatch):
-    monkeypatch.setattr(distill, "REGRESS_UPDATES", 3)
+    monkeypatch.setattr(regress, "REGRESS_UPDATES", 3)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     told = train(teacher, whole, "--steps", 1, *REGRESSED).stderr
     assert "4 updates of regression" in told
@@ -109,12 +111,12 @@ def test_a_signal_saves_says_how_to_go_on_and_loses_nothing(
     train(teacher, whole, "--steps", 4)
     play_round = distill.play_round
 
-    def interrupted(players, config, round_, share):
+    def interrupted(networks, config, round_):
         if round_ == 2:
             os.kill(os.getpid(), number)
-        return play_round(players, config, round_, share)
+        return play_round(networks, config, round_)
 
-    monkeypatch.setattr(distill, "play_round", interrupted)
+    monkeypatch.setattr(train_module, "play_round", interrupted)
     monkeypatch.setattr(sys, "argv", ["hsivi", "train", "my teacher", "--out", "runs/x"])
     handler = signal.getsignal(number)
     result = train(teacher, broken, "--steps", 4, exit_code=status)
@@ -293,12 +295,12 @@ def test_a_new_best_is_kept_with_a_checkpoint_of_its_step(teacher, tmp_path, mon
     monkeypatch.setattr(train_module, "frechet_distance", lambda *a: next(falling))
     play_round = distill.play_round
 
-    def killed(players, config, round_, share):
+    def killed(networks, config, round_):
         if round_ == 4:
             raise SystemExit(9)
-        return play_round(players, config, round_, share)
+        return play_round(networks, config, round_)
 
-    monkeypatch.setattr(distill, "play_round", killed)
+    monkeypatch.setattr(train_module, "play_round", killed)
     out, options = tmp_path / "run", (*judged, "--eval-count", 9, "--eval-every", 1)
     train(teacher, out, *options, "--steps", 9, "--checkpoint-every", 9, exit_code=9)
     state = load_checkpoint(out / "checkpoint")[1]
@@ -377,14 +379,14 @@ def test_a_loss_that_is_not_finite_stops_with_advice_and_keeps_the_last_checkpoi
     out, loss = tmp_path / "run", distill.fake_score_loss
     play_round = distill.play_round
 
-    def broken_from_step_3(players, config, round_, share):
+    def broken_from_step_3(networks, config, round_):
         if round_ == 3:
             monkeypatch.setattr(
                 distill, "fake_score_loss", lambda *args: loss(*args) * float("nan")
             )
-        return play_round(players, config, round_, share)
+        return play_round(networks, config, round_)
 
-    monkeypatch.setattr(distill, "play_round", broken_from_step_3)
+    monkeypatch.setattr(train_module, "play_round", broken_from_step_3)
     told = refusal("train", teacher, "--out", out, *QUICK, "--steps", 6, "--checkpoint-every", 2)
     assert "not finite at step 3" in told and "--student-rate" in told
     assert kept_checkpoints(out) == ["step-000003"] and "step-000003" in told
@@ -413,7 +415,7 @@ def test_out_of_memory_names_the_option_that_halves_it(teacher, tmp_path, monkey
     def full(*args):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(distill, "play_round", full)
+    monkeypatch.setattr(train_module, "play_round", full)
     told = refusal("train", teacher, "--out", tmp_path / "x", *QUICK, "--accumulate", 2)
     assert "out of memory" in told and "--accumulate 4" in told
 
@@ -430,11 +432,11 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     if place == "save_file":
-        monkeypatch.setattr(checkpoint, "save_file", full)
+        monkeypatch.setattr(whole, "save_file", full)
     else:
         replace = os.replace
         monkeypatch.setattr(
-            checkpoint.os,
+            whole.os,
             "replace",
             lambda a, b: full() if "checkpoint" in str(b) else replace(a, b),
         )
@@ -573,7 +575,7 @@ def test_an_evaluation_that_no_checkpoint_knows_is_made_once(teacher, tmp_path, 
         def fail(*arguments):
             raise KeyboardInterrupt
 
-        context.setattr("hsivi_cli.train.save_checkpoint", fail)
+        context.setattr("hsivi_cli.verbs.train.save_checkpoint", fail)
         hsivi("train", teacher, "--out", out, *QUICK, *judged, exit_code=130)
     assert [row["step"] for row in rows(out / "evaluations.jsonl")] == [0]
     train(teacher, out, *judged)
@@ -668,9 +670,9 @@ def test_with_a_turn_each_budgets_train_as_their_rounds_say(teacher, tmp_path):
     found = []
     for count in (1, 2):
         chains = [make_chain(config, 2, loaded)] * count
-        players = make_players(config, loaded, chains)
-        measured = [distill.play_round(players, config, round_) for round_ in range(4)]
-        found.append((measured, list(players.student.state_dict().values())))
+        networks = networks_of(config, loaded, chains)
+        measured = [distill.play_round(networks, config, round_) for round_ in range(4)]
+        found.append((measured, list(networks.student.state_dict().values())))
     assert found[0][0] == found[1][0]
     assert all(map(torch.equal, found[0][1], found[1][1]))
 
@@ -803,8 +805,8 @@ def test_a_batch_in_parts_trains_like_a_whole_one(teacher, tmp_path):
     pairs = zip(
         rows(tmp_path / "whole/metrics.jsonl"), rows(tmp_path / "parts/metrics.jsonl"), strict=True
     )
-    for whole, parts in pairs:  # sums in another order, and Adam's first steps magnify rounding
-        assert parts == pytest.approx(whole, rel=1e-3)
+    for one, split in pairs:  # sums in another order, and Adam's first steps magnify rounding
+        assert split == pytest.approx(one, rel=1e-3)
 
 
 def test_bfloat16_is_used_where_it_is_asked_for(teacher, tmp_path):

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import torch
 
-from hsivi_cli.student import load_student, save_student
-from hsivi_cli.teacher import difference, load_teacher
+from hsivi_cli.models.loading import load_teacher
+from hsivi_cli.models.student import load_student, save_student
+from hsivi_cli.models.teacher import difference
 
 WEIGHTS = Path(__file__).parent
 

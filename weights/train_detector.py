@@ -21,16 +21,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.datasets import FashionMNIST
 
-from hsivi_cli.detector import (
-    EMBEDDED,
-    Classifier,
-    Detector,
-    Statistics,
-    load_detector,
-    moments_of,
-    save_statistics,
-)
-from hsivi_cli.frechet import frechet_distance
+from hsivi_cli.metrics.detectors import EMBEDDED, Classifier, Detector, load_detector
+from hsivi_cli.metrics.frechet import frechet_distance
+from hsivi_cli.metrics.statistics import Statistics, moments_of, save_statistics
 
 FOLDER = Path(__file__).parent
 SHAPE = {

@@ -23,7 +23,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from hsivi_cli.detector import image_batches
+from hsivi_cli.metrics.statistics import image_batches
 
 EMA_DECAY = 0.9995
 WARMUP = 300  # steps of linear rate warm-up

@@ -1,0 +1,267 @@
+"""`hsivi train`: settings, the defaults of a number of calls, and presets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import HsiviError
+from .options import (
+    DATA_ROOT,
+    DETECTOR,
+    DETECTOR_WEIGHTS,
+    DEVICE,
+    DTYPES,
+    EMA_RAMP,
+    JOINT,
+    MINUTES,
+    RATES,
+    SEED,
+    flag_of,
+    option,
+    parse_numbers,
+)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """`hsivi train`: the method's settings and the run's. The defaults are the recipe that measured
+    best.
+    """
+
+    # the chain
+    nfe: str = option(
+        "4", "network calls of the student (K); several, as in 2,4,8, for one student of all"
+    )
+    grid: str = option(
+        "auto", "times: auto, quad, uniform, log-snr, or K+1 rising times such as 0,300,650"
+    )
+    grid_top: int | None = option(None, "the last time of the grid, in place of its own rule")
+    start: str = option(
+        "ddim",
+        "what the layers are before training: ddim, a solver whose times and coefficients they "
+        "take (dpm++2, dpm++3, unipc, deis or ipndm, with -linspace, -leading, -trailing, "
+        "-karras, -lu, -quad, -log-snr or -auto where it has them), or auto for the one whose "
+        "images lie nearest to the teacher's own; unipc-leading for one budget from --nfe 5 up",
+    )
+    fit_steps: int = option(
+        0,
+        "before training, fit the start's coefficients and told times to the teacher's own images "
+        "by this many updates (300 are enough); with --steps 0 they are all that is trained",
+        least=0,
+    )
+    regress_steps: int = option(
+        0,
+        "before distilling, updates that teach every call the end of the teacher's own path from "
+        "where the call begins; for layers that keep only x0. 6000 at --nfe 1, 640 at 2 and 3, "
+        "where that is the only budget",
+        least=0,
+    )
+    regress_rate: float = option(
+        3e-4, "the student's learning rate in --regress-steps", above=0, below=RATES
+    )
+    noise_share: str = option(
+        "1",
+        "noise share s0/sigma of each layer in [0, 1]: one number, K numbers from layer 1 up, or "
+        "eta:0.2 for DDIM's eta; 0.2 for one budget from --nfe 5 up",
+    )
+    log_scale: str = option(
+        "frozen",
+        "what the trained noise scale is",
+        choices=("frozen", "scalar", "layer", "pixel"),
+    )
+
+    # the objective
+    objective: str = option(
+        "reverse-kl",
+        "the student's loss: reverse-kl or score-matching",
+        choices=("reverse-kl", "score-matching"),
+    )
+    a: float = option(0.5, "score-matching's a: 0.5 is HSIVI-SM, 1 to 1.2 SiD")
+    weight: str = option(
+        "flat",
+        "weight of a level in the student's loss",
+        choices=("flat", "sigma2", "ratio", "sid"),
+    )
+    fake_weight: str = option(
+        "flat", "weight of a level in the fake score's loss", choices=("flat", "sigma2", "ratio")
+    )
+    levels: str = option(
+        "segment",
+        "where a layer is judged: its own segment of levels, all above it, or its own level",
+        choices=("segment", "above", "own"),
+    )
+    level_power: float = option(
+        1.0,
+        "levels are drawn at low + (high - low) u^power, u uniform: above 1 the low ones are seen "
+        "more often",
+        above=0,
+    )
+    fake_score: str = option(
+        "auto",
+        "whether the fake score is told which layer it judges, of which budget, or shared by all "
+        "at a level; auto tells it where levels are those of several layers",
+        choices=("auto", "told", "shared"),
+    )
+    order: str = option(
+        "joint",
+        JOINT + "top",
+        choices=("joint", "sequential"),
+    )
+
+    # the optimisation
+    steps: int = option(
+        300,
+        "student updates in all; 0 writes the untrained or regressed student, and is the default "
+        "at --nfe 1; for one budget 100 at --nfe 2, 150 at 3, 100 from 5 up",
+        least=0,
+    )
+    batch_size: int = option(32, "samples per update, over all devices", least=1)
+    accumulate: int = option(
+        1, "split each update's batch into this many parts, to save memory", least=1
+    )
+    fake_updates: int = option(5, "fake-score updates between two student updates", least=1)
+    fake_warmup: int = option(60, "fake-score updates before the first student update", least=0)
+    student_rate: float = option(
+        3e-5,
+        "the student's learning rate; 1e-5 for one budget from --nfe 5 up",
+        above=0,
+        below=RATES,
+    )
+    fake_rate: float = option(4e-4, "the fake score's learning rate", above=0, below=RATES)
+    rate_warmup: int = option(10, "student updates over which its rate rises", least=0)
+    decay: str = option(
+        "cosine", "how the student's rate falls, to 0 at --steps", choices=("cosine", "none")
+    )
+    optimizer: str = option("adam", "the optimizer of both", choices=("adam", "adamw", "amsgrad"))
+    student_beta1: float = option(0.0, "Adam's beta1 for the student", least=0, below=1)
+    fake_beta1: float = option(0.9, "Adam's beta1 for the fake score", least=0, below=1)
+    clip: float = option(1.0, "largest gradient norm, of the loss averaged over elements", above=0)
+    ema: float = option(0.98, "decay of the averaged student, " + EMA_RAMP, least=0, below=1)
+    seed: int = option(0, SEED)
+    dtype: str = option(
+        "float32",
+        "networks' precision; losses and weights stay float32",
+        choices=DTYPES,
+    )
+
+    init: str | None = option(
+        None, "begin with another run's student (and fake score) of the same teacher"
+    )
+
+    # the run
+    minutes: float | None = option(None, MINUTES, run_only=True, above=0)
+    device: str | None = option(None, DEVICE, run_only=True)
+    checkpoint_every: int = option(50, "steps between checkpoints", run_only=True, least=1)
+    reference: str | None = option(
+        None,
+        "statistics, images or data set to score the student against in training",
+        run_only=True,
+    )
+    data_root: str | None = option(None, DATA_ROOT, run_only=True)
+    detector: str | None = option(
+        None,
+        DETECTOR + "the reference's own",
+        run_only=True,
+    )
+    detector_weights: str | None = option(None, DETECTOR_WEIGHTS, run_only=True)
+    eval_every: int = option(100, "steps between evaluations", run_only=True, least=1)
+    eval_count: int = option(1000, "images of an evaluation", run_only=True, least=2)
+    log_with: str | None = option(
+        None, "also log to tensorboard or wandb", choices=("tensorboard", "wandb"), run_only=True
+    )
+
+    @property
+    def budgets(self) -> list[int]:
+        """The numbers of calls of --nfe."""
+        found = parse_numbers(self.nfe, "--nfe")
+        if len(set(found)) < len(found):
+            raise HsiviError(f"--nfe {self.nfe} names a number of calls twice")
+        return found
+
+    @property
+    def conditions_layers(self) -> bool:
+        """Whether the fake score is told its layer."""
+        several = len(self.budgets) > 1 or (self.levels == "above" and self.budgets != [1])
+        return self.fake_score == "told" or (self.fake_score == "auto" and several)
+
+
+# defaults of single budgets where they differ from those above (docs/results.md). Up to three calls
+# regression comes first, where solvers are poor; at one, distillation was seen to undo what it
+# learns. From five up the best solver is near, and a small share at a small rate keeps what it has
+REGRESSED = {
+    "1": {"regress_steps": 6000, "steps": 0},
+    "2": {"regress_steps": 640, "steps": 100},
+    "3": {"regress_steps": 640, "steps": 150},
+}
+SOLVER_IS_NEAR = 5  # calls
+SOLVED = {"start": "unipc-leading", "noise_share": "0.2", "student_rate": 1e-5, "steps": 100}
+# who chooses one of these, chooses another chain, which has the defaults above
+CHAIN_OPTIONS = {"start", "noise_share", "grid", "grid_top", "regress_steps", "levels"}
+
+
+def is_one(share: str) -> bool:
+    """Whether a --noise-share is 1 in every layer, however it is spelt."""
+    try:
+        return all(float(word) == 1 for word in share.split(","))
+    except ValueError:  # not numbers; its own check says so
+        return False
+
+
+def of_nfe(chosen: dict) -> dict:
+    """The defaults of the number of calls, where it is one, beside what a user chose."""
+    nfe = chosen["nfe"]
+    if nfe in REGRESSED:
+        return REGRESSED[nfe] if is_one(chosen.get("noise_share", "1")) else {}
+    near = nfe.strip().isdecimal() and int(nfe) >= SOLVER_IS_NEAR
+    return SOLVED if near and not CHAIN_OPTIONS & chosen.keys() else {}
+
+
+PRESETS = {
+    "default": {},
+    # the paper's CIFAR-10 settings; its 200,000 fake-score updates are 10,000 student updates
+    "hsivi": {
+        "nfe": "10", "grid": "quad", "noise_share": "eta:0.2", "log_scale": "pixel",
+        "objective": "score-matching", "a": 0.5, "weight": "sigma2", "fake_weight": "sigma2",
+        "levels": "own", "steps": 10_000, "batch_size": 128, "fake_updates": 20, "fake_warmup": 0,
+        "student_rate": 1.6e-5, "fake_rate": 8e-5, "rate_warmup": 125, "optimizer": "amsgrad",
+        "student_beta1": 0.9, "ema": 0.999,
+    },
+    # score identity distillation, one call
+    "sid": {
+        "nfe": "1", "grid_top": 440, "objective": "score-matching", "a": 1.0, "weight": "sid",
+        "levels": "above", "steps": 10_000, "batch_size": 256, "fake_updates": 1, "fake_warmup": 0,
+        "student_rate": 1e-5, "fake_rate": 1e-5, "decay": "none", "fake_beta1": 0.0, "ema": 0.999,
+    },
+}  # fmt: skip
+
+
+def check_train(config: TrainConfig) -> TrainConfig:
+    if len(config.budgets) > 1:
+        for flag, text in (("--grid", config.grid), ("--noise-share", config.noise_share)):
+            if "," in text:
+                raise HsiviError(
+                    f"{flag} {text} has a number a layer, which cannot suit --nfe {config.nfe} at "
+                    "once: name a rule, or train a student for each"
+                )
+        if config.log_scale != "frozen":
+            raise HsiviError(
+                f"--log-scale {config.log_scale} is one budget's own: keep it frozen, or give "
+                f"--nfe one number, not {config.nfe}"
+            )
+    for name in ("grid", "grid_top") if config.start not in ("ddim", "auto") else ():
+        if (value := getattr(config, name)) != getattr(TrainConfig, name):
+            raise HsiviError(
+                f"{flag_of(name)} {value} is for --start ddim: {config.start} has its own times"
+            )
+    if config.grid_top is not None and "," in config.grid:
+        raise HsiviError(
+            f"--grid-top {config.grid_top} is for the rules of --grid: {config.grid} names its own "
+            "last time"
+        )
+    for name in ("detector", "detector_weights") if config.reference is None else ():
+        if value := getattr(config, name):
+            raise HsiviError(
+                f"{flag_of(name)} {value} scores nothing without --reference: give one, or leave "
+                "it out"
+            )
+    return config

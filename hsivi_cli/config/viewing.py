@@ -1,0 +1,145 @@
+"""The verbs that draw and measure: `hsivi sample`, `fid` and `compare`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .options import (
+    DATA_HERE,
+    DETECTOR,
+    DETECTOR_WEIGHTS,
+    DEVICE,
+    DTYPES,
+    REVISION,
+    SEEDS,
+    SUBFOLDER,
+    VARIANT,
+    option,
+)
+
+
+@dataclass(frozen=True)
+class FidConfig:
+    """`hsivi fid A B`: the distance between two sets of images.
+
+    Each is a folder, an .npz file of images or of statistics, a run directory, or a data set by
+    name.
+    """
+
+    a: str
+    b: str | None = None
+    detector: str | None = option(
+        None,
+        DETECTOR + "that of the statistics files, else inception",
+    )
+    detector_weights: str | None = option(None, DETECTOR_WEIGHTS)
+    save_stats: str | None = option(
+        None, "write A's statistics to this .npz file; B may then be left out"
+    )
+    kid: bool = option(False, "the kernel distance, precision and recall too")
+    json: bool = option(False, "print one JSON object")
+    data_root: str | None = option(None, DATA_HERE)
+    nfe: int | None = option(
+        None, "calls per image of a run; default: what it was trained for", least=1
+    )
+    count: int = option(5000, "images drawn from a run; of files, all are used", least=2)
+    seed: int = option(
+        0, "seed of the first image drawn, and of KID's subsets", least=0, below=SEEDS
+    )
+    batch_size: int = option(256, "images per batch", least=1)
+    device: str | None = option(None, DEVICE)
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """`hsivi sample`: images of a student, or of a solver on a teacher."""
+
+    source: str
+    nfe: int | None = option(
+        None, "network calls per image; default: what the run was trained for", least=1
+    )
+    solver: str | None = option(
+        None,
+        "draw a teacher's own images by this solver: ddim, dpm++2, dpm++3, unipc, deis, ipndm, "
+        "heun, with -SPACING",
+    )
+    count: int | None = option(None, "how many images: seeds 0 to N-1; default 64", least=1)
+    seeds: str | None = option(None, "A-B, the seeds to draw, both ends included")
+    labels: str | None = option(
+        None,
+        "class of every image, or one an image separated by commas; default: drawn by each seed",
+    )
+    out: str | None = option(None, "a folder of PNGs named by seed, or a FILE.npz")
+    grid: str | None = option(None, "also save all images in one PNG")
+    batch_size: int = option(256, "images per batch; changes no noise", least=1)
+    dtype: str = option("float32", "the network's precision", choices=DTYPES)
+    device: str | None = option(None, DEVICE)
+    revision: str | None = option(None, REVISION)
+    variant: str | None = option(None, VARIANT)
+    subfolder: str | None = option(None, SUBFOLDER)
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """`hsivi compare`: students, the best solvers and the teacher at equal calls, seeds and noises,
+    judged by one distance.
+    """
+
+    sources: tuple[str, ...]
+    nfe: str | None = option(
+        None, "numbers of calls, such as 2,4,8; default: those the runs were trained for"
+    )
+    reference: str | None = option(
+        None,
+        "statistics, images or data set to measure from; default: the embedded teacher's, for it "
+        "and its students",
+    )
+    solvers: str = option(
+        "ddim,dpm++2,dpm++3,unipc,deis,ipndm,heun",
+        "solvers to compare with, each at its best spacing, or at the one named (dpm++3-lu); none "
+        "for no solver",
+    )
+    teacher_calls: str = option(
+        "0", "also draw the teacher's own images with this many calls; 0 does not"
+    )
+    teacher_solver: str = option("dpm++2-linspace", "the solver of --teacher-calls")
+    count: int = option(5000, "images of every row", least=2)
+    tune_count: int = option(
+        1000,
+        "images by which a solver's best spacing is chosen, after a heat on an eighth of them",
+        least=2,
+    )
+    seed: int = option(
+        0, "seed of the first image; the same noises for every row", least=0, below=SEEDS
+    )
+    repeats: int = option(
+        1,
+        "measure every row this often, on other seeds: the distance is their mean, the range is "
+        "kept",
+        least=1,
+    )
+    detector: str | None = option(None, "feature network; default: the reference's own")
+    detector_weights: str | None = option(None, DETECTOR_WEIGHTS)
+    data_root: str | None = option(None, DATA_HERE)
+    recorded: bool = option(
+        False, "add the slow rows that were measured before, where the teacher is the embedded one"
+    )
+    batch_size: int = option(250, "images per batch", least=1)
+    dtype: str = option("float32", "the networks' precision", choices=DTYPES)
+    device: str | None = option(None, DEVICE)
+    json: str | None = option(None, "write all rows to this file")
+    plot: str | None = option(
+        None, "draw distance by calls, and by minutes of training, into this PNG file"
+    )
+    grids: str | None = option(
+        None, "save a grid of each row's first images, equal seeds, into this folder"
+    )
+    html: str | None = option(
+        None, "write one self-contained page with the table, the plot and the grids"
+    )
+    cache: str | None = option(
+        None, "where what was drawn before is kept; default: $HSIVI_CACHE or ~/.cache/hsivi"
+    )
+    revision: str | None = option(None, REVISION)
+    variant: str | None = option(None, VARIANT)
+    subfolder: str | None = option(None, SUBFOLDER)

@@ -1,0 +1,67 @@
+"""A family fitted to a density in memory, without a folder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import fields
+
+from tqdm import tqdm
+
+from ..config import InferConfig, check_options
+from ..errors import HsiviError
+from ..files.device import pick_device
+from ..method.steps import warmup_rounds
+from .bridge import check_density
+from .family import Family
+from .named import probe
+from .rounds import Networks, has_fake_scores, make_networks, play_round, resolved
+from .targets import Density
+
+
+def first_round(config: InferConfig) -> int:
+    """Rounds are numbered with the fake scores' warm-up, which not all objectives have."""
+    return 0 if has_fake_scores(config) else warmup_rounds(config)
+
+
+def last_round(config: InferConfig) -> int:
+    return warmup_rounds(config) + config.steps if config.steps else first_round(config)
+
+
+def fit(log_prob: Callable, dim: int, progress: bool = True, **options) -> Family:
+    """The trained layers for a log density; the options are InferConfig's.
+
+    log_prob  a torch function of x [B, dim] -> [B], up to a constant; or an object with log_prob,
+              score and dim, as in targets.py
+    Returns   the averaged family: .sample(count, seed) draws [count, dim]
+    """
+    target = log_prob if hasattr(log_prob, "score") else Density(log_prob, dim)
+    if dim != target.dim or dim < 1:
+        raise HsiviError(f"dim is {dim}: it must be the target's, and at least 1")
+    for item in fields(InferConfig):
+        if item.metadata.get("run_only") and item.name in options and item.name != "device":
+            raise HsiviError(f"fit has no {item.name}: it is an option of a run in a folder")
+    config = resolved(InferConfig(**options), target)
+    check_options(config)
+    device = pick_device(config.device)
+    probe(config, target, device)
+    networks = make_networks(config, target, None, device)
+    first = first_round(config)
+    for round_ in tqdm(range(first, last_round(config)), disable=not progress, unit="step"):
+        if not all(map(math.isfinite, play_round(networks, config, round_).values())):
+            raise not_finite(networks, round_ - warmup_rounds(config), "nothing was kept")
+    return networks.ema
+
+
+def not_finite(networks: Networks, step: int, kept: str) -> HsiviError:
+    """What to say of a loss that is not finite: the target's own fault first.
+
+    kept  what there is to go back to, in words
+    """
+    for k, x in enumerate(networks.ema.marginals(1000)[:-1]):
+        networks.bridge.score(x, k)
+        check_density(networks.bridge.log_prob(x, k), x)
+    return HsiviError(
+        f"the loss is not finite at step {max(0, step)}; {kept}. Begin anew with a lower "
+        "--student-rate or --fake-rate, more --layers, or a larger --start-scale"
+    )

@@ -1,0 +1,131 @@
+"""The Gaussian nearest to a density: variational inference's baseline, and a frame for its layers.
+
+    q = N(mean, factor factor^T),    least KL(q || p) = -E_q[log p] - log |factor| - constants
+
+The search begins at Laplace's approximation, by a Newton iteration for the mode, and goes on in the
+coordinates in which that one is N(0, I), where one learning rate suits every target.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..method.losses import reverse_kl_loss
+
+
+@dataclass(frozen=True)
+class Affine:
+    """A target seen through x = centre + factor y, as a density of y up to a constant.
+
+    centre  [dim]
+    factor  [dim, dim]
+    """
+
+    target: object
+    centre: Tensor
+    factor: Tensor
+
+    @property
+    def dim(self) -> int:
+        return self.target.dim
+
+    def out(self, y: Tensor) -> Tensor:
+        """The points x that y [B, dim] stand for."""
+        return self.centre.to(y) + y @ self.factor.to(y).T
+
+    def log_prob(self, y: Tensor, *level: Tensor) -> Tensor:
+        inside = self.target.log_prob(self.out(y), *level)
+        return inside + torch.linalg.slogdet(self.factor)[1]
+
+    def score(self, y: Tensor, *level: Tensor) -> Tensor:
+        return self.target.score(self.out(y), *level) @ self.factor.to(y)
+
+
+RATE, BATCH, CLIP = 0.02, 64, 5.0
+
+
+def fit_gaussian(
+    target, start: Tensor, full: bool, rng: torch.Generator, scale: float = 1.0, steps: int = 1000
+) -> tuple[Tensor, Tensor]:
+    """The mean [dim] and factor [dim, dim] of the Gaussian with the least KL(q || target); the
+    factor is diagonal where not `full`.
+
+    The gradient holds q's own parameters in log q, so that its noise vanishes as q reaches p
+    [Roeder et al. 2017].
+
+    start  [dim]  where the search for a mode begins
+    scale         sd of q where log p says nothing of its own
+    """
+    frame = Affine(target, *laplace(target, start, scale))
+    if not full:
+        frame = Affine(target, frame.centre, frame.factor.square().sum(1).sqrt().diag())
+    mean, log_sd = (nn.Parameter(torch.zeros_like(start)) for _ in range(2))
+    lower = nn.Parameter(torch.zeros_like(frame.factor))
+    trained = [mean, log_sd, lower] if full else [mean, log_sd]
+    optimizer = torch.optim.Adam(trained, lr=RATE)
+
+    def factor() -> Tensor:
+        return log_sd.exp().diag() + lower.tril(-1)
+
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = RATE * (1 + math.cos(math.pi * step / steps)) / 2
+        noise = torch.randn(BATCH, len(start), generator=rng).to(start)
+        own = factor()
+        y = mean + noise @ own.T
+        with torch.no_grad():
+            q_eps = torch.linalg.solve_triangular(own.T, noise.T, upper=True).T
+            p_eps = -frame.score(y)
+            # a point that was thrown too far says nothing
+            p_eps = p_eps.where(torch.isfinite(p_eps).all(1, keepdim=True), q_eps)
+        reverse_kl_loss(y, q_eps, p_eps, 1.0).mean().backward()
+        nn.utils.clip_grad_norm_(trained, CLIP * math.sqrt(len(start)))
+        optimizer.step()
+        optimizer.zero_grad()
+    with torch.no_grad():
+        return frame.out(mean[None])[0], frame.factor @ factor()
+
+
+def laplace(target, start: Tensor, scale: float, steps: int = 50) -> tuple[Tensor, Tensor]:
+    """A mode of the target [dim] and a factor of the inverse negative Hessian there [dim, dim].
+
+    Directions of positive curvature are climbed too, their curvature's sign turned.
+    """
+    x = start[None]
+    value, damping = target.log_prob(x).item(), 0.0
+    for _ in range(steps):
+        gradient, values, axes = curvature(target, x, scale)
+        along = (gradient @ axes) / (values + damping)
+        proposed = x + (axes @ along).to(x)
+        found = target.log_prob(proposed).item()
+        if found >= value:
+            gain, x, value, damping = found - value, proposed, found, damping / 5
+            if gain < 1e-4:
+                break
+        else:  # also where it is nan
+            damping = max(10 * damping, 1e-3 * values.max().item())
+    _, values, axes = curvature(target, x, scale)
+    return x[0], (axes / values.sqrt()).to(x)
+
+
+def curvature(target, x: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Of log p at x [1, dim]: its gradient [dim], and the negative Hessian's absolute eigenvalues
+    [dim] and axes [dim, dim], float64. Where there is none it stands as -1 / scale^2.
+    """
+    dim = x.shape[1]
+    with torch.enable_grad():
+        at = x.detach().expand(dim, -1).clone().requires_grad_()
+        score = target.score(at)  # one row a coordinate: one pass gives the whole Hessian
+        hessian = None
+        if score.requires_grad:
+            (hessian,) = torch.autograd.grad(score.diagonal().sum(), at)
+    if hessian is None or not torch.isfinite(hessian).all():
+        hessian = -torch.eye(dim).to(x) / scale**2
+    hessian = hessian.double()
+    values, axes = torch.linalg.eigh(-(hessian + hessian.T) / 2)
+    values = values.abs()
+    curved = values > 1e-6 / scale**2
+    return score[0].detach().double(), values.where(curved, 1 / scale**2), axes

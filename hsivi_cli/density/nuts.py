@@ -1,0 +1,77 @@
+"""NUTS by nutpie, and its diagnosis by ArviZ."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import HsiviError
+from .gaussian import Affine
+
+EXTRA = "pip install 'hsivi[infer]' first"
+BURN_IN = 500  # draws of each chain, in which nutpie adapts
+
+
+def quietly(name: str):
+    """A package of the extra; what it has to announce when imported is not the user's concern."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # ArviZ 0.23 announces 1.0
+            return importlib.import_module(name)
+    except ImportError as error:
+        raise HsiviError(f"this needs {name} ({error}): {EXTRA}") from error
+
+
+def nuts(frame: Affine, chains: int, draws: int, seed: int) -> Tensor:
+    """NUTS chains [chains, draws, dim] of the frame's target [Hoffman & Gelman 2014].
+
+    They run in the frame's coordinates, where few steps go far; they begin at draws of N(0, 4 I)
+    there. The frame changes no posterior.
+    """
+    quietly("arviz")
+    nutpie, pyfunc = quietly("nutpie"), quietly("nutpie.compiled_pyfunc")
+    dim = frame.dim
+
+    def make_log_density():
+        def log_density(y: np.ndarray) -> tuple[float, np.ndarray]:
+            point = torch.as_tensor(y[None]).to(frame.centre).requires_grad_()
+            with torch.enable_grad():
+                value = frame.log_prob(point)
+                (gradient,) = torch.autograd.grad(value.sum(), point)
+            return value.item(), gradient[0].double().cpu().numpy()
+
+        return log_density
+
+    model = pyfunc.from_pyfunc(
+        dim,
+        make_log_density,
+        lambda *seeds: lambda y: {"y": y},
+        [np.dtype("float64")],
+        [(dim,)],
+        ["y"],
+        make_initial_point_fn=lambda seed: 2 * np.random.default_rng(seed).normal(size=dim),
+    )
+    options = {"draws": draws, "tune": BURN_IN, "chains": chains, "cores": 1, "seed": seed}
+    try:
+        trace = nutpie.sample(model, progress_bar=False, **options)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise HsiviError(f"NUTS fails on this target: {reason}") from error
+    y = torch.as_tensor(trace.posterior["y"].to_numpy().copy()).to(frame.centre)
+    if y.shape[:2] != (chains, draws) or y.isnan().all(-1).any():  # nutpie ends so on a Ctrl-C
+        raise KeyboardInterrupt
+    if not y.isfinite().all():
+        raise HsiviError("NUTS fails on this target: its draws are not finite")
+    return frame.out(y.flatten(0, 1)).view(chains, draws, dim)
+
+
+def diagnosis(chains: Tensor) -> dict[str, float]:
+    """ArviZ's worst R-hat and effective sample size of NUTS chains [chains, draws, dim]."""
+    arviz = quietly("arviz")
+    data = arviz.convert_to_dataset(chains.double().numpy())
+    rhat, ess = (function(data)["x"].to_numpy() for function in (arviz.rhat, arviz.ess))
+    return {"rhat": float(np.max(rhat)), "ess": float(np.min(ess))}

@@ -1,0 +1,260 @@
+"""Image files, and nothing else, on one side; uint8 NHWC tensors on the other.
+
+`images` are uint8 [N, H, W, C] on the CPU; those with C = 1 (grey) or 3 (RGB) have pictures, others
+.npz files alone. PNGs that this project
+writes are named by seed: 00000.png, 00001.png, ... Every file is written under a temporary name
+and then moved, so that a file that exists is whole.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..errors import HsiviError
+from .whole import replacing
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+NPZ_KEYS = ("images", "arr_0")
+MODES = {"L": "L", "1": "L", "RGB": "RGB", "P": "RGB"}  # a file's mode: how it is read
+DATASETS = {"cifar10": "CIFAR10", "fashion-mnist": "FashionMNIST", "mnist": "MNIST"}
+DATASET_NAMES = tuple(f"{name}-{split}" for name in DATASETS for split in ("train", "test"))
+# what zipfile and NumPy raise on damaged files; RuntimeError on methods and passwords they lack
+NPZ_ERRORS = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+GAP = 2  # pixels between the images of a grid
+
+
+def has_picture(channels: int) -> bool:
+    """Whether images of so many channels can be shown."""
+    return channels in (1, 3)
+
+
+class NotFinite(HsiviError):
+    """A sampler drew NaN or infinite values."""
+
+
+def to_images(x: Tensor) -> Tensor:
+    """Images for a sampler's output: clamped to [-1, 1], then rounded to the nearest of 256 levels.
+
+    x [B, C, H, W] in [-1, 1] -> uint8 [B, H, W, C] on the CPU, as diffusers' pipelines convert
+    """
+    broken = (~torch.isfinite(x.flatten(1))).any(1).sum().item()
+    if broken:
+        raise NotFinite(
+            f"{broken} of {len(x)} images hold NaN or infinite values; "
+            "try --dtype float32, or an earlier checkpoint"
+        )
+    unit = (x.detach().float() / 2 + 0.5).clamp(0, 1)
+    return (unit * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()
+
+
+def open_images(path: Path, batch_size: int = 256) -> tuple[int, Iterator[Tensor]]:
+    """How many images a folder or an .npz file holds, and those images, uint8 [B, H, W, C] at a
+    time.
+
+    A folder is read in the order of its file names, one batch in memory at a time; files that are
+    no images are passed over.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = _image_files(path)
+        return len(files), _read_files(files, batch_size)
+    images = read_npz(path)
+    return len(images), iter(images.split(batch_size))
+
+
+def read_npz(path: Path) -> Tensor:
+    """The images of an .npz file, under "images" or "arr_0"; uint8 [N, H, W, C] (grey ones also
+    [N, H, W])."""
+    with open_npz(path) as file:
+        key = next((key for key in NPZ_KEYS if key in file.files), None)
+        if key is None:
+            found = ", ".join(file.files) or "nothing"
+            raise HsiviError(f"{path}: no images: 'images' or 'arr_0' is wanted, found {found}")
+        array = file[key]
+    if array.ndim == 3:
+        array = array[..., None]
+    if array.dtype != np.uint8 or array.ndim != 4:
+        raise HsiviError(
+            f"{path}: '{key}' must be uint8 [N, H, W, C], not {array.dtype} {list(array.shape)}"
+        )
+    if len(array) == 0:
+        raise HsiviError(f"{path}: '{key}' holds no image")
+    return torch.from_numpy(array)
+
+
+@contextmanager
+def open_npz(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
+    """An .npz file, whose arrays are read when they are asked for; never a pickle."""
+    try:
+        with zipfile.ZipFile(path):  # np.load would take a lone array or a pickle too
+            pass
+        with np.load(path, allow_pickle=False) as file:
+            yield file
+    except NPZ_ERRORS as error:
+        raise HsiviError(f"{path}: not a readable .npz file ({error})") from error
+
+
+def _image_files(folder: Path) -> list[Path]:
+    files = [f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and f.name[0] != "."]
+    if not files:
+        raise HsiviError(f"{folder}: no image in this folder ({', '.join(sorted(SUFFIXES))})")
+    return sorted(files)
+
+
+def _read_files(files: Sequence[Path], batch_size: int) -> Iterator[Tensor]:
+    first = None
+    for start in range(0, len(files), batch_size):
+        batch = []
+        for file in files[start : start + batch_size]:
+            image = _read_file(file)
+            first = image if first is None else first
+            if image.shape != first.shape:
+                raise HsiviError(
+                    f"{file}: {_describe(image)}, but {files[0].name} is {_describe(first)}; "
+                    "one folder holds images of one size and mode"
+                )
+            batch.append(image)
+        yield torch.from_numpy(np.stack(batch))
+
+
+def _read_file(file: Path) -> np.ndarray:
+    """One image, uint8 [H, W, C]."""
+    try:
+        with Image.open(file) as image:
+            mode = image.mode
+            array = np.array(image.convert(MODES[mode])) if mode in MODES else None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise HsiviError(f"{file}: not a readable image ({error})") from error
+    if array is None:
+        raise HsiviError(f"{file}: mode {mode} is not read; convert it to RGB or grey (L)")
+    return array if array.ndim == 3 else array[..., None]
+
+
+def _describe(image: np.ndarray) -> str:
+    height, width, channels = image.shape
+    return f"{width} x {height} {'grey' if channels == 1 else 'RGB'}"
+
+
+def dataset_images(name: str, data_root: Path) -> Tensor:
+    """One split of a public data set through torchvision, fetched into data_root when it is not
+    there yet.
+
+    name  one of DATASET_NAMES, like "cifar10-train"
+    Returns uint8 [N, H, W, C]
+    """
+    if name not in DATASET_NAMES:
+        raise HsiviError(f"{name}: no such data set; one of {', '.join(DATASET_NAMES)} is wanted")
+    base, _, split = name.rpartition("-")
+    from torchvision import datasets  # heavy, and only this function needs it
+
+    kind = getattr(datasets, DATASETS[base])
+    place = Path(data_root) / {"cifar10": "cifar-10-batches-py"}.get(base, f"{DATASETS[base]}/raw")
+    try:
+        data = kind(str(data_root), train=split == "train").data
+    except RuntimeError:  # torchvision's word for "not there, or not whole"
+        try:
+            data = kind(str(data_root), train=split == "train", download=True).data
+        except (OSError, RuntimeError, EOFError) as error:
+            reason = " ".join(str(error).split())[:120]
+            raise HsiviError(
+                f"{name}: not in {place}, and the download failed ({reason}); "
+                "put torchvision's files there, or name another folder with --data-root"
+            ) from error
+    images = torch.as_tensor(data)
+    return images if images.ndim == 4 else images.unsqueeze(-1)
+
+
+def save_png(images: Tensor, seeds: Sequence[int], folder: Path) -> None:
+    """One PNG for each image, uint8 [N, H, W, C], named by its seed."""
+    for image, seed in zip(images, seeds, strict=True):
+        with replacing(Path(folder) / f"{seed:05d}.png") as temporary:
+            _picture(image).save(temporary, format="PNG")
+
+
+PNG_END = b"IEND\xaeB`\x82"  # a PNG's last chunk, which a power cut may have cut off
+
+
+def _is_whole(file: Path) -> bool:
+    with open(file, "rb") as png:
+        png.seek(max(0, file.stat().st_size - len(PNG_END)))
+        return png.read() == PNG_END
+
+
+def seeds_done(folder: Path) -> set[int]:
+    """The seeds whose whole PNG lies in the folder; a folder that does not exist has none."""
+    if not Path(folder).is_dir():
+        return set()
+    return {
+        int(file.stem)
+        for file in Path(folder).iterdir()
+        if re.fullmatch(r"\d{5,}\.png", file.name) and _is_whole(file)
+    }
+
+
+def check_npz(path: Path | str, keys: set[str]) -> None:
+    """Refuse to replace an .npz file that does not hold what is about to be written there.
+
+    keys  one of them must be in the file
+    """
+    if Path(path).exists():
+        with open_npz(path) as file:
+            if not keys & set(file.files):
+                raise HsiviError(
+                    f"{path} exists and holds something else ({', '.join(file.files)}): choose "
+                    "another name"
+                )
+
+
+def save_npz(images: Tensor, path: Path) -> None:
+    """All images, uint8 [N, H, W, C], in one file under "images"."""
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, images=images.cpu().numpy())
+
+
+def grid_of(images: Tensor, columns: int | None = None) -> Tensor:
+    """One image [H, W, C] that shows all images, row by row; by default about as many columns as
+    rows."""
+    count, height, width, channels = images.shape
+    columns = columns or math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    step_down, step_right = height + GAP, width + GAP
+    sheet = torch.full((rows * step_down - GAP, columns * step_right - GAP, channels), 255)
+    sheet = sheet.to(torch.uint8)
+    for index, image in enumerate(images.cpu()):
+        top, left = index // columns * step_down, index % columns * step_right
+        sheet[top : top + height, left : left + width] = image
+    return sheet
+
+
+def grid_png(images: Tensor, columns: int | None = None) -> bytes:
+    """`grid_of` as the bytes of a PNG."""
+    buffer = io.BytesIO()
+    _picture(grid_of(images, columns)).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def save_grid(images: Tensor, path: Path, columns: int | None = None) -> None:
+    """`grid_of` as a PNG file."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(grid_png(images, columns))
+
+
+def _picture(image: Tensor) -> Image.Image:
+    if not has_picture(image.shape[2]):
+        raise HsiviError(
+            f"images of {image.shape[2]} channels have no picture: write them to an .npz file"
+        )
+    array = image.cpu().numpy()
+    return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)

@@ -1,0 +1,137 @@
+"""Files that are whole or absent: text, JSON, tensors, bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import HsiviError
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns a full disk or a forbidden place into a line for the user."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise HsiviError(
+            f"could not write {path}: {reason}; free some space or choose another place"
+        ) from error
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file or folder beside `path` that takes its place when the block succeeds, and is
+    removed when it fails.
+    """
+    path = Path(path)
+    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp{path.suffix}"
+    try:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            if temporary.is_dir() and path.is_dir():
+                shutil.rmtree(path)
+            os.replace(temporary, path)
+    finally:
+        remove(temporary)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if it is there and can be."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+LEFT = re.compile(r"\..+\.\d+\.tmp.*|\.export-.+")  # names of what is half written
+
+
+def is_fresh(out: Path) -> bool:
+    """Whether a folder is absent or empty, but for what a killed process left half written."""
+    return not out.exists() or all(LEFT.fullmatch(path.name) for path in out.iterdir())
+
+
+def sweep(out: Path) -> None:
+    """Delete what a killed process left half written in a run's folder."""
+    for folder in (out, out / "checkpoint"):
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if LEFT.fullmatch(path.name):
+                remove(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(path: Path, content: dict) -> None:
+    """A JSON file in which what is not finite is null."""
+
+    def strict(part):
+        if isinstance(part, dict):
+            return {key: strict(value) for key, value in part.items()}
+        if isinstance(part, list):
+            return [strict(value) for value in part]
+        return None if isinstance(part, float) and not math.isfinite(part) else part
+
+    write_text(path, json.dumps(strict(content), indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict:
+    """The object in a JSON file."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise HsiviError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise HsiviError(f"{path} holds no JSON object but a {type(found).__name__}")
+    return found
+
+
+def write_tensors(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    with replacing(path) as temporary:
+        save_file(
+            {name: t.detach().cpu().contiguous() for name, t in tensors.items()},
+            temporary,
+            metadata=metadata,
+        )
+        let_read(temporary)
+
+
+def let_read(file: Path) -> None:
+    """Give a file the mode that others are made with: safetensors' are their owner's alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    file.chmod(0o666 & ~mask)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, on the CPU."""
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise HsiviError(
+            f"{path} cannot be read ({error}); it is missing or damaged: copy it again"
+        ) from error

@@ -1,0 +1,203 @@
+"""The conditional layers x_k -> x_{k-1}, k = K..1, of a hierarchical semi-implicit sampler, over
+any network.
+
+    eps_k   = network(x_k, time_k)
+    keep    = sqrt(sigma_{k-1}^2 - s0_k^2)
+    mean    = cx[k] x_k + sum_{j >= k} ce[k, j] eps_j - (sigma_{k-1} - keep) eps_k
+    x_{k-1} = mean + std_k noise,      std_k = exp(log_scale_k) s0_k
+
+With DDIM's cx and ce and s0 = 0 this is DDIM; with s0 = eta sqrt(...) it is the layer of the HSIVI
+paper; with s0 = sigma_{k-1} only x0 is kept and noised anew, as multistep consistency samplers and
+SiD do. The *noise share* s0 / sigma_{k-1} names the continuum. cx and ce read off a multistep
+solver make the chain that solver; its layers keep earlier predictions whatever the share is.
+
+Arrays of a chain are indexed by the layer's k = 1..K, so entry 0 of cx, ce and s0 is unused. A
+*network* is a function (x [B, ...], time [B], labels [B] or None, alpha_bar [B]) -> eps [B, ...].
+Nothing here knows diffusers or images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..errors import HsiviError
+from .schedule import nearest, over, sigma_of
+
+Network = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """K layers without their network. All tensors float64 on the CPU.
+
+    time       [K+1]       what the network is told at x_k; -1 at entry 0 stands for clean data
+    alpha_bar  [K+1]       the level of x_k
+    cx         [K+1]       the weight of x_k in layer k's mean
+    ce         [K+1, K+1]  ce[k, j], the weight of eps_j, zero for j < k
+    s0         [K+1]       the layer's noise before log_scale, in [0, sigma_{k-1}]
+    """
+
+    time: Tensor
+    alpha_bar: Tensor
+    cx: Tensor
+    ce: Tensor
+    s0: Tensor
+
+    @property
+    def nfe(self) -> int:
+        return len(self.time) - 1
+
+    @property
+    def sigma(self) -> Tensor:
+        return sigma_of(self.alpha_bar)
+
+    @property
+    def noise_share(self) -> Tensor:
+        """s0_k / sigma_{k-1} of layers 1..K [K]; 0 where the layer ends at clean data."""
+        sigma = self.sigma[:-1]
+        return torch.where(sigma > 0, self.s0[1:] / sigma.clamp(min=1e-12), 0.0)
+
+    @property
+    def gain(self) -> Tensor:
+        """d mean / d eps_k [K+1]: what layer k's own prediction is multiplied by."""
+        below = torch.cat([self.sigma[:1], self.sigma[:-1]])
+        return self.ce.diagonal() - (
+            below - (below.square() - self.s0.square()).clamp(min=0).sqrt()
+        )
+
+
+def with_noise_share(chain: Chain, share: float | Sequence[float]) -> Chain:
+    """The same chain with s0 = share sigma_{k-1}, one share for all layers or one a layer (k =
+    1..K).
+    """
+    shares = torch.as_tensor(share, dtype=torch.float64).expand(chain.nfe)
+    if not ((shares >= 0) & (shares <= 1)).all():  # NaN is not either
+        raise HsiviError(f"noise shares lie in [0, 1], not {shares.tolist()}")
+    return replace(chain, s0=torch.cat([torch.zeros(1).double(), shares * chain.sigma[:-1]]))
+
+
+def eta_shares(alpha_bar: Tensor, eta: float) -> list[float]:
+    """The noise shares of DDIM's eta, layers 1..K: s0 = eta sqrt((1 - alpha_bar_k /
+    alpha_bar_{k-1}) sigma_{k-1}^2 / sigma_k^2).
+
+    alpha_bar  [K+1]
+    """
+    ratio = 1 - alpha_bar[1:] / alpha_bar[:-1]
+    return (eta * (ratio / (1 - alpha_bar[1:])).sqrt()).tolist()
+
+
+def std_of(chain: Chain, layer: Tensor, log_scale: Tensor) -> Tensor:
+    """exp(log_scale) s0 for layers k [B], to multiply x [B, ...]. log_scale is [1 or K, ...], one
+    for all or one a layer.
+    """
+    own = log_scale[(layer - 1) if len(log_scale) > 1 else torch.zeros_like(layer)]
+    return own.exp() * over(chain.s0.to(layer.device)[layer], own)
+
+
+@dataclass(frozen=True)
+class Visit:
+    """What a roll-out saw at layer k. mean = offset + gain_k eps_k, so a layer is re-run by one
+    network call.
+
+    x, offset, mean  [B, ...]
+    """
+
+    k: int
+    x: Tensor
+    offset: Tensor
+    mean: Tensor
+
+
+def walk(
+    network: Network,
+    chain: Chain,
+    x: Tensor,
+    noise: Sequence[Tensor] | None,
+    log_scale: Tensor,
+    labels: Tensor | None = None,
+) -> Iterator[Visit]:
+    """Visit the layers from x = x_K down, K network calls. The last layer adds no noise: its mean
+    is the sample.
+
+    x          [B, ...]      x_K, standard normal
+    noise      K-1 x [B, ...] for the layers K..2 in this order; None for a deterministic chain
+    log_scale  [1 or K, ...]
+    labels     [B] or None
+    """
+    history = {}
+    multistep = bool(chain.ce.triu(1).any())
+    for k in range(chain.nfe, 0, -1):
+        time = chain.time[k].to(x.device, torch.float32).expand(len(x))
+        eps = network(
+            x, time, labels, chain.alpha_bar[k].to(x.device, torch.float32).expand(len(x))
+        )
+        offset = chain.cx[k].item() * x
+        for j, earlier in history.items():
+            offset = offset + chain.ce[k, j].item() * earlier
+        mean = offset + chain.gain[k].item() * eps
+        yield Visit(k, x, offset, mean)
+        if multistep:
+            history[k] = eps
+        x = mean
+        if k > 1 and chain.s0[k] > 0:
+            std = std_of(chain, torch.full((len(x),), k, device=x.device), log_scale)
+            x = mean + std.to(x.dtype) * noise[chain.nfe - k]
+
+
+def sample(network, chain: Chain, x, noise, log_scale, labels=None) -> Tensor:
+    """The end of a walk: samples [B, ...]. Arguments as in `walk`."""
+    for visit in walk(network, chain, x, noise, log_scale, labels):
+        x = visit.mean
+    return x
+
+
+def observe(
+    mean: Tensor, std: Tensor, alpha_bar: Tensor, alpha_bar_tau: Tensor, noise: Tensor
+) -> tuple[Tensor, Tensor]:
+    """A layer's draw, diffused on from its own level to level tau, and the noise prediction of its
+    conditional there.
+
+    r = alpha_bar_tau / alpha_bar;  x = sqrt(r) mean + sqrt(var) noise,  var = r std^2 + 1 - r
+    layer_eps = sigma_tau / sqrt(var) noise = -sigma_tau * (score of q(x | x_k)), known exactly
+    At alpha_bar_tau = alpha_bar this is HSIVI's own x_{k-1}.
+
+    mean, std, noise          [B, ...]  std broadcasts
+    alpha_bar, alpha_bar_tau  [B]       float64, alpha_bar_tau <= alpha_bar
+    Returns x, layer_eps      [B, ...]
+    """
+    r = alpha_bar_tau / alpha_bar
+    var = over(r, mean) * std.square() + over(1 - r, mean)
+    x = over(r.sqrt(), mean) * mean + var.sqrt() * noise
+    return x, over(sigma_of(alpha_bar_tau), mean) / var.sqrt() * noise
+
+
+MARGIN = 5  # times between a layer's own level and the lowest at which it is observed
+
+
+def draw_levels(chain: Chain, layer: Tensor, place: Tensor, levels: str, table: Tensor) -> Tensor:
+    """The integer times tau at which layers are observed, where t_k is the one of x_k's level.
+
+    segment  within [t_{k-1} + MARGIN, t_k); the top layer's segment reaches to the end of the
+             schedule. A level then belongs to one layer, and a shared fake score does not learn a
+             mixture of layers
+    above    within [t_{k-1} + MARGIN, T)
+    own      t_{k-1}: the HSIVI paper's
+
+    layer    [B]  k in 1..K
+    place    [B]  in [0, 1), from the lowest level to the highest
+    table    [T]  alpha_bar by time
+    Returns  [B]  long
+    """
+    time = nearest(-table, -chain.alpha_bar).to(layer.device)  # told times may be others
+    low = time[layer - 1]
+    if levels == "own":
+        return low
+    low = low + MARGIN
+    high = time[layer].clamp(min=1)  # a last call at time 0 is judged there
+    high = torch.where((layer == chain.nfe) | (levels == "above"), len(table), high)
+    low = torch.minimum(low, high - 1)
+    return (low + place.double() * (high - low)).floor().long()

@@ -1,0 +1,242 @@
+"""One round of training, over any networks and data: a roll-out, fake-score updates, and a student
+update.
+
+Between two student updates the student does not change, so one roll-out gives the states and means
+of all layers, and every fake-score update needs only fresh noise on means it has. A *round* is a
+roll-out with its fake-score updates; the first rounds warm the fake score up, every later one ends
+with a *step*, one student update. Where one student serves several budgets of calls, each with a
+chain of its own, rounds take the chains in turn.
+
+Before all of these the student may *regress*, in rounds of its own: the teacher walks paths through
+the student's levels, and every call learns where the path from its state ends, as in DMD's
+regression on the teacher's own images [Yin et al. 2023]. No fake score takes part.
+
+A *layer-conditioned* fake score has a row of weights for every layer of every chain, and in place
+of the labels hears which row: so it can hold a score for each of them at one level. One that is
+shared learns their mixture there.
+
+Everything random is a function of (seed, round, purpose), drawn on the CPU for the whole global
+batch; a process takes its shard of it. So a run neither depends on how many processes there are nor
+on having been interrupted.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..config import TrainConfig
+from .chain import Chain, draw_levels, observe, std_of, walk
+from .losses import (
+    divergence_bound,
+    fake_score_loss,
+    level_weight,
+    reverse_kl_loss,
+    score_matching_loss,
+)
+from .networks import Networks, average_student, draw_labels
+from .regress import regress, regress_rounds
+from .schedule import eps_to_x0, over
+from .steps import active_layers, pick, rng, student_rate, update, warmup_rounds
+
+
+def opening_rounds(config: TrainConfig) -> int:
+    """Rounds before the first that ends with a step."""
+    return regress_rounds(config) + warmup_rounds(config)
+
+
+def pool_size(config: TrainConfig, layer_count: int) -> int:
+    """Samples to roll out in a round, so that no mean is used more than about twice. A multiple of
+    8, to split evenly.
+    """
+    uses = config.batch_size * (config.fake_updates + 1)
+    return 8 * math.ceil(uses / (2 * layer_count) / 8)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Layers of a roll-out of N samples down a chain: x, offset and mean [K, N, ...], layer k at
+    k - 1 (zero where not visited); labels [N] or None. first_row is that of layer 1 in a fake score
+    that is conditioned on layers.
+    """
+
+    chain: Chain
+    first_row: int
+    x: Tensor
+    offset: Tensor
+    mean: Tensor
+    labels: Tensor | None
+
+
+@torch.no_grad()
+def roll_out(networks: Networks, config: TrainConfig, round_: int, layers: list[int]) -> Pool:
+    """Walk this process's shard of the round's pool down to the lowest layer that trains."""
+    device, chain = networks.device, networks.chain(round_)
+    count, mine = pool_size(config, len(layers)), networks.shard.of
+    draw = rng(config.seed, round_, "roll-out")
+    x = mine(torch.randn(count, *networks.shape, generator=draw)).to(device)
+    noise = [
+        mine(torch.randn(count, *networks.shape, generator=draw)).to(device)
+        for _ in range(chain.nfe - 1)
+    ]
+    labels = draw_labels(networks, count, draw)
+    stacks = [torch.zeros(chain.nfe, *x.shape, device=device) for _ in range(3)]
+    for visit in walk(networks.student_eps, chain, x, noise, networks.log_scale, labels):
+        for stack, part in zip(stacks, (visit.x, visit.offset, visit.mean), strict=True):
+            stack[visit.k - 1] = part
+        if visit.k == min(layers):
+            break
+    first_row = sum(c.nfe for c in networks.chains[: round_ % len(networks.chains)])
+    return Pool(chain, first_row, *stacks, labels)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A process's shard of a batch: which sample (of its own pool) and layer, where observed, with
+    which noise. All [B, ...].
+    """
+
+    sample: Tensor
+    layer: Tensor
+    tau: Tensor
+    noise: Tensor
+
+    def parts(self, count: int) -> list[Batch]:
+        split = [
+            torch.tensor_split(t, count) for t in (self.sample, self.layer, self.tau, self.noise)
+        ]
+        return [Batch(*part) for part in zip(*split, strict=True) if len(part[0])]
+
+
+def draw_batch(
+    networks: Networks,
+    config: TrainConfig,
+    round_: int,
+    purpose: str,
+    update: int,
+    layers: list[int],
+) -> Batch:
+    """The update-th batch of a round."""
+    device, size, chain = networks.device, config.batch_size, networks.chain(round_)
+    index, layer = pick(torch.arange(size) + update * size, pool_size(config, len(layers)), layers)
+    draw = rng(config.seed, round_, purpose, update)
+    place = torch.rand(size, generator=draw) ** config.level_power
+    tau = draw_levels(chain, layer, place, config.levels, networks.table)
+    noise = torch.randn(size, *networks.shape, generator=draw)
+    shard = networks.shard
+    parts = (shard.places(index), shard.of(layer), shard.of(tau), shard.of(noise))
+    return Batch(*(t.to(device) for t in parts))
+
+
+def observe_batch(
+    networks: Networks, chain: Chain, batch: Batch, mean: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x and layer_eps [B, ...] of a batch whose layers have these means, and alpha_bar [B] of its
+    levels, none below the layers' own.
+    """
+    std = std_of(chain, batch.layer, networks.log_scale).to(mean.dtype)
+    start = chain.alpha_bar.to(mean.device)[batch.layer - 1]
+    alpha_bar = torch.minimum(networks.table.to(mean.device)[batch.tau], start)
+    return *observe(mean, std, start, alpha_bar, batch.noise), alpha_bar
+
+
+def fake_labels(
+    networks: Networks, pool: Pool, batch: Batch, labels: Tensor | None
+) -> Tensor | None:
+    """What the fake score hears as labels [B]: those of the samples or, if it is conditioned on
+    layers, the rows of its weights, one for each (chain, layer, label) in this order.
+    """
+    if not networks.layer_conditioned:
+        return labels
+    row = pool.first_row + batch.layer - 1
+    return row if labels is None else row * networks.label_count + labels
+
+
+def fake_score_update(
+    networks: Networks, config: TrainConfig, pool: Pool, batch: Batch
+) -> tuple[float, float]:
+    """One update of the fake score on means of the pool with fresh noise. Returns this process's
+    loss and the gradient norm.
+    """
+    networks.fake_score.requires_grad_(True)
+    total, size = 0.0, len(batch.tau)
+    for part in batch.parts(config.accumulate):
+        with torch.no_grad():
+            x, layer_eps, alpha_bar = observe_batch(
+                networks, pool.chain, part, pool.mean[part.layer - 1, part.sample]
+            )
+        labels = None if pool.labels is None else pool.labels[part.sample]
+        heard = fake_labels(networks, pool, part, labels)
+        f_eps = networks.fake_eps(x, part.tau, heard, alpha_bar)
+        loss = fake_score_loss(f_eps, layer_eps, level_weight(config.fake_weight, alpha_bar)).sum()
+        loss = loss / (size * x[0].numel())
+        loss.backward()
+        total += loss.item()
+    return total, update(networks.fake_optimizer, config.clip, networks.shard)
+
+
+def student_update(
+    networks: Networks, config: TrainConfig, pool: Pool, batch: Batch, step: int
+) -> tuple[float, Tensor, float]:
+    """One update of the student, layers re-run from the pool's states. Returns loss, divergence
+    estimates [B], gradient norm.
+    """
+    networks.fake_score.requires_grad_(False)
+    for group in networks.student_optimizer.param_groups:
+        group["lr"], group["betas"] = student_rate(config, step), (config.student_beta1, 0.999)
+    chain, total, bounds = pool.chain, 0.0, []
+    for part in batch.parts(config.accumulate):
+        device = part.noise.device
+        labels = None if pool.labels is None else pool.labels[part.sample]
+        x_k, offset = (t[part.layer - 1, part.sample] for t in (pool.x, pool.offset))
+        time, alpha_bar_k = (
+            t.to(device)[part.layer].float() for t in (chain.time, chain.alpha_bar)
+        )
+        eps = networks.student_eps(x_k, time, labels, alpha_bar_k)
+        mean = offset + over(chain.gain.to(device)[part.layer], eps) * eps
+        x, layer_eps, alpha_bar = observe_batch(networks, chain, part, mean)
+        heard = fake_labels(networks, pool, part, labels)
+        with torch.set_grad_enabled(config.objective == "score-matching"):
+            f_eps = networks.fake_eps(x, part.tau, heard, alpha_bar)
+            teacher_eps = networks.teacher_eps(x, part.tau, labels, alpha_bar)
+        x0 = eps_to_x0(teacher_eps, x, alpha_bar) if config.weight == "sid" else None
+        weight = level_weight(config.weight, alpha_bar, mean, x0)
+        if config.objective == "score-matching":
+            losses = score_matching_loss(f_eps, teacher_eps, layer_eps, weight, config.a)
+        else:
+            losses = reverse_kl_loss(x, f_eps, teacher_eps, weight)
+        loss = losses.sum() / (len(batch.tau) * x[0].numel())
+        loss.backward()
+        total += loss.item()
+        bounds.append(divergence_bound(f_eps.detach(), teacher_eps.detach(), layer_eps.detach()))
+    return total, torch.cat(bounds), update(networks.student_optimizer, config.clip, networks.shard)
+
+
+def play_round(networks: Networks, config: TrainConfig, round_: int) -> dict[str, float]:
+    """One round, in place. Returns its measurements, by name: averages over its updates and over
+    processes, and the calls of its chain.
+    """
+    chain, regressing = networks.chain(round_), regress_rounds(config)
+    if round_ < regressing:
+        return regress(networks, config, round_) | {"nfe": chain.nfe}
+    if round_ == regressing:
+        networks.student_optimizer.state.clear()  # of another loss
+    step = round_ - opening_rounds(config)
+    layers = active_layers(config, chain.nfe, max(0, step))
+    pool = roll_out(networks, config, round_, layers)
+    fake_losses, norms = [], []
+    for i in range(config.fake_updates):
+        batch = draw_batch(networks, config, round_, "fake score", i, layers)
+        loss, norm = fake_score_update(networks, config, pool, batch)
+        fake_losses.append(loss)
+        norms.append(norm)
+    measured = {"fake_loss": sum(fake_losses) / len(fake_losses), "fake_norm": max(norms)}
+    if step >= 0:
+        batch = draw_batch(networks, config, round_, "student", 0, layers)
+        loss, bounds, norm = student_update(networks, config, pool, batch, step)
+        average_student(networks, config, step)
+        measured |= {"loss": loss, "divergence": bounds.mean().item(), "norm": norm}
+    return networks.shard.averages(measured, networks.device) | {"nfe": chain.nfe}

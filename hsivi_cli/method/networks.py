@@ -1,0 +1,137 @@
+"""The networks of one training, and what updates them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ..config import TrainConfig
+from .chain import Chain, Network
+from .steps import Shard, ema_update, make_optimizer
+
+
+@dataclass(frozen=True)
+class Path:
+    """A teacher's own way down through a student's levels.
+
+    chain   a solver, without noise
+    places  of the student's layers 1..K: layer k begins where the path's layer places[k-1] does
+    """
+
+    chain: Chain
+    places: list[int]
+
+
+@dataclass
+class Networks:
+    """What one training moves and reads.
+
+    student, fake_score   modules that train; student_eps, fake_eps the same as networks (x, time,
+                          labels, alpha_bar) -> eps
+    teacher_eps           the frozen teacher as such a network
+    ema                   the averaged student, a module like `student`
+    log_scale, ema_scale  [1 or K, ...] the noise scale and its average
+    chains                one for each budget of calls
+    table                 [T] alpha_bar by time, float64
+    shape                 of one sample
+    label_count           classes of the teacher, None without
+    layer_conditioned     whether the fake score's labels are those of `fake_labels`
+    paths                 of the teacher through each chain's levels, where the student regresses
+    shard                 which part of every global batch is this process's
+    """
+
+    student: nn.Module
+    student_eps: Network
+    fake_score: nn.Module
+    fake_eps: Network
+    teacher_eps: Network
+    ema: nn.Module
+    log_scale: nn.Parameter
+    ema_scale: Tensor
+    chains: Sequence[Chain]
+    table: Tensor
+    shape: tuple[int, ...]
+    label_count: int | None
+    layer_conditioned: bool
+    student_optimizer: torch.optim.Optimizer
+    fake_optimizer: torch.optim.Optimizer
+    paths: Sequence[Path] = ()
+    shard: Shard = field(default_factory=Shard)
+
+    @property
+    def device(self) -> torch.device:
+        return self.log_scale.device
+
+    def chain(self, round_: int) -> Chain:
+        """The chain whose turn a round is."""
+        return self.chains[round_ % len(self.chains)]
+
+
+def make_networks(
+    config: TrainConfig,
+    chains: Sequence[Chain],
+    student: nn.Module,
+    fake_score: nn.Module,
+    network: Callable[[nn.Module], Network],
+    teacher_eps: Network,
+    table: Tensor,
+    shape: tuple[int, ...],
+    label_count: int | None = None,
+    paths: Sequence[Path] = (),
+    shard: Shard | None = None,
+) -> Networks:
+    """The networks of a configuration.
+
+    network  makes a module that trains a network (x, time, labels, alpha_bar) -> eps
+    """
+    calls = sum(chain.nfe for chain in chains)
+    rest = shape if config.log_scale == "pixel" else [1] * len(shape)
+    log_scale = nn.Parameter(
+        torch.zeros(
+            calls if config.log_scale == "layer" else 1,
+            *rest,
+            device=next(student.parameters()).device,
+        ),
+        requires_grad=config.log_scale != "frozen",
+    )
+    trained = [*student.parameters(), *([log_scale] if log_scale.requires_grad else [])]
+    return Networks(
+        student=student,
+        student_eps=network(student),
+        fake_score=fake_score,
+        fake_eps=network(fake_score),
+        teacher_eps=teacher_eps,
+        ema=copy.deepcopy(student).requires_grad_(False),
+        log_scale=log_scale,
+        ema_scale=log_scale.detach().clone(),
+        chains=chains,
+        table=table,
+        shape=shape,
+        label_count=label_count,
+        layer_conditioned=config.conditions_layers,
+        paths=paths,
+        shard=shard or Shard(),
+        student_optimizer=make_optimizer(
+            config.optimizer, trained, config.student_rate, config.student_beta1
+        ),
+        fake_optimizer=make_optimizer(
+            config.optimizer, fake_score.parameters(), config.fake_rate, config.fake_beta1
+        ),
+    )
+
+
+def average_student(networks: Networks, config: TrainConfig, step: int) -> None:
+    averages = [*networks.ema.parameters(), networks.ema_scale]
+    ema_update(averages, [*networks.student.parameters(), networks.log_scale], config.ema, step)
+
+
+def draw_labels(networks: Networks, count: int, draw: torch.Generator) -> Tensor | None:
+    """This process's shard of `count` labels, None for a teacher without classes."""
+    if networks.label_count is None:
+        return None
+    labels = torch.randint(networks.label_count, (count,), generator=draw)
+    return networks.shard.of(labels).to(networks.device)

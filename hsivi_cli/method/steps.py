@@ -1,0 +1,128 @@
+"""What every update shares: seeded generators, shards of a batch, rates, optimizers, averages.
+
+Everything random is a function of (seed, round, purpose), drawn on the CPU for the whole global
+batch; a process takes its shard of it. So a run neither depends on how many processes there are nor
+on having been interrupted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Which part of a global batch is this process's: samples rank, rank + world, ... `mean`
+    averages tensors over processes.
+    """
+
+    rank: int = 0
+    world: int = 1
+    mean: Callable[[Tensor], Tensor] = torch.clone
+
+    def of(self, batch: Tensor) -> Tensor:
+        """This process's samples [B / world, ...] of a global batch [B, ...]."""
+        return batch[self.rank :: self.world]
+
+    def places(self, index: Tensor) -> Tensor:
+        """Indices [B] into a global pool as this process's [B / world] into its own shard of that
+        pool: pools and batches are dealt out alike.
+        """
+        return torch.div(self.of(index), self.world, rounding_mode="floor")
+
+    def averages(self, measured: dict[str, float], device: torch.device) -> dict[str, float]:
+        """Measurements averaged over processes."""
+        if self.world == 1:
+            return measured
+        values = self.mean(torch.tensor(list(measured.values()), device=device))
+        return dict(zip(measured, values.tolist(), strict=True))
+
+
+def pick(uses: Tensor, count: int, layers: list[int]) -> tuple[Tensor, Tensor]:
+    """Which sample and layer the n-th use of a pool takes: every pair once before any is taken
+    twice.
+
+    uses     [B]  0, 1, 2, ... over the round
+    count         samples of the pool
+    Returns  [B], [B]  sample's index and layer k
+    """
+    sample = uses % count
+    return sample, torch.tensor(layers)[(sample + uses // count) % len(layers)]
+
+
+def rng(seed: int, *key: int | str) -> torch.Generator:
+    """A generator that is a function of its arguments alone."""
+    digest = hashlib.blake2b(repr((seed, *key)).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+def make_optimizer(kind: str, parameters, rate: float, beta1: float) -> torch.optim.Optimizer:
+    cls = torch.optim.AdamW if kind == "adamw" else torch.optim.Adam
+    return cls(parameters, lr=rate, betas=(beta1, 0.999), amsgrad=kind == "amsgrad")
+
+
+def student_rate(config: TrainConfig, step: int) -> float:
+    """The student's learning rate at a step: a linear rise, then a cosine to 0 at the last step."""
+    fall = cosine(step, config.steps) if config.decay == "cosine" else 1.0
+    return config.student_rate * min(rise(config, step), fall)
+
+
+def rise(config: TrainConfig, step: int) -> float:
+    """The part of its rate that a network takes in its first updates."""
+    return min(1.0, (step + 1) / max(1, config.rate_warmup))
+
+
+def cosine(step: int, steps: int) -> float:
+    """From 1 at step 0 to 0 at `steps`."""
+    return 0.5 * (1 + math.cos(math.pi * step / max(1, steps)))
+
+
+def warmup_rounds(config: TrainConfig) -> int:
+    return math.ceil(config.fake_warmup / config.fake_updates)
+
+
+def active_layers(config: TrainConfig, nfe: int, step: int) -> list[int]:
+    """The layers of nfe that train at a step: all, or in sequential order one at a time from the
+    top, an equal part of the steps each.
+    """
+    if config.order == "joint":
+        return list(range(1, nfe + 1))
+    return [nfe - min(nfe - 1, step * nfe // max(1, config.steps))]
+
+
+def update(optimizer: torch.optim.Optimizer, clip: float, shard: Shard) -> float:
+    """Average gradients over processes, clip, step. Returns the gradient norm, not finite if any
+    gradient is not: then no step.
+    """
+    trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    gradients = [p.grad for p in trained]
+    if shard.world > 1:
+        flat = shard.mean(torch.cat([g.flatten() for g in gradients]))
+        for gradient, part in zip(
+            gradients, flat.split([g.numel() for g in gradients]), strict=True
+        ):
+            gradient.copy_(part.view_as(gradient))
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if torch.isfinite(norm):
+        torch.nn.utils.clip_grads_with_norm_(trained, clip, norm)
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm.item()
+
+
+@torch.no_grad()
+def ema_update(
+    averages: Iterable[Tensor], tensors: Iterable[Tensor], decay: float, step: int
+) -> None:
+    """Move averages towards their tensors, in place, the less the later."""
+    decay = min(decay, (1 + step) / (10 + step))
+    for average, tensor in zip(averages, tensors, strict=True):
+        average.lerp_(tensor, 1 - decay)

@@ -1,0 +1,222 @@
+"""The statistics of a set of images, and of anything that has them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import HsiviError
+from ..files.images import DATASET_NAMES, dataset_images, open_images, open_npz
+from ..files.places import embedded
+from ..files.whole import replacing
+from .detectors import EMBEDDED, INCEPTION, Detector, load_detector
+from .frechet import Moments, MomentSum
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What a distance is computed from.
+
+    moments          of the features
+    stamp            the detector's; None where a file does not say
+    features [N, D]  float32, all or some of them, for KID and recall; None where none are kept
+    """
+
+    moments: Moments
+    stamp: str | None
+    features: Tensor | None = None
+
+
+def moments_of(
+    batches: Iterable[Tensor], detector: Detector, keep_features: bool = False
+) -> tuple[Moments, Tensor | None]:
+    """Moments of the features of uint8 image batches, and with keep_features the features [N, D]
+    themselves."""
+    moments, kept = MomentSum(), []
+    for images in batches:
+        features = detector.features(images)
+        moments.update(features)
+        if keep_features:
+            kept.append(features.cpu())
+    if moments.count < 2:
+        raise HsiviError(f"a distance needs at least 2 images on each side; found {moments.count}")
+    return moments.result(), torch.cat(kept) if keep_features else None
+
+
+def save_statistics(path: Path, statistics: Statistics) -> None:
+    """Write mu, sigma, count, stamp and, where kept, features (float16) as .npz, atomically."""
+    moments = statistics.moments
+    arrays = {
+        "mu": moments.mean.numpy(),
+        "sigma": moments.cov.numpy(),
+        "count": np.int64(moments.count),
+        "stamp": np.str_(statistics.stamp or ""),
+    }
+    if statistics.features is not None:
+        arrays["features"] = statistics.features.cpu().numpy().astype(np.float16)
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def load_statistics(path: Path) -> Statistics:
+    """Read a statistics file: this project's, or a plain one with mu and sigma only (count 0,
+    stamp unknown)."""
+    with open_npz(path) as file:
+        arrays = {key: file[key] for key in file.files}
+    if not {"mu", "sigma"} <= arrays.keys():
+        raise HsiviError(
+            f"{path}: a statistics file holds mu and sigma; "
+            f"found {', '.join(sorted(arrays)) or 'nothing'}"
+        )
+    for key, kinds in (("mu", "fiu"), ("sigma", "fiu"), ("features", "f"), ("count", "iuf")):
+        if key in arrays and arrays[key].dtype.kind not in kinds:
+            raise HsiviError(f"{path}: {key} must be numbers, not {arrays[key].dtype}")
+    mean, cov = arrays["mu"], arrays["sigma"]
+    count = arrays.get("count", np.zeros(()))
+    if count.size != 1 or not 0 <= count.item() < np.inf:
+        raise HsiviError(f"{path}: count must be one number from 0 up, not {count}")
+    if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
+        raise HsiviError(
+            f"{path}: mu [D] and sigma [D, D] are wanted; found {mean.shape} and {cov.shape}"
+        )
+    features = arrays.get("features")
+    if features is not None and (features.ndim != 2 or features.shape[1] != len(mean)):
+        raise HsiviError(f"{path}: features must be [N, {len(mean)}]; found {features.shape}")
+    if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
+        raise HsiviError(f"{path}: mu or sigma hold NaN or infinite values; make the file anew")
+    var = np.diagonal(cov)
+    slack = 1e-6 * abs(cov).max(initial=0)  # of what was rounded
+    most = np.sqrt(np.outer(var.clip(0), var.clip(0))) + slack
+    if (var < -slack).any() or (abs(cov) > most).any() or (abs(cov - cov.T) > slack).any():
+        raise HsiviError(f"{path}: sigma is no covariance; make the file anew")
+    moments = Moments(
+        int(count.item()),
+        torch.from_numpy(mean.astype(np.float64)),
+        torch.from_numpy(cov.astype(np.float64)),
+    )
+    kept = None if features is None else torch.from_numpy(features.astype(np.float32))
+    return Statistics(moments, str(arrays.get("stamp", "")).strip() or None, kept)
+
+
+def kind_of(source: str | Path) -> str:
+    """What a distance is asked of: "data set", "statistics", "npz", "network" or "folder".
+
+    "network" is a directory of a run or of a pipeline, whose images have yet to be drawn.
+    """
+    path = embedded(source)
+    if str(source) in DATASET_NAMES:
+        return "data set"
+    if path.is_file():
+        with open_npz(path) as file:
+            return "statistics" if "mu" in file.files else "npz"
+    if not path.is_dir():
+        raise HsiviError(
+            f"{source}: neither a file, nor a folder, nor one of {', '.join(DATASET_NAMES)}"
+        )
+    marks = ("model_index.json", "config.json", "unet")
+    return "network" if any((path / mark).exists() for mark in marks) else "folder"
+
+
+def detector_for(
+    sources: Iterable[str | Path],
+    name: str | None = None,
+    weights: Path | None = None,
+    device: str | torch.device = "cpu",
+) -> Detector:
+    """The detector `name`, or without one the detector of the statistics files among `sources`.
+
+    Where no file tells, it is `inception`.
+    """
+    if name is None:
+        for source in sources:
+            stamp = load_statistics(source).stamp if kind_of(source) == "statistics" else None
+            if stamp is not None:
+                name = _detector_of_stamp(source, stamp)
+                break
+    return load_detector(name, weights, device)
+
+
+def _detector_of_stamp(source: str | Path, stamp: str) -> str:
+    names = {EMBEDDED: EMBEDDED, INCEPTION: "inception"}
+    word = stamp.split()[0]
+    if word not in names:
+        raise HsiviError(f"{source}: made by the detector '{stamp}'; name its folder by --detector")
+    return names[word]
+
+
+def image_batches(
+    source: str | Path, data_root: str | Path | None = None, batch_size: int = 256
+) -> tuple[int, Iterator[Tensor]]:
+    """Number and batches of the images of a folder, an .npz file or a data set."""
+    if str(source) in DATASET_NAMES:
+        images = dataset_images(str(source), data_root or "data")
+        return len(images), iter(images.split(batch_size))
+    return open_images(source, batch_size)
+
+
+def statistics_of(
+    source: str | Path,
+    detector: Detector,
+    data_root: str | Path | None = None,
+    batch_size: int = 256,
+    keep_features: bool = False,
+) -> Statistics:
+    """Statistics of anything but a network: read from a file, or computed from images.
+
+    A file of another detector is refused; one that does not tell its detector is believed.
+    """
+    kind = kind_of(source)
+    if kind == "network":
+        raise HsiviError(
+            f"{source}: a run or pipeline holds no images; give a folder that `hsivi sample` wrote"
+        )
+    if kind == "statistics":
+        statistics = load_statistics(source)
+        check_stamps((source, statistics.stamp), ("--detector", detector.stamp))
+        if len(statistics.moments.mean) != detector.feature_dim:
+            raise HsiviError(
+                f"{source}: {len(statistics.moments.mean)} features, but the detector "
+                f"'{detector.stamp}' has {detector.feature_dim}"
+            )
+        return statistics
+    _, batches = image_batches(source, data_root, batch_size)
+    moments, features = moments_of(batches, detector, keep_features)
+    return Statistics(moments, detector.stamp, features)
+
+
+def check_stamps(a: tuple[str | Path, str | None], b: tuple[str | Path, str | None]) -> None:
+    """Refuse statistics of two detectors; a stamp that is None is not known and passes."""
+    (name_a, stamp_a), (name_b, stamp_b) = a, b
+    if stamp_a is not None and stamp_b is not None and stamp_a != stamp_b:
+        raise HsiviError(
+            f"{name_a} is of the detector '{stamp_a}', {name_b} of '{stamp_b}': "
+            "such distances mean nothing; make both with one detector"
+        )
+
+
+def unsure_of(source: str | Path, statistics: Statistics) -> list[str]:
+    """What to warn of before statistics are believed."""
+    warnings = []
+    if statistics.stamp is None:
+        warnings.append(
+            f"warning: {source} does not tell its detector; "
+            "the distance means something only if both sides used the same"
+        )
+    few = few_images(source, statistics.moments.count, len(statistics.moments.mean))
+    return warnings + ([few] if few else [])
+
+
+def few_images(source: str | Path, count: int, width: int) -> str | None:
+    """A warning where a covariance is singular; a count of 0 is not known and passes."""
+    if not 0 < count <= width:
+        return None
+    return (
+        f"WARNING: {source} has {count} images for {width} features: its covariance is "
+        f"singular and the distance far too large; use many more than {width} images, or "
+        "`hsivi fid --kid`"
+    )

@@ -1,0 +1,239 @@
+"""The chains that a training begins with: what --nfe, --grid, --start and --noise-share describe,
+on a teacher's schedule.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from ..config import TrainConfig
+from ..errors import HsiviError
+from ..method import chain as chains
+from ..method import schedule
+from ..method.chain import Chain, eta_shares, with_noise_share
+from ..method.fit import fit_coefficients
+from ..method.networks import Networks, Path, make_networks
+from ..method.solvers import ddim_chain
+from ..method.steps import Shard, rng
+from .spacings import solver, solver_names, unipc_at
+from .teacher import Teacher
+
+Wanted = Callable[[Chain], Tensor]  # images that a chain should draw
+PATH_CALLS = 8  # of the teacher's paths that --regress-steps regresses on
+PAIRS = 100  # noises by which --start auto compares
+FIT_PAIRS = 512  # noises on which --fit-steps fits
+JUDGE_CALLS = 50  # of UniPC, whose images stand for the teacher's own
+
+
+def make_chains(config: TrainConfig, teacher: Teacher, starts: dict[int, str]) -> list[Chain]:
+    """The chains of a configuration's budgets.
+
+    starts  by budget, what --start auto chose
+    """
+    made = [make_chain(config, nfe, teacher, starts.get(nfe)) for nfe in config.budgets]
+    return fitted(config, teacher, made) if config.fit_steps else made
+
+
+def make_chain(config: TrainConfig, nfe: int, teacher: Teacher, start: str | None = None) -> Chain:
+    """The chain of one budget, before any --fit-steps.
+
+    start  what --start auto chose, in place of the configuration's own
+    """
+    start = start or config.start
+    chain = bare_chain(config, nfe, teacher, start)
+    share = parse_share(config.noise_share, chain)
+    if start != "ddim" and min(share) >= 1:
+        raise HsiviError(
+            f"--start {start} goes with a --noise-share below 1: where layers keep only x0, "
+            "training begins at ddim's"
+        )
+    if config.fit_steps and max(share) >= 1:
+        raise HsiviError(
+            "--fit-steps fits how much of the states and predictions a layer keeps, and at "
+            "--noise-share 1 it keeps only x0: give shares below 1"
+        )
+    if config.regress_steps and min(share) < 1:
+        raise HsiviError(
+            "--regress-steps teaches calls the ends of paths, which is what layers that keep only "
+            "x0 draw: give --noise-share 1"
+        )
+    chain = with_noise_share(chain, share)
+    if config.levels == "own" and not all(chain.s0[1:] > 0):
+        raise HsiviError(
+            "--levels own needs noise in every layer (--noise-share above 0, and a chain that "
+            "does not end at clean data)"
+        )
+    if config.log_scale != "frozen" and min(share) >= 1:
+        raise HsiviError(
+            "--log-scale must be frozen at --noise-share 1: such a layer's noise is the level's own"
+        )
+    return chain
+
+
+def bare_chain(config: TrainConfig, nfe: int, teacher: Teacher, start: str) -> Chain:
+    """A start before any noise: ddim over --grid, or a solver over its own times."""
+    if start != "ddim":
+        chain = solver(start, nfe, teacher.scheduler, teacher.table)
+        if not (chain.time.diff() > 0).all():
+            raise HsiviError(
+                f"--start {start} stays at a level for two calls, and a layer between equal "
+                "levels has nowhere to be judged: start from another solver"
+            )
+        return chain
+    times = schedule.grid(config.grid, nfe, teacher.table, config.grid_top)
+    return ddim_chain(times, teacher.table[times])
+
+
+def parse_share(text: str, chain: Chain) -> list[float]:
+    """--noise-share: "0.5", "0.2,0.5,1" (layers 1..K) or "eta:0.2"."""
+    try:
+        if text.startswith("eta:"):
+            return eta_shares(chain.alpha_bar, float(text[4:]))
+        shares = [float(word) for word in text.split(",")]
+    except ValueError:
+        raise HsiviError(
+            f"--noise-share {text!r} is neither numbers such as 0.5 or 0.2,0.5,1 nor eta:0.2"
+        ) from None
+    if len(shares) not in (1, chain.nfe):
+        raise HsiviError(
+            f"--noise-share has {len(shares)} numbers; give one, or {chain.nfe}, from layer 1 up"
+        )
+    return shares * (chain.nfe if len(shares) == 1 else 1)
+
+
+def make_path(chain: Chain, teacher: Teacher) -> Path:
+    """The teacher's own way down, in about PATH_CALLS calls of UniPC, through the levels of a
+    chain.
+
+    It begins near full noise, above the chain's top where that is lower: there a solver's images
+    are good, while x_K is standard normal in both.
+    """
+    times = [int(t) for t in chain.time]
+    above = schedule.grid("auto", min(PATH_CALLS, len(teacher.table) // 2), teacher.table)[-1]
+    ends = [*times[:-1], max(times[-1], above)]
+    root = 1 / schedule.AUTO_POWER
+    depth = (-teacher.table.log()).sqrt() ** root  # equal steps of it are the auto grid's
+    share = torch.linspace(0, 1, 1 + math.ceil(PATH_CALLS / chain.nfe), dtype=torch.float64)[1:]
+    visited = set()
+    for low, high in pairwise(ends):
+        inner = schedule.nearest(depth, depth[low] + share * (depth[high] - depth[low]))
+        visited |= {min(max(int(t), low + 1), high) for t in inner}
+    visited = sorted(visited)
+    return Path(
+        unipc_at(visited, teacher.scheduler, teacher.table),
+        [visited.index(t) + 1 for t in ends[1:]],
+    )
+
+
+def choose_starts(config: TrainConfig, teacher: Teacher) -> dict[int, str]:
+    """--start auto's choice by budget; empty for any other start.
+
+    Where every layer keeps only x0 it is ddim's, and nothing is compared.
+    """
+    if config.start != "auto":
+        return {}
+    found, wanted = {}, judge(teacher, PAIRS)
+    for nfe in config.budgets:
+        plain = bare_chain(config, nfe, teacher, "ddim")
+        if min(parse_share(config.noise_share, plain)) >= 1:
+            found[nfe] = "ddim"
+            continue
+        found[nfe] = min(gaps(config, nfe, teacher, wanted).items(), key=lambda pair: pair[1])[0]
+    return found
+
+
+def gaps(config: TrainConfig, nfe: int, teacher: Teacher, wanted: Wanted) -> dict[str, float]:
+    """By start, the mean squared distance of its images to the wanted ones, noise for noise."""
+    found = {}
+    for name in ("ddim", *solver_names()):
+        try:
+            chain = bare_chain(config, nfe, teacher, name)
+        except HsiviError:  # a spacing that this many calls do not have
+            continue
+        found[name] = (images(teacher, chain, PAIRS) - wanted(chain)).square().mean().item()
+    return found
+
+
+def judge(teacher: Teacher, count: int) -> Wanted:
+    """The teacher's own images [count, C, H, W], as a function of a chain: those of many calls from
+    the level where the chain begins, of the same noises.
+
+    A chain that begins below full noise takes the same noise for a state that full noise would not
+    lead to; from its own level on it can be right. Each level is drawn from once.
+    """
+    drawn = cache(lambda top: images(teacher, truth_chain(teacher, top), count))
+    return lambda chain: drawn(round(chain.time[-1].item()))
+
+
+def truth_chain(teacher: Teacher, top: int) -> Chain:
+    """The many calls, from a time down, whose images stand for the teacher's own."""
+    calls = min(JUDGE_CALLS, max(1, top // 2))
+    times = [math.ceil(top * i / calls) for i in range(1, calls + 1)]
+    return unipc_at(times, teacher.scheduler, teacher.table)
+
+
+def noises(teacher: Teacher, count: int) -> tuple[Tensor, Tensor | None]:
+    """x_K [count, C, H, W] and labels [count], always the same ones."""
+    device = teacher.unet.device
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(count, *teacher.shape, generator=draw).to(device)
+    if teacher.label_count is None:
+        return x, None
+    return x, torch.randint(teacher.label_count, (count,), generator=draw).to(device)
+
+
+@torch.no_grad()
+def images(teacher: Teacher, chain: Chain, count: int) -> Tensor:
+    """The images [count, C, H, W] of a chain without noise over the teacher, of the same noises."""
+    x, labels = noises(teacher, count)
+    scale = torch.zeros(1, *[1] * len(teacher.shape), device=x.device)
+    network, size = teacher.network(), 64
+    labels = [None] * len(x) if labels is None else labels.split(size)
+    parts = zip(x.split(size), labels, strict=False)
+    return torch.cat([chains.sample(network, chain, a, None, scale, b) for a, b in parts])
+
+
+def fitted(config: TrainConfig, teacher: Teacher, made: list[Chain]) -> list[Chain]:
+    """--fit-steps: the chains with the coefficients and told times that draw the teacher's own
+    images best.
+    """
+    x, labels = noises(teacher, FIT_PAIRS)
+    wanted, network, found = judge(teacher, FIT_PAIRS), teacher.network(), []
+    for chain in made:
+        draw = rng(config.seed, "fit", chain.nfe)
+        chain = fit_coefficients(network, chain, x, wanted(chain), labels, config.fit_steps, draw)
+        if not (chain.time.diff() > 0).all() or not chain.ce.isfinite().all():
+            raise HsiviError(
+                f"--fit-steps {config.fit_steps} led to times out of order at {chain.nfe} calls: "
+                "give another --start or fewer --fit-steps"
+            )
+        found.append(chain)
+    return found
+
+
+def networks_of(
+    config: TrainConfig, teacher: Teacher, chains: list[Chain], shard: Shard | None = None
+) -> Networks:
+    """The networks of a training; student and fake score begin as the teacher."""
+    calls = sum(chain.nfe for chain in chains)
+    return make_networks(
+        config,
+        chains,
+        student=teacher.new_unet(),
+        fake_score=teacher.layer_conditioned_unet(calls)
+        if config.conditions_layers
+        else teacher.new_unet(),
+        network=lambda unet: teacher.network(unet, config.dtype),
+        teacher_eps=teacher.network(dtype=config.dtype),
+        table=teacher.table,
+        shape=teacher.shape,
+        label_count=teacher.label_count,
+        paths=[make_path(chain, teacher) for chain in chains] if config.regress_steps else [],
+        shard=shard,
+    )

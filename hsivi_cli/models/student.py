@@ -1,0 +1,248 @@
+"""Students on disk: a diffusers pipeline whose chain and noise scales lie beside the network.
+
+A run's folder is the exported student: model_index.json, unet/, scheduler/, chain.safetensors,
+hsivi.json (what it is and how it was made) and README.md. What resume needs lies in checkpoint/
+below. docs/formats.md lists every field.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline, ImagePipelineOutput
+from torch import Tensor
+
+from ..errors import HsiviError
+from ..files.places import embedded
+from ..files.whole import let_read, read_json, read_tensors, write_tensors, write_text, writing
+from ..method import chain as chains
+from ..method.chain import Chain
+from .loading import load_teacher
+from .teacher import Teacher, eps_network
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Student:
+    """A trained network with its chains, by number of calls.
+
+    model       the network and its schedule, loaded as a teacher is
+    chains      {nfe: Chain};  log_scales {nfe: [1 or K, ...]}
+    info        hsivi.json: the teacher's name and digest, the configuration, steps, measured
+                distances
+    """
+
+    name: str
+    model: Teacher
+    chains: dict[int, Chain]
+    log_scales: dict[int, Tensor]
+    info: dict
+
+    def budget(self, nfe: int | None) -> int:
+        """The number of calls to use: the one asked for if the student has it, its own if it has
+        one.
+        """
+        has = ", ".join(map(str, sorted(self.chains)))
+        if nfe is None and len(self.chains) == 1:
+            return next(iter(self.chains))
+        if nfe is None:
+            raise HsiviError(f"{self.name} was trained for {has} calls: choose one with --nfe")
+        if nfe not in self.chains:
+            raise HsiviError(
+                f"{self.name} was trained for {has} calls, not {nfe}: use --nfe {has}, or train one"
+            )
+        return nfe
+
+
+def is_student(path: str | Path) -> bool:
+    return (embedded(path) / "hsivi.json").is_file()
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether all parts of an exported student are there."""
+    parts = ("model_index.json", "chain.safetensors", "scheduler/scheduler_config.json", "unet")
+    weights = any((folder / "unet").glob("*.safetensors"))
+    return weights and all((folder / part).exists() for part in parts)
+
+
+def load_student(path: str | Path, device: str | torch.device = "cpu") -> Student:
+    folder = embedded(path)
+    if not is_student(folder):
+        raise HsiviError(
+            f"{path} is no student: hsivi.json is missing (a run's folder is what `hsivi train "
+            "--out` wrote)"
+        )
+    info = read_info(folder)
+    if not (folder / "chain.safetensors").exists():
+        raise HsiviError(
+            f"{path} holds no student yet: its training stopped before the first one was "
+            "exported; resume it"
+        )
+    loaded = load_chains(folder)
+    return Student(str(path), load_teacher(str(folder), device), *loaded, info)
+
+
+# of hsivi.json: what must be there, and of which kind
+FIELDS = {"teacher": dict, "config": dict, "step": int, "seconds": (int, float)}
+MAY_BE = {"best": dict, "starts": dict}
+
+
+def read_info(folder: Path) -> dict:
+    """hsivi.json of a run's folder. Refuses other versions' and damaged ones."""
+    file = folder / "hsivi.json"
+    info = read_json(file)
+    if info.get("format") != FORMAT:
+        raise HsiviError(
+            f"{file} has format {info.get('format')}, this version reads {FORMAT}: use a matching "
+            "version of hsivi"
+        )
+    wrong = [key for key, kind in FIELDS.items() if not isinstance(info.get(key), kind)]
+    wrong += [k for k, kind in MAY_BE.items() if not isinstance(info.get(k), (kind, type(None)))]
+    if wrong or not {"name", "digest"} <= info["teacher"].keys():
+        raise HsiviError(
+            f"{file} describes no run ({', '.join(wrong) or 'teacher'} is missing or damaged): "
+            "copy it again, or choose another folder"
+        )
+    return info
+
+
+def load_chains(folder: Path) -> tuple[dict[int, Chain], dict[int, Tensor]]:
+    tensors = read_tensors(folder / "chain.safetensors")
+    found, log_scales = {}, {}
+    try:
+        for nfe in sorted({int(name.split(".")[0]) for name in tensors}):
+            found[nfe] = Chain(**{f.name: tensors[f"{nfe}.{f.name}"] for f in fields(Chain)})
+            log_scales[nfe] = tensors[f"{nfe}.log_scale"]
+    except (KeyError, ValueError) as error:
+        raise HsiviError(
+            f"{folder / 'chain.safetensors'} is no chain: {error} is missing"
+        ) from error
+    return found, log_scales
+
+
+def save_student(
+    folder: Path,
+    unet,
+    scheduler,
+    chains_: dict[int, Chain],
+    log_scales: dict[int, Tensor],
+    info: dict,
+    card: str,
+) -> None:
+    """Write or replace the exported student; each part is whole at any time. info becomes
+    hsivi.json, card README.md.
+    """
+    pipeline = HSIVIPipeline(unet, scheduler)
+    pipeline.chains, pipeline.log_scales = chains_, log_scales
+    with writing(folder), tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as temporary:
+        pipeline.save_pretrained(temporary)
+        for file in sorted(p for p in Path(temporary).rglob("*") if p.is_file()):
+            target = folder / file.relative_to(temporary)
+            target.parent.mkdir(exist_ok=True)
+            let_read(file)
+            file.replace(target)
+    write_text(folder / "README.md", card)
+    write_info(folder, info)
+
+
+def write_info(folder: Path, info: dict) -> None:
+    """hsivi.json: what a run is and how it was made."""
+    write_text(folder / "hsivi.json", json.dumps({"format": FORMAT} | info, indent=1) + "\n")
+
+
+class HSIVIPipeline(DiffusionPipeline):
+    """A student as a diffusers pipeline: `HSIVIPipeline.from_pretrained("runs/x")(batch_size=16,
+    num_inference_steps=4)`.
+
+    unet       UNet2DModel
+    scheduler  any diffusers scheduler of the teacher's betas and prediction type; only its
+               configuration is used
+    """
+
+    def __init__(self, unet, scheduler):
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+        self.chains: dict[int, Chain] = {}
+        self.log_scales: dict[int, Tensor] = {}
+
+    def save_pretrained(self, save_directory, **kwargs) -> None:
+        super().save_pretrained(save_directory, **kwargs)
+        tensors = {
+            f"{n}.{f.name}": getattr(c, f.name)
+            for n, c in self.chains.items()
+            for f in fields(Chain)
+        }
+        tensors |= {f"{n}.log_scale": scale for n, scale in self.log_scales.items()}
+        write_tensors(Path(save_directory) / "chain.safetensors", tensors)
+
+    @classmethod
+    def from_pretrained(cls, path, **kwargs) -> HSIVIPipeline:
+        folder = embedded(path)
+        pipeline = super().from_pretrained(folder, **kwargs)
+        pipeline.chains, pipeline.log_scales = load_chains(folder)
+        return pipeline
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int = 1,
+        num_inference_steps: int | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        class_labels: Tensor | list[int] | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ):
+        """Draw images.
+
+        num_inference_steps  network calls; one of `self.chains`, by default the fewest
+        generator            one, or one an image
+        class_labels         [batch_size], needed by a class-conditional student
+        output_type          "pil", "np" (NHWC in [0, 1]) or "pt" (NCHW in [0, 1])
+        """
+        nfe = min(self.chains) if num_inference_steps is None else num_inference_steps
+        if nfe not in self.chains:
+            raise ValueError(f"this student draws with {sorted(self.chains)} calls, not {nfe}")
+        device, config = self._execution_device, self.unet.config
+        size = (
+            (config.sample_size,) * 2
+            if isinstance(config.sample_size, int)
+            else tuple(config.sample_size)
+        )
+        shape = (config.in_channels, *size)
+        if isinstance(generator, list) and len(generator) != batch_size:
+            raise ValueError(
+                f"{len(generator)} generators for a batch of {batch_size}: give one, or one an "
+                "image"
+            )
+
+        def noise() -> Tensor:
+            if isinstance(generator, list):
+                return torch.stack(
+                    [torch.randn(shape, generator=g, device=g.device).to(device) for g in generator]
+                )
+            where = generator.device if generator is not None else device
+            return torch.randn(batch_size, *shape, generator=generator, device=where).to(device)
+
+        labels = None if class_labels is None else torch.as_tensor(class_labels, device=device)
+        if labels is not None and labels.shape != (batch_size,):
+            raise ValueError(f"class_labels {list(labels.shape)} for a batch of {batch_size}")
+        table = self.scheduler.alphas_cumprod.double()
+
+        def unet(x, *rest, **more):  # the pipeline may have been loaded in half precision
+            return self.unet(x.to(self.unet.dtype), *rest, **more)
+
+        network = eps_network(unet, table, self.scheduler.config.prediction_type)
+        x, noises = noise(), [noise() for _ in range(nfe - 1)]
+        x = chains.sample(
+            network, self.chains[nfe], x, noises, self.log_scales[nfe].to(device), labels
+        )
+        images = (x / 2 + 0.5).clamp(0, 1)
+        if output_type != "pt":
+            images = images.permute(0, 2, 3, 1).cpu().numpy()
+            images = self.numpy_to_pil(images) if output_type == "pil" else images
+        return ImagePipelineOutput(images=images) if return_dict else (images,)

@@ -1,0 +1,136 @@
+"""Teachers: the one place that knows diffusers' models and schedulers.
+
+A teacher is a pixel-space UNet2DModel with a variance-preserving discrete schedule. Here every
+prediction type, learned variance and label convention ends: above this module a network is a
+function (x, time, labels, alpha_bar) -> eps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from diffusers import DDPMScheduler, UNet2DModel
+from torch import Tensor
+
+from ..method import schedule
+from ..method.chain import Network
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A pretrained model, frozen, with its schedule.
+
+    table        [T]        alpha_bar by time, float64
+    shape        (C, H, W)
+    label_count             classes, or None for an unconditional model
+    scheduler               the diffusers scheduler, kept so that a student can be saved with it
+    digest                  of the weights' content, which with prediction and schedule_name tells
+                            one teacher from another
+    origin                  revision, variant and subfolder, those that were given
+    """
+
+    name: str
+    unet: UNet2DModel
+    scheduler: DDPMScheduler
+    table: Tensor
+    prediction: str
+    shape: tuple[int, int, int]
+    label_count: int | None
+    digest: str
+    origin: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def schedule_name(self) -> str:
+        """The noise schedule in words that are equal for equal schedules: "linear 0.0001 to 0.02,
+        1000 times".
+        """
+        config = self.scheduler.config
+        kind, betas = config.beta_schedule, config.trained_betas
+        if betas is not None:
+            numbers = np.asarray(betas, dtype=np.float64)
+            kind = f"trained betas {hashlib.sha256(numbers.tobytes()).hexdigest()[:12]}"
+        elif kind != "squaredcos_cap_v2":  # which has no ends
+            kind += f" {config.beta_start:g} to {config.beta_end:g}"
+        return f"{kind}, {len(self.table)} times"
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What a student's hsivi.json keeps of its teacher."""
+        return {
+            "name": self.name,
+            "digest": self.digest,
+            "prediction": self.prediction,
+            "schedule": self.schedule_name,
+        } | self.origin
+
+    def network(self, unet: UNet2DModel | None = None, dtype: str = "float32") -> Network:
+        """This teacher's UNet, or another of the same kind, as an eps network."""
+        return eps_network(unet or self.unet, self.table, self.prediction, dtype)
+
+    def new_unet(self) -> UNet2DModel:
+        """A copy of the teacher's network that can be trained; still in eval mode, as dropout would
+        move the target.
+        """
+        return copy.deepcopy(self.unet).requires_grad_(True)
+
+    def layer_conditioned_unet(self, rows: int) -> UNet2DModel:
+        """A `new_unet` whose labels are row * label_count + label, row in 0..rows-1: each row has
+        label embeddings of its own, at first the teacher's, or zeros where it has none.
+        """
+        unet = self.new_unet()
+        width = unet.time_embedding.linear_2.out_features
+        own = torch.zeros(1, width) if self.label_count is None else unet.class_embedding.weight
+        table = own.detach().to(unet.device).repeat(rows, 1)
+        unet.class_embedding = torch.nn.Embedding.from_pretrained(table, freeze=False)
+        return unet
+
+
+def difference(told: dict[str, str], own: dict[str, str]) -> str | None:
+    """In what one teacher's `identity` is another's: a few words, or None.
+
+    The name may differ: a teacher may have moved. Where one keeps no schedule, it is believed.
+    """
+    parts = {"digest": "weights", "prediction": "prediction type", "schedule": "noise schedule"}
+    for key, words in parts.items():
+        if key in told and key in own and told[key] != own[key]:
+            return f"other {words} ({told[key]} of {told['name']}, {own[key]} of {own['name']})"
+    return None
+
+
+def eps_network(
+    unet: UNet2DModel, table: Tensor, prediction: str, dtype: str = "float32"
+) -> Network:
+    """A UNet as a function (x [B,C,H,W], time [B], labels, alpha_bar [B] or None: looked up at
+    time) -> eps, float32.
+    """
+
+    def network(
+        x: Tensor, time: Tensor, labels: Tensor | None = None, alpha_bar: Tensor | None = None
+    ) -> Tensor:
+        if alpha_bar is None:
+            alpha_bar = table.to(time.device)[time.long()]
+        low = (
+            torch.autocast(x.device.type, torch.bfloat16)
+            if dtype == "bfloat16"
+            else contextlib.nullcontext()
+        )
+        with low:
+            output = unet(x, time, class_labels=labels).sample
+        output = output.float()[:, : x.shape[1]]  # a learned variance comes second and is not used
+        return schedule.to_eps(output, x, alpha_bar, prediction)
+
+    return network
+
+
+def digest_of(module: torch.nn.Module) -> str:
+    """A short hash of a module's weights, whatever file or precision they came from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

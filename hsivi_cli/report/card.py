@@ -1,0 +1,68 @@
+"""A student's README.md."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from ..config import TrainConfig
+from ..models.teacher import Teacher
+
+
+def one_of(numbers: list[int]) -> str:
+    """Numbers in words: 4, or 1, 2 or 4."""
+    *rest, last = map(str, numbers)
+    return f"{', '.join(rest)} or {last}" if rest else last
+
+
+def of_budgets(distances: dict[str, float]) -> str:
+    """Distances by number of calls, in words: 2.30, or 9.12 at 1 call, 2.30 at 4 calls."""
+    if len(distances) == 1:
+        return f"{next(iter(distances.values())):.2f}"
+    return ", ".join(
+        f"{distance:.2f} at {nfe} call{'s' * (nfe != '1')}" for nfe, distance in distances.items()
+    )
+
+
+def model_card(teacher: Teacher, config: TrainConfig, info: dict, out: Path) -> str:
+    """The student's README.md."""
+    best, calls, most = info["best"], one_of(config.budgets), max(config.budgets)
+    measured = "No distance was measured in training (`--reference` measures it)."
+    if best:
+        measured = (
+            f"In training, {best['count']} images of the averaged student were at a Fréchet "
+            f"distance of {of_budgets(best['distances'])} from "
+            f"`{best['reference']}` (detector: {best['detector']}), the best of all evaluations, "
+            f"at step {best['step']}. "
+            "A number chosen as the best of several is a little low; measure it anew with `hsivi "
+            "fid`."
+        )
+    made = f"{info['step']} student updates"
+    if config.regress_steps:
+        made = f"{config.regress_steps} updates of regression on its paths, then {made}"
+    settings = "\n".join(
+        f"| {key} | {value} |" for key, value in asdict(config).items() if value is not None
+    )
+    return f"""---
+library_name: diffusers
+tags: [hsivi, diffusion-distillation]
+---
+# A sampler of {calls} network calls
+
+Distilled without data from {teacher.name} (weights {teacher.digest}) by hsivi {info["hsivi"]}:
+{made}, {info["seconds"] / 60:.1f} minutes.
+
+```python
+from hsivi_cli.student import HSIVIPipeline
+pipe = HSIVIPipeline.from_pretrained("{out}")
+images = pipe(batch_size=16, num_inference_steps={most}).images
+```
+
+or `hsivi sample {out} --nfe {most} --count 16 --grid grid.png`.
+
+{measured}
+
+| setting | value |
+|---|---|
+{settings}
+"""

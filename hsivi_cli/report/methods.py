@@ -1,0 +1,34 @@
+"""Methods of inference in a table."""
+
+from __future__ import annotations
+
+COLUMNS = {
+    "name": ("", "{}"),
+    "mean_error": ("mean error", "{:.3f}"),
+    "mean_z": ("in MC errors", "{:.1f}"),
+    "sd_error": ("sd error", "{:.3f}"),
+    "correlation_error": ("corr. error", "{:.3f}"),
+    "js": ("JS", "{:.4f}"),
+    "w1": ("W1", "{:.4f}"),
+    "rhat": ("R-hat", "{:.3f}"),
+    "ess": ("ESS", "{:.0f}"),
+    "cpu_seconds": ("CPU s", "{:.0f}"),
+}
+
+
+def table(rows: list[dict]) -> str:
+    """The rows in columns; a column that no row has is left out."""
+    used = [key for key in COLUMNS if any(row.get(key) is not None for row in rows)]
+    lines = [[COLUMNS[key][0] for key in used]]
+    for row in rows:
+        lines.append(
+            [COLUMNS[key][1].format(row[key]) if row.get(key) is not None else "" for key in used]
+        )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )

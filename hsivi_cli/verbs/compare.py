@@ -1,0 +1,288 @@
+"""`hsivi compare`: students, tuned solvers and the teacher on the same seeds and noises, judged by
+one distance.
+
+Every row is a Sampler (draw.py), so solver, student and teacher share the sampling code. What was
+drawn is cached by content: weights, chain, seeds, detector; a second run draws only what is new.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import date
+from pathlib import Path
+
+import torch
+
+from ..config import ORIGIN, CompareConfig, parse_numbers
+from ..errors import HsiviError
+from ..files.device import pick_device
+from ..files.images import has_picture, save_grid
+from ..files.places import check_file, check_place, embedded, weights_folder
+from ..files.run import command_line, whole_lines
+from ..files.whole import read_json, replacing, write_text
+from ..metrics.detectors import Detector
+from ..metrics.judge import Ruler, cache_of
+from ..metrics.statistics import Statistics, detector_for, few_images, statistics_of, unsure_of
+from ..models.draw import Sampler, chain_digest, solver_sampler, student_sampler
+from ..models.loading import load_teacher
+from ..models.spacings import SOLVERS, parse_solver, solver_names
+from ..models.student import Student, is_student, load_student
+from ..models.teacher import Teacher, difference
+from ..report import page as pages
+from ..report import plots
+from ..report import rows as report
+
+FINALISTS = 3  # spacings that a family's first heat leaves
+HEAT_SHARE = 8  # it is run on this part of --tune-count
+
+
+def run(config: CompareConfig) -> None:
+    """Measure what is asked for; print the table and who wins; write the files asked for."""
+    files = [config.json, config.plot, config.html]
+    for i, file in enumerate(files):
+        check_file(file, *files[:i], *config.sources, config.reference, config.grids)
+    for folder in (config.grids, cache_of(config)):
+        check_place(folder, folder=True)
+    device = pick_device(config.device)
+    students, teacher = open_sources(config, device)
+    budgets, solvers = parse_budgets(config, students), parse_solvers(config)
+    many = [n for n in parse_numbers(config.teacher_calls, "--teacher-calls", least=0) if n]
+    teachers = [
+        solver_sampler(teacher, config.teacher_solver, calls, "teacher", config.dtype)
+        for calls in (many if teacher else ())
+    ]
+    reference_path = (
+        str(embedded(config.reference)) if config.reference else embedded_reference(teacher)
+    )
+    weights = Path(config.detector_weights) if config.detector_weights else None
+    detector = detector_for([reference_path], config.detector, weights, device)
+    reference = statistics_of(reference_path, detector, config.data_root, keep_features=True)
+    ruler = Ruler(config, detector, reference, device)
+    caution(config, reference_path, reference)
+
+    samplers, curves = [], []
+    for nfe in budgets:
+        samplers += [student_sampler(s, nfe, config.dtype) for s in students if nfe in s.chains]
+        found = [tuned(name, nfe, teacher, ruler) for name in solvers if teacher]
+        samplers += [sampler for sampler in found if sampler]
+        curves += [training_curve(s, nfe, detector) for s in students if nfe in s.chains]
+    samplers += teachers
+    rows = [ruler.measure(sampler) for sampler in samplers]
+    for row in rows:
+        row |= training_facts(row, students, teacher)
+    if config.recorded:
+        rows += recorded_rows(teacher, {(row["name"], row["nfe"]) for row in rows})
+    if not rows:
+        raise HsiviError(
+            "nothing to compare: name runs, numbers of calls they were trained for, or solvers"
+        )
+    print(report.table(rows))
+    print()
+    print("\n".join([*report.verdicts(rows), *report.notes(rows)]))
+    curves = [curve for curve in curves if curve["points"]]
+    write_files(config, rows, curves, samplers, ruler, reference_path)
+
+
+def caution(config: CompareConfig, path: str, reference: Statistics) -> None:
+    """Warn of too few images, and of a reference whose detector is not known."""
+    width, drawn = len(reference.moments.mean), f"--count {config.count}"
+    warnings = [few_images(drawn, config.count, width), *unsure_of(path, reference)]
+    for line in filter(None, warnings):
+        print(line, file=sys.stderr)
+
+
+def write_files(
+    config: CompareConfig,
+    rows: list[dict],
+    curves: list[dict],
+    samplers: list[Sampler],
+    ruler: Ruler,
+    reference: str,
+) -> None:
+    size = ruler.reference.moments.count or "unknown number of"
+    about = {
+        "date": date.today().isoformat(),
+        "reference": f"{Path(reference).name} ({size} images)",
+        "detector": ruler.detector.stamp,
+        "images per row": f"{config.count}, seeds from {config.seed}, {config.repeats} time(s)",
+        "command": command_line(),
+        "solvers": f"each at its spacing best on {config.tune_count} images; linear, so x0 is "
+        "never clipped",
+    }
+    if config.json:
+        found = {"rows": rows, "training": curves, "about": about}
+        write_text(Path(config.json), json.dumps(found, indent=1, allow_nan=False) + "\n")
+    if config.plot:
+        with replacing(Path(config.plot)) as temporary:
+            temporary.write_bytes(plots.plot_png(rows, curves))
+    if config.grids or config.html:
+        sound = {(row["name"], row["nfe"]) for row in rows if row["distance"] is not None}
+        grids = {
+            f"{s.name}, {s.nfe} calls": ruler.first_images(s)
+            for s in samplers
+            if (s.name, s.nfe) in sound and has_picture(s.shape[0])
+        }
+        for title, images in grids.items() if config.grids else ():
+            save_grid(
+                images,
+                Path(config.grids)
+                / (title.replace("/", "_").replace(", ", "-").replace(" ", "-") + ".png"),
+            )
+        if config.html:
+            write_text(Path(config.html), pages.page(rows, grids, about, curves))
+
+
+def open_sources(
+    config: CompareConfig, device: torch.device
+) -> tuple[list[Student], Teacher | None]:
+    """The students named, and the one teacher that they and the solvers share.
+
+    Students of different teachers are compared with one another through the reference alone; then
+    there are no solvers.
+    """
+    students = [load_student(path, device) for path in config.sources if is_student(path)]
+    origin = {key: getattr(config, key) for key in ORIGIN}
+    teachers = [
+        load_teacher(path, device, **origin) for path in config.sources if not is_student(path)
+    ]
+    for other in teachers[1:]:
+        if unlike := difference(other.identity, teachers[0].identity):
+            raise HsiviError(
+                f"one teacher at a time, or solvers would not share their weights: {unlike}"
+            )
+    told = [student.info["teacher"] for student in students]
+    alike = not any(difference(one, told[0]) for one in told)
+    if not teachers and alike:
+        teachers = find_teacher(students[0], device)
+    if not alike or (told and teachers and difference(told[0], teachers[0].identity)):
+        names = ", ".join(f"{s.name} (of {s.info['teacher']['name']})" for s in students)
+        least = "" if teachers else "; no solver is drawn: name the teacher to have them"
+        print(
+            f"warning: students of different teachers: {names}. They are compared through the "
+            f"reference alone{least}",
+            file=sys.stderr,
+        )
+    return students, teachers[0] if teachers else None
+
+
+def find_teacher(student: Student, device: torch.device) -> list[Teacher]:
+    """A student's own teacher, if it is still where it was and has the same weights."""
+    told = student.info["teacher"]
+    origin = {key: told.get(key) for key in ORIGIN}
+    for source in ({"source": told["name"]} | origin, {}):
+        try:
+            teacher = load_teacher(**source, device=device)
+        except HsiviError:
+            continue
+        if not difference(told, teacher.identity):
+            return [teacher]
+    print(
+        f"warning: the teacher of {student.name} ({told['name']}) is not here: no solvers; name "
+        "it to have them",
+        file=sys.stderr,
+    )
+    return []
+
+
+def embedded_reference(teacher: Teacher | None) -> str:
+    if teacher is None or difference(teacher.identity, load_teacher().identity):
+        raise HsiviError(
+            "--reference is needed: only the embedded teacher and its students have one of their "
+            "own"
+        )
+    return str(weights_folder() / "reference.npz")
+
+
+def parse_budgets(config: CompareConfig, students: list[Student]) -> list[int]:
+    has = sorted({nfe for student in students for nfe in student.chains})
+    if config.nfe is None and not has:
+        raise HsiviError("--nfe is needed where no student says how many calls it takes")
+    budgets = has if config.nfe is None else parse_numbers(config.nfe, "--nfe")
+    for student in students:
+        if not set(budgets) & set(student.chains):
+            student.budget(budgets[0])  # says which it has
+    if config.nfe is not None and (missing := sorted(set(budgets) - set(has))) and students:
+        print(
+            f"warning: no student was trained for {', '.join(map(str, missing))} calls; they were "
+            f"for {', '.join(map(str, has))}",
+            file=sys.stderr,
+        )
+    return budgets
+
+
+def parse_solvers(config: CompareConfig) -> list[str]:
+    names = [] if config.solvers == "none" else config.solvers.split(",")
+    for name in names:
+        parse_solver(name)
+    return names
+
+
+def tuned(name: str, nfe: int, teacher: Teacher, ruler: Ruler) -> Sampler | None:
+    """A solver on the teacher: the one named, or a family's best spacing. None, with a warning,
+    where nothing fits this many calls.
+
+    Many spacings run a first heat on few images, and only the finalists run the full distance.
+    """
+    config = ruler.config
+    candidates, reason = {}, None
+    for spaced in solver_names((name,)) if name in SOLVERS else (name,):
+        try:
+            sampler = solver_sampler(teacher, spaced, nfe, dtype=config.dtype)
+            candidates.setdefault(chain_digest(sampler), sampler)  # equal ones are drawn once
+        except HsiviError as error:  # a spacing that does not fit this many calls
+            reason = reason or error
+    if not candidates:
+        print(f"warning: {name} is left out at {nfe} calls: {reason}", file=sys.stderr)
+        return None
+
+    def by_distance(count: int) -> list[Sampler]:
+        return sorted(left, key=lambda sampler: ruler.distance_or_inf(sampler, count))
+
+    left, count = list(candidates.values()), min(config.tune_count, config.count)
+    heat = count // HEAT_SHARE
+    if len(left) > FINALISTS and heat > ruler.detector.feature_dim:
+        left = by_distance(heat)[:FINALISTS]
+    return by_distance(count)[0] if len(left) > 1 else left[0]
+
+
+def recorded_rows(teacher: Teacher | None, have: set[tuple[str, int]]) -> list[dict]:
+    """Rows of weights/recorded.json, each with the command that made it, if they are of this
+    teacher.
+    """
+    file = weights_folder() / "recorded.json"
+    known = read_json(file)
+    if teacher is None or difference(known["teacher"], teacher.identity):
+        raise HsiviError(
+            "--recorded holds rows of the embedded teacher, which is not the one compared here: "
+            "leave it out"
+        )
+    return [
+        row | {"how": "recorded"} for row in known["rows"] if (row["name"], row["nfe"]) not in have
+    ]
+
+
+def training_facts(row: dict, students: list[Student], teacher: Teacher | None) -> dict:
+    """What a student's row also says: minutes of training, and whether the comparison's teacher is
+    its own.
+    """
+    for student in students:
+        if row["kind"] == "student" and row["name"] == student.name:
+            own = teacher and not difference(student.info["teacher"], teacher.identity)
+            return {"minutes": round(student.info["seconds"] / 60, 1), "own_teacher": bool(own)}
+    return {}
+
+
+def training_curve(student: Student, nfe: int, detector: Detector) -> dict:
+    """Distances that a run measured in training by this detector: points of (minutes, distance)."""
+    folder, points, counts = embedded(student.name), [], set()
+    logs = [folder / "timing.jsonl", folder / "evaluations.jsonl"]
+    if all(log.exists() for log in logs):
+        timing, evaluations = (map(json.loads, whole_lines(log.read_text())) for log in logs)
+        seconds = {line["step"]: line["seconds"] for line in timing}
+        for line in evaluations:
+            mine = line.get("nfe", nfe) == nfe and line["detector"] == detector.stamp
+            if mine and line["step"] in seconds:
+                points.append([round(seconds[line["step"]] / 60, 2), line["distance"]])
+                counts.add(line["count"])
+    return {"name": student.name, "nfe": nfe, "points": points, "counts": sorted(counts)}

@@ -1,0 +1,356 @@
+"""`hsivi infer`: sample a density by K semi-implicit layers.
+
+In Python, with any torch function of [B, dim] -> [B]:
+
+    from hsivi_cli.infer import fit
+    family = fit(log_prob, dim=3, layers=4, objective="lb", steps=1000)
+    x = family.sample(10_000)
+
+and `load(folder)` gives the family of a run. A run's folder holds model.safetensors (the averaged
+layers), infer.json (what they are), samples.npz, summary.json, plots and, where ArviZ is installed,
+posterior.nc; beside them metrics.jsonl and checkpoint/ as in training, and with --compare what
+other methods make of the target. The same command again goes on where the last checkpoint was,
+and with more --steps beyond the end.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .. import __version__
+from ..config import InferConfig
+from ..density.bridge import check_density
+from ..density.family import Family
+from ..density.fit import first_round, last_round, not_finite
+from ..density.gaussian import Affine
+from ..density.named import fingerprint, load_target, probe
+from ..density.nuts import diagnosis, nuts, quietly
+from ..density.rounds import (
+    Networks,
+    best_gaussian,
+    lower_bound,
+    make_networks,
+    play_round,
+    resolved,
+)
+from ..density.targets import Density
+from ..density.truth import errors, exact_truth, nuts_truth
+from ..errors import HsiviError
+from ..files.checkpoint import (
+    checkpoints,
+    last_good,
+    load_checkpoint,
+    load_modules,
+    load_optimizer,
+    module_tensors,
+    optimizer_tensors,
+    save_checkpoint,
+    usable,
+)
+from ..files.device import pick_device
+from ..files.run import Interrupt, append, check_resumable, command_line, holding, say, trim
+from ..files.whole import (
+    is_fresh,
+    read_tensors,
+    remove,
+    replacing,
+    sweep,
+    write_bytes,
+    write_json,
+    write_tensors,
+    writing,
+)
+from ..method.steps import rng, warmup_rounds
+from ..report.figures import band_png, densities_png, layers_png, pairs_png
+from ..report.methods import table
+
+LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)  # of the summary's quantiles
+
+
+def load(folder: str | Path) -> Family:
+    """The layers of a run's folder."""
+    info = read_info(Path(folder))
+    family = Family(info["dim"], InferConfig(**info["config"]))
+    family.load_state_dict(read_tensors(Path(folder) / "model.safetensors"))
+    return family.requires_grad_(False)
+
+
+def read_info(out: Path) -> dict:
+    try:
+        info = json.loads((out / "infer.json").read_text())
+        names = {item.name for item in fields(InferConfig)}
+        if {"target", "dim", "config", "step", "cpu_seconds"} <= info.keys() and (
+            info["config"].keys() <= names
+        ):
+            return info
+        reason = "it describes no run of this version"
+    except (OSError, ValueError, AttributeError) as error:
+        reason = error
+    raise HsiviError(f"{out / 'infer.json'} cannot be used ({reason}): choose another folder")
+
+
+def run(config: InferConfig, name: str, dim: int | None, out: Path) -> None:
+    """Train, or go on training, the layers in the folder `out`; draw, sum up and plot."""
+    begin = (time.monotonic(), time.process_time())
+    device = pick_device(config.device)
+    target = load_target(name, dim)
+    config = resolved(config, target)
+    if config.compare:
+        for package in ("arviz", "nutpie"):
+            quietly(package)
+    about = {"target": name, "dim": target.dim}
+    with holding(out):
+        learn(config, about, target, device, out, begin)
+
+
+def learn(
+    config: InferConfig,
+    about: dict,
+    target,
+    device: torch.device,
+    out: Path,
+    begin: tuple[float, float],
+) -> None:
+    """`run`, once the target and the folder are there.
+
+    about  the target's name and dim
+    begin  the two clocks at its start
+    """
+    probe(config, target, device)
+    about = about | {"fingerprint": fingerprint(target, device)}
+    earlier = check_out(out, config, about)
+    state = {"round": first_round(config), "seconds": 0.0, "cpu_seconds": 0.0}
+    resumed = load_checkpoint(out / "checkpoint") if earlier else None
+    if resumed:
+        with usable(out / "checkpoint"):
+            frame = (resumed[0]["family.centre"], resumed[0]["family.factor"])
+            networks = make_networks(config, target, frame, device)
+            state = restore(networks, *resumed)
+    else:
+        networks = make_networks(config, target, None, device)
+    before, cpu_before = state["seconds"], state["cpu_seconds"]
+    warmup, last = warmup_rounds(config), last_round(config)
+
+    def save(step: int) -> None:
+        state["seconds"] = before + time.monotonic() - begin[0]
+        state["cpu_seconds"] = cpu_before + time.process_time() - begin[1]
+        save_checkpoint(out / "checkpoint", state["round"], snapshot(networks), state)
+        export(out, networks.ema, config, about, step, state)
+
+    sweep(out)  # check_out has found it to be a run's
+    export(out, networks.ema, config, about, max(0, state["round"] - warmup), state)
+    trim(out / "metrics.jsonl", state["round"] - warmup)
+    done = max(0, state["round"] - warmup)
+    steps = tqdm(total=config.steps, initial=done, unit="step", disable=None)
+    with Interrupt() as interrupt, steps as bar:
+        for round_ in range(state["round"], last):
+            step = round_ - warmup + 1  # updates made when this round is over
+            measured = play_round(networks, config, round_)
+            if not all(map(math.isfinite, measured.values())):
+                raise not_finite(networks, step, last_good(out))
+            state["round"] = round_ + 1
+            if step > 0:
+                with writing(out):
+                    append(out / "metrics.jsonl", {"step": step} | measured)
+                bar.set_description(
+                    f"divergence {measured.get('divergence_1', 0):.3g}", refresh=False
+                )
+                bar.update()
+            over_time = config.minutes and time.monotonic() - begin[0] > 60 * config.minutes
+            stop = bool(interrupt.number or over_time)
+            if stop or round_ + 1 == last or (step > 0 and step % config.checkpoint_every == 0):
+                save(max(0, step))
+            if stop and round_ + 1 < last:
+                say(
+                    f"stopped and saved at step {max(0, step)} of {config.steps}; to go on, type "
+                    f"the same line again:\n  {command_line()}"
+                )
+                if interrupt.number:
+                    sys.exit(128 + interrupt.number)
+                return
+    report(out, networks, config, target)
+    if config.compare:
+        compare(out, networks.ema, config, about["target"], target, state["cpu_seconds"])
+    elif done < config.steps:  # it compares samples that are no more
+        for file in ("compare.json", "compare.png"):
+            remove(out / file)
+    say(f"{out}: {config.layers} layers, {config.steps} steps, {state['seconds'] / 60:.1f} minutes")
+
+
+def check_out(out: Path, config: InferConfig, about: dict) -> bool:
+    """Whether the folder holds an earlier part of this very run. Refuses another's.
+
+    about  the target's name, dim and fingerprint
+    """
+    if is_fresh(out):
+        return False
+    if not (out / "infer.json").is_file():
+        raise HsiviError(f"{out} exists and is no run of hsivi infer: choose another --out")
+    info = read_info(out)
+    if not (out / "samples.npz").exists() and not checkpoints(out / "checkpoint"):
+        return False  # it stopped before anything was kept: nothing binds its settings
+    if (info["target"], info["dim"]) != (about["target"], about["dim"]):
+        raise HsiviError(
+            f"{out} samples another target ({info['target']}, {info['dim']} coordinates): choose "
+            "another --out"
+        )
+    old, new = (torch.tensor(one.get("fingerprint") or []) for one in (info, about))
+    if len(old) == len(new) and not torch.allclose(old, new, rtol=1e-3, atol=1e-3):
+        raise HsiviError(
+            f"{out} was begun on {about['target']} when it was another density: undo its change, "
+            "or choose another --out"
+        )
+    check_resumable(out, info, config)
+    return True
+
+
+MODULES = ("family", "ema", "fake_scores")
+
+
+def snapshot(networks: Networks) -> dict[str, Tensor]:
+    """Everything that changes in training, as named tensors."""
+    tensors = module_tensors(networks, MODULES)
+    tensors |= optimizer_tensors(networks.optimizer, "optimizer")
+    return tensors | optimizer_tensors(networks.fake_optimizer, "fake_optimizer")
+
+
+def restore(networks: Networks, tensors: dict[str, Tensor], state: dict) -> dict:
+    """The inverse of `snapshot`. Returns the state that lay beside the tensors."""
+    state = {"round": int(state["round"])} | {
+        key: float(state[key]) for key in ("seconds", "cpu_seconds")
+    }
+    load_modules(networks, MODULES, tensors)
+    load_optimizer(networks.optimizer, "optimizer", tensors)
+    load_optimizer(networks.fake_optimizer, "fake_optimizer", tensors)
+    return state
+
+
+def export(
+    out: Path, family: Family, config: InferConfig, about: dict, step: int, state: dict
+) -> None:
+    """model.safetensors and infer.json. `about` is the target's name, dim and fingerprint."""
+    info = {
+        "format": 1,
+        "hsivi": __version__,
+        **about,
+        "config": asdict(config),
+        "step": step,
+        "seconds": round(state["seconds"], 1),
+        "cpu_seconds": round(state["cpu_seconds"], 2),
+    }
+    write_json(out / "infer.json", info)  # first: it says whose folder this is
+    write_tensors(out / "model.safetensors", family.state_dict())
+
+
+def report(out: Path, networks: Networks, config: InferConfig, target) -> None:
+    """samples.npz, summary.json, the plots and, where ArviZ is installed, posterior.nc."""
+    drawn = networks.ema.sample(config.count, config.seed)
+    with torch.no_grad():
+        check_density(torch.cat([target.log_prob(x) for x in drawn[:2000].split(500)]), drawn)
+    samples = drawn.cpu()
+    with replacing(out / "samples.npz") as temporary:
+        np.savez_compressed(temporary, x=samples.numpy())
+    write_json(out / "summary.json", {"step": config.steps} | summary(networks, samples, config))
+    if samples.shape[1] == 2:
+        marginals = networks.ema.marginals(config.count, config.seed)
+        write_bytes(out / "layers.png", layers_png(marginals, networks.bridge.log_prob))
+    else:
+        write_bytes(out / "pairs.png", pairs_png(samples))
+        write_bytes(out / "marginals.png", band_png(samples))
+    if importlib.util.find_spec("arviz"):
+        write_arviz(out / "posterior.nc", samples)
+
+
+def write_arviz(path: Path, samples: Tensor) -> None:
+    """ArviZ's own netCDF file: one chain of independent draws of x."""
+    arviz = quietly("arviz")
+    draws = {"x": samples.numpy()[None]}  # chain x draw x coordinate
+    old = arviz.__version__.startswith("0.")
+    data = arviz.from_dict(posterior=draws) if old else arviz.from_dict({"posterior": draws})
+    with replacing(path) as temporary:
+        data.to_netcdf(temporary)
+
+
+EXACT_COUNT = 200_000  # draws of all but NUTS, where there are exact ones: histograms need many
+
+
+def compare(
+    out: Path, family: Family, config: InferConfig, name: str, target, trained: float
+) -> None:
+    """compare.json, compare.png and a table on stdout: the samples, the nearest Gaussians and NUTS,
+    all measured from exact draws where the target has them, else from NUTS. `trained` is the CPU
+    seconds that the family took.
+    """
+    rows, drawn, device = [], {}, family.centre.device
+    exact = bool(getattr(target, "draw", None)) or not isinstance(target, Density)
+    count = max(config.count, EXACT_COUNT) if exact else config.count
+
+    def timed(label: str, make: Callable):
+        began = time.process_time()
+        made = make()
+        rows.append({"name": label, "cpu_seconds": time.process_time() - began})
+        return made
+
+    drawn["hsivi"] = timed("hsivi", lambda: family.sample(count, config.seed)).cpu()
+    rows[-1]["cpu_seconds"] += trained
+    frames = {}
+    for label in ("full-rank", "mean-field"):
+        full = label == "full-rank"
+        found = timed(label, lambda full=full: best_gaussian(config, target, full, device))
+        frames[label] = Affine(target, *found)
+        noise = torch.randn(count, target.dim, generator=rng(config.seed, label))
+        drawn[label] = frames[label].out(noise.to(device)).cpu()
+    frame = frames["full-rank"]
+    chains = timed("nuts", lambda: nuts(frame, config.chains, config.draws, config.seed)).cpu()
+    drawn["nuts"] = chains.flatten(0, 1)
+    truth = nuts_truth(chains)
+    own_error = truth.error
+    if exact:
+        truth = exact_truth(target.sample(count, rng(config.seed, "truth")))
+    for row in rows:
+        if row["name"] == "nuts":
+            row |= diagnosis(chains)
+        if row["name"] != truth.kind:
+            own = own_error if row["name"] == "nuts" else None
+            row |= errors(drawn[row["name"]], truth, own)
+    about = {"target": name, "step": config.steps}
+    about |= {"truth": truth.kind, "truth_count": len(truth.draws)}
+    about |= {"chains": config.chains, "draws": config.draws}
+    write_json(out / "compare.json", {"rows": rows, "about": about})
+    if target.dim == 2:
+        drawn |= {"exact": truth.draws} if exact else {}
+        write_bytes(out / "compare.png", densities_png(drawn))
+    else:
+        write_bytes(out / "compare.png", band_png(drawn["hsivi"], truth.draws))
+        write_bytes(out / "pairs.png", pairs_png(drawn["hsivi"], truth.draws))
+    print(f"measured from {truth.kind} draws")
+    print(table(rows))
+
+
+def summary(networks: Networks, samples: Tensor, config: InferConfig) -> dict:
+    """Mean, sd and quantiles of each coordinate, and how far the samples are from the target."""
+    draws = samples.double()
+    sd = draws.std(0) if len(draws) > 1 else torch.zeros(draws.shape[1])
+    quantiles = draws.quantile(torch.tensor(LEVELS, dtype=torch.float64), dim=0)
+    found = lower_bound(networks.ema, networks.bridge.target, 2000, 500, config.seed)
+    return {
+        "count": len(draws),
+        "mean": draws.mean(0).tolist(),
+        "sd": sd.tolist(),
+        "quantiles": {
+            f"{level:g}": row.tolist() for level, row in zip(LEVELS, quantiles, strict=True)
+        },
+        "divergence": found,
+    }

@@ -1,0 +1,109 @@
+"""`hsivi info`: what a run, a teacher or a statistics file is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ..errors import HsiviError
+from ..files.places import embedded
+from ..files.whole import read_json
+from ..metrics.statistics import kind_of, load_statistics
+from ..models.loading import load_teacher
+from ..models.student import is_student, load_student
+
+
+def run(path: str | None, as_json: bool, origin: dict[str, str | None]) -> None:
+    """Print what lies at `path`, a fact a line, or all as one JSON object.
+
+    origin  revision, variant and subfolder of a teacher
+    """
+    facts = describe(path, **origin)
+    if as_json:
+        print(json.dumps(facts))
+        return
+    width = max(map(len, facts))
+    for key, value in facts.items():
+        print(f"{key.ljust(width)}  {value}")
+
+
+def describe(path: str | None, **origin: str | None) -> dict:
+    if path is not None and is_student(path):
+        return describe_student(path)
+    if path is not None and (Path(path) / "infer.json").is_file():
+        return describe_inference(Path(path) / "infer.json")
+    if path is None or not path.endswith(".npz"):
+        return describe_teacher(path, **origin)
+    if kind_of(path) != "statistics":
+        raise HsiviError(
+            f"{path} holds images; hsivi info describes runs, teachers and statistics files"
+        )
+    statistics = load_statistics(embedded(path))
+    return {
+        "kind": "statistics",
+        "detector": statistics.stamp or "unknown",
+        "count": statistics.moments.count or "unknown",
+        "features": len(statistics.moments.mean),
+        "kept features": 0 if statistics.features is None else len(statistics.features),
+    }
+
+
+def describe_inference(file: Path) -> dict:
+    info = read_json(file)
+    try:
+        config = info["config"]
+        return {
+            "kind": "inference",
+            "target": info["target"],
+            "coordinates": info["dim"],
+            "layers": config["layers"],
+            "objective": config["objective"],
+            "bridge": config["bridge"],
+            "steps": f"{info['step']} of {config['steps']}",
+            "minutes": round(info["seconds"] / 60, 1),
+        }
+    except (KeyError, TypeError) as error:
+        raise HsiviError(f"{file} describes no run of this version ({error})") from error
+
+
+def describe_teacher(path: str | None, **origin: str | None) -> dict:
+    teacher = load_teacher(path, **origin)
+    return {
+        "kind": "teacher",
+        "name": teacher.name,
+        "weights": teacher.digest,
+        "parameters": sum(p.numel() for p in teacher.unet.parameters()),
+        "image": "x".join(map(str, teacher.shape)),
+        "classes": teacher.label_count or "none",
+        "prediction": teacher.prediction,
+        "times": len(teacher.table),
+        "schedule": teacher.schedule_name,
+        "alpha_bar at the end": f"{teacher.table[-1].item():.2e}",
+    }
+
+
+def describe_student(path: str) -> dict:
+    student = load_student(path)
+    info, best = student.info, student.info.get("best")
+    regressed = info["config"].get("regress_steps", 0)
+    facts = {
+        "kind": "student",
+        "teacher": f"{info['teacher']['name']} ({info['teacher']['digest']})",
+        "weights": student.model.digest,
+        "calls": ", ".join(map(str, student.chains)),
+        "steps": f"{info['step']} of {info['config'].get('steps', 'unknown')}"
+        + (f", after {regressed} of regression" if regressed else ""),
+        "minutes": round(info["seconds"] / 60, 1),
+        "best distance": f"{best['distance']:.2f} at step {best['step']} "
+        f"({best['count']} images, {best['detector']})"
+        if best
+        else "not measured",
+    }
+    for nfe, chain in student.chains.items():
+        facts[f"times at {nfe} calls"] = ", ".join(
+            "clean data" if t < 0 else f"{t:g}" for t in chain.time.tolist()
+        )
+        facts[f"noise shares at {nfe} calls"] = ", ".join(
+            f"{s:.3g}" for s in chain.noise_share.tolist()
+        )
+    return facts

@@ -1,0 +1,199 @@
+"""What a training begins with: --start auto's choice and its memory."""
+
+import json
+from dataclasses import replace
+
+import diffusers
+import pytest
+import torch
+from command import QUICK, TINY, refusal, train
+
+from hsivi_cli.config import TrainConfig
+from hsivi_cli.errors import HsiviError
+from hsivi_cli.models import starts as start
+from hsivi_cli.models.loading import load_teacher
+from hsivi_cli.models.spacings import solver, solver_names
+from hsivi_cli.models.starts import choose_starts, gaps, make_chain, make_chains, make_path
+from hsivi_cli.models.student import load_student
+from hsivi_cli.verbs import train as train_module
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_unet, tmp_path_factory):
+    path = tmp_path_factory.mktemp("teacher")
+    unet = tiny_unet(**TINY)
+    diffusers.DDPMPipeline(unet=unet, scheduler=diffusers.DDPMScheduler()).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def teacher(folder):
+    return load_teacher(str(folder))
+
+
+@pytest.fixture(autouse=True)
+def few_pairs(monkeypatch):
+    monkeypatch.setattr(start, "PAIRS", 8)
+    monkeypatch.setattr(start, "FIT_PAIRS", 16)
+
+
+AUTO = {"start": "auto", "noise_share": "0.3"}
+
+
+@pytest.mark.parametrize("name", ["unipc-trailing", "dpm++2-karras", "ddim-leading"])
+def test_auto_finds_the_solver_that_draws_the_judges_own_images(teacher, monkeypatch, name):
+    truth = solver(name, 3, teacher.scheduler, teacher.table)
+    monkeypatch.setattr(start, "truth_chain", lambda *any_top: truth)
+    assert choose_starts(TrainConfig(**AUTO, nfe="3"), teacher) == {3: name}
+
+
+def test_ddim_over_the_grid_is_a_start_beside_the_solvers_own_spacings(teacher):
+    config = TrainConfig(nfe="3", grid="0,200,500,900")
+    truth = start.images(teacher, start.bare_chain(config, 3, teacher, "ddim"), start.PAIRS)
+    found = gaps(config, 3, teacher, lambda chain: truth)
+    assert found.pop("ddim") == 0 < min(found.values())
+
+
+def test_the_gap_is_the_mean_squared_distance_of_images_from_the_same_noise(teacher):
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(8, *teacher.shape, generator=draw)
+
+    def images(chain):  # the walk of a deterministic chain, written out
+        state, history = x, {}
+        for k in range(chain.nfe, 0, -1):
+            time, level = chain.time[k].float().expand(8), chain.alpha_bar[k].float().expand(8)
+            with torch.no_grad():
+                history[k] = teacher.network()(state, time, None, level)
+            state = chain.cx[k] * state + sum(chain.ce[k, j] * e for j, e in history.items())
+            state = state.float()
+        return state
+
+    found = gaps(TrainConfig(), 2, teacher, start.judge(teacher, start.PAIRS))
+    assert {"ddim", "ddim-leading", "unipc-linspace", "dpm++3-lu"} <= found.keys()
+    assert found.keys() <= {"ddim", *solver_names()}
+    for name in ("ddim-leading", "unipc-linspace", "dpm++3-lu", "ipndm-quad"):
+        chain = solver(name, 2, teacher.scheduler, teacher.table)
+        truth = images(start.truth_chain(teacher, int(chain.time[-1])))
+        gap = (images(chain) - truth).square().mean().item()
+        assert found[name] == pytest.approx(gap, rel=1e-4)  # float32 sums in another order
+
+
+@pytest.mark.parametrize("top", [999, 600, 30, 2])
+def test_the_truth_is_fifty_calls_from_a_chains_own_beginning(teacher, top):
+    chain = start.truth_chain(teacher, top)
+    assert chain.nfe == min(50, top // 2) and chain.time[-1] == top
+    assert chain.alpha_bar[-1] == pytest.approx(teacher.table[top].item(), rel=1e-5)
+    assert (chain.time.diff() > 0).all() and chain.alpha_bar[0] == 1 and not chain.s0.any()
+
+
+def test_where_only_x0_is_kept_auto_is_ddim_and_costs_no_call(teacher, monkeypatch):
+    monkeypatch.setattr(start, "images", None)
+    assert choose_starts(TrainConfig(start="auto", nfe="1,4"), teacher) == {1: "ddim", 4: "ddim"}
+    assert choose_starts(TrainConfig(start="deis", noise_share="0"), teacher) == {}
+
+
+def test_every_budget_has_the_chain_of_its_own_start(teacher):
+    config, starts = TrainConfig(**AUTO, nfe="2,3"), {2: "deis", 3: "ddim"}
+    two, three = make_chains(config, teacher, starts)
+    assert torch.equal(two.ce, solver("deis", 2, teacher.scheduler, teacher.table).ce)
+    assert torch.equal(three.time, make_chain(TrainConfig(), 3, teacher).time)
+    for chain in (two, three):
+        inner = chain.noise_share[chain.sigma[:-1] > 0]
+        assert torch.allclose(inner, torch.full_like(inner, 0.3))
+
+
+def test_the_choice_is_told_stored_and_not_made_again(folder, tmp_path, monkeypatch):
+    out, options = tmp_path / "run", ("--start", "auto", "--noise-share", 0.3, "--nfe", "1,2")
+    result = train(folder, out, *options, "--minutes", 1e-9)
+    starts = json.loads((out / "hsivi.json").read_text())["starts"]
+    assert starts.keys() == {"1", "2"}
+    assert f"--start auto at 2 calls: {starts['2']}" in result.stderr.splitlines()
+    monkeypatch.setattr(train_module, "choose_starts", None)
+    train(folder, out, *options)
+    assert json.loads((out / "hsivi.json").read_text())["starts"] == starts
+    student, loaded = load_student(out), load_teacher(str(folder))
+    assert student.info["step"] == 2 and student.info["config"]["start"] == "auto"
+    chain = make_chain(TrainConfig(noise_share="0.3"), 2, loaded, starts["2"])
+    assert torch.equal(student.chains[2].ce, chain.ce)
+
+
+def test_a_resume_with_another_start_is_refused(folder, tmp_path):
+    train(folder, tmp_path / "run", "--noise-share", 0.3, "--steps", 0)
+    options = ("--noise-share", 0.3, "--start", "auto")
+    told = refusal("train", folder, "--out", tmp_path / "run", *QUICK, *options)
+    assert "--start ddim, not auto" in told
+
+
+# ---- --fit-steps ---------------------------------------------------------------------------------
+
+FIT = ("--start", "deis", "--noise-share", "0", "--nfe", 2, "--fit-steps", 3)
+
+
+def test_fitted_coefficients_are_all_that_no_steps_train(folder, teacher, tmp_path):
+    train(folder, tmp_path / "run", *FIT, "--steps", 0)
+    student = load_student(tmp_path / "run")
+    chain, plain = student.chains[2], solver("deis", 2, teacher.scheduler, teacher.table)
+    assert not torch.equal(chain.ce, plain.ce) and torch.equal(chain.alpha_bar, plain.alpha_bar)
+    ours, theirs = student.model.unet.state_dict(), teacher.unet.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_fit_lies_nearer_to_the_teacher(teacher):
+    config = TrainConfig(nfe="2", start="deis", noise_share="0", fit_steps=30)
+    x, _ = start.noises(teacher, start.FIT_PAIRS)
+    plain = start.bare_chain(config, 2, teacher, "deis")
+    wanted = start.images(teacher, start.truth_chain(teacher, int(plain.time[-1])), len(x))
+    (fitted,) = make_chains(config, teacher, {})
+    near, far = (
+        (start.images(teacher, chain, len(x)) - wanted).square().mean() for chain in (fitted, plain)
+    )
+    assert near < 0.98 * far  # .969 in so few updates, on a network with random weights
+
+
+def test_a_resumed_run_keeps_its_fit(folder, tmp_path, monkeypatch):
+    train(folder, tmp_path / "run", *FIT, "--steps", 1)
+    before = load_student(tmp_path / "run").chains[2]
+    monkeypatch.setattr(train_module, "make_chains", None)  # not fitted anew
+    train(folder, tmp_path / "run", *FIT, "--steps", 2)
+    after = load_student(tmp_path / "run").chains[2]
+    assert torch.equal(before.ce, after.ce) and torch.equal(before.time, after.time)
+
+
+def test_a_fit_needs_shares_below_one(folder, tmp_path):
+    error = refusal(
+        "train", folder, "--out", tmp_path / "run", "--fit-steps", 3, "--noise-share", 1
+    )
+    assert "--fit-steps" in error and "--noise-share 1" in error
+
+
+def test_the_teachers_images_are_drawn_once_a_beginning_and_after_every_refusal(
+    teacher, monkeypatch
+):
+    drawn = []
+    draw = start.images
+    monkeypatch.setattr(start, "images", lambda *args: drawn.append(args) or draw(*args))
+    config = TrainConfig(nfe="2,3", start="deis", noise_share="0", fit_steps=1)
+    assert [chain.nfe for chain in make_chains(config, teacher, {})] == [2, 3]
+    assert len(drawn) == 1  # both begin at the last time
+    make_chains(replace(config, start="deis-leading"), teacher, {})
+    assert len(drawn) == 3  # at 666 and 750
+    with pytest.raises(HsiviError, match="--levels own needs noise"):
+        make_chains(replace(config, levels="own"), teacher, {})
+    assert len(drawn) == 3
+
+
+# ---- --regress-steps -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nfe", [1, 2, 3, 5, 8, 12])
+@pytest.mark.parametrize("times", [1000, 100, 30])
+def test_a_path_goes_through_every_level_of_its_chain(save_teacher, nfe, times):
+    scheduler = diffusers.DDPMScheduler(times)
+    teacher = load_teacher(str(save_teacher(scheduler=scheduler, **TINY)))
+    chain = make_chain(TrainConfig(), nfe, teacher)
+    path = make_path(chain, teacher)
+    own, visited = chain.time.tolist(), path.chain.time.tolist()
+    assert [visited[place] for place in path.places[:-1]] == own[1:-1]
+    assert path.places[-1] == path.chain.nfe and visited[-1] >= own[-1]
+    assert min(start.PATH_CALLS, times // 2, nfe) <= path.chain.nfe <= 2 * max(8, nfe)
+    assert path.chain.alpha_bar[0] == 1 and not path.chain.s0.any()  # ends clean, without noise
