@@ -19,7 +19,8 @@ from hsivi_cli.files.device import pick_device
 from hsivi_cli.method import distill
 from hsivi_cli.models.draw import draw, solver_sampler
 from hsivi_cli.models.loading import load_teacher
-from hsivi_cli.models.starts import make_chains, networks_of
+from hsivi_cli.models.networks import networks_of
+from hsivi_cli.models.starts import make_chains
 
 
 class Timed:

@@ -23,7 +23,7 @@ from hsivi_cli.method.losses import (
     reverse_kl_loss,
     score_matching_loss,
 )
-from hsivi_cli.method.networks import Networks, Path, average_student
+from hsivi_cli.method.networks import Networks, TeacherPath, average_student
 from hsivi_cli.method.regress import regress_rounds, walk_paths
 from hsivi_cli.method.schedule import eps_to_x0, over
 from hsivi_cli.method.solvers import ddim_chain, ipndm_chain
@@ -269,7 +269,7 @@ def paths_for(networks, steps=60):
     time = networks.chains[0].time.tolist()
     fine = sorted({round(t) for t in torch.linspace(0, time[-1], steps + 1).tolist()} | set(time))
     table = networks.table[[int(t) for t in fine]]
-    return [Path(ddim_chain(fine, table), [fine.index(t) for t in time[1:]])]
+    return [TeacherPath(ddim_chain(fine, table), [fine.index(t) for t in time[1:]])]
 
 
 def test_regression_teaches_each_call_where_the_teachers_path_ends():

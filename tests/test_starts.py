@@ -15,7 +15,6 @@ from hsivi_cli.models.loading import load_teacher
 from hsivi_cli.models.spacings import solver, solver_names
 from hsivi_cli.models.starts import choose_starts, gaps, make_chain, make_chains, make_path
 from hsivi_cli.models.student import load_student
-from hsivi_cli.verbs import train as train_module
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +107,7 @@ def test_the_choice_is_told_stored_and_not_made_again(folder, tmp_path, monkeypa
     starts = json.loads((out / "hsivi.json").read_text())["starts"]
     assert starts.keys() == {"1", "2"}
     assert f"--start auto at 2 calls: {starts['2']}" in result.stderr.splitlines()
-    monkeypatch.setattr(train_module, "choose_starts", None)
+    monkeypatch.setattr(start, "choose_starts", None)
     train(folder, out, *options)
     assert json.loads((out / "hsivi.json").read_text())["starts"] == starts
     student, loaded = load_student(out), load_teacher(str(folder))
@@ -153,7 +152,7 @@ def test_a_fit_lies_nearer_to_the_teacher(teacher):
 def test_a_resumed_run_keeps_its_fit(folder, tmp_path, monkeypatch):
     train(folder, tmp_path / "run", *FIT, "--steps", 1)
     before = load_student(tmp_path / "run").chains[2]
-    monkeypatch.setattr(train_module, "make_chains", None)  # not fitted anew
+    monkeypatch.setattr(start, "make_chains", None)  # not fitted anew
     train(folder, tmp_path / "run", *FIT, "--steps", 2)
     after = load_student(tmp_path / "run").chains[2]
     assert torch.equal(before.ce, after.ce) and torch.equal(before.time, after.time)

@@ -32,7 +32,8 @@ from hsivi_cli.metrics.frechet import frechet_distance
 from hsivi_cli.metrics.statistics import load_statistics, moments_of
 from hsivi_cli.models.draw import Sampler, draw, solver_sampler, student_sampler
 from hsivi_cli.models.loading import load_teacher
-from hsivi_cli.models.starts import make_chain, networks_of
+from hsivi_cli.models.networks import networks_of
+from hsivi_cli.models.starts import make_chain
 from hsivi_cli.models.student import load_student
 from hsivi_cli.verbs import train as train_module
 from hsivi_cli.verbs.train import EVAL_SEED
@@ -575,7 +576,7 @@ def test_an_evaluation_that_no_checkpoint_knows_is_made_once(teacher, tmp_path, 
         def fail(*arguments):
             raise KeyboardInterrupt
 
-        context.setattr("hsivi_cli.verbs.train.save_checkpoint", fail)
+        context.setattr("hsivi_cli.files.run.save_checkpoint", fail)
         hsivi("train", teacher, "--out", out, *QUICK, *judged, exit_code=130)
     assert [row["step"] for row in rows(out / "evaluations.jsonl")] == [0]
     train(teacher, out, *judged)
@@ -865,7 +866,7 @@ def test_settings_that_mean_nothing_are_refused_before_anything_is_written(
 
 
 def test_a_tracker_that_is_not_installed_is_named(teacher, tmp_path, monkeypatch):
-    monkeypatch.setattr(train_module, "is_installed", lambda name: False)
+    monkeypatch.setattr(train_module.importlib.util, "find_spec", lambda name: None)
     told = refusal("train", teacher, "--out", tmp_path / "x", *QUICK, "--log-with", "wandb")
     assert "wandb" in told and "pip install" in told
 

@@ -1,8 +1,13 @@
-"""Where networks run."""
+"""Where networks run: devices, and the processes that accelerate launches."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from datetime import timedelta
+
 import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 
 from ..errors import HsiviError
 
@@ -16,3 +21,24 @@ def pick_device(name: str | None = None) -> torch.device:
         reason = str(error).strip().splitlines()[0]
         raise HsiviError(f"--device {name} cannot be used here: {reason}") from error
     return device
+
+
+PATIENCE = InitProcessGroupKwargs(timeout=timedelta(hours=12))  # while one process evaluates
+
+
+def launched(name: str | None, **options) -> tuple[Accelerator, torch.device]:
+    """The processes that train together, and this one's device: alone, the one of this name.
+
+    options  accelerate's own
+    """
+    accelerator = Accelerator(cpu=name == "cpu", kwargs_handlers=[PATIENCE], **options)
+    return accelerator, accelerator.device if accelerator.num_processes > 1 else pick_device(name)
+
+
+def once(accelerator: Accelerator) -> Callable[[Callable], object]:
+    """A function (make) -> on every process, what `make()` gives on the main one."""
+
+    def made(make: Callable) -> object:
+        return broadcast_object_list([make() if accelerator.is_main_process else None])[0]
+
+    return made

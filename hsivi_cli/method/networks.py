@@ -15,7 +15,7 @@ from .steps import Shard, ema_update, make_optimizer
 
 
 @dataclass(frozen=True)
-class Path:
+class TeacherPath:
     """A teacher's own way down through a student's levels.
 
     chain   a solver, without noise
@@ -59,7 +59,7 @@ class Networks:
     layer_conditioned: bool
     student_optimizer: torch.optim.Optimizer
     fake_optimizer: torch.optim.Optimizer
-    paths: Sequence[Path] = ()
+    paths: Sequence[TeacherPath] = ()
     shard: Shard = field(default_factory=Shard)
 
     @property
@@ -81,7 +81,7 @@ def make_networks(
     table: Tensor,
     shape: tuple[int, ...],
     label_count: int | None = None,
-    paths: Sequence[Path] = (),
+    paths: Sequence[TeacherPath] = (),
     shard: Shard | None = None,
 ) -> Networks:
     """The networks of a configuration.

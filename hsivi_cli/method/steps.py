@@ -38,6 +38,10 @@ class Shard:
         """
         return torch.div(self.of(index), self.world, rounding_mode="floor")
 
+    def any(self, so: bool, device: torch.device) -> bool:
+        """Whether something is so on one of the processes."""
+        return so if self.world == 1 else self.mean(torch.tensor(float(so), device=device)) > 0
+
     def averages(self, measured: dict[str, float], device: torch.device) -> dict[str, float]:
         """Measurements averaged over processes."""
         if self.world == 1:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,10 +19,11 @@ from ..method import chain as chains
 from ..method import schedule
 from ..method.chain import Chain, eta_shares, with_noise_share
 from ..method.fit import fit_coefficients
-from ..method.networks import Networks, Path, make_networks
+from ..method.networks import TeacherPath
 from ..method.solvers import ddim_chain
-from ..method.steps import Shard, rng
+from ..method.steps import rng
 from .spacings import solver, solver_names, unipc_at
+from .student import load_chains, read_info
 from .teacher import Teacher
 
 Wanted = Callable[[Chain], Tensor]  # images that a chain should draw
@@ -29,6 +31,28 @@ PATH_CALLS = 8  # of the teacher's paths that --regress-steps regresses on
 PAIRS = 100  # noises by which --start auto compares
 FIT_PAIRS = 512  # noises on which --fit-steps fits
 JUDGE_CALLS = 50  # of UniPC, whose images stand for the teacher's own
+
+
+def find_chains(
+    config: TrainConfig, teacher: Teacher, earlier: Path | None, once: Callable[[Callable], object]
+) -> tuple[dict[int, str], list[Chain]]:
+    """What --start auto chose by budget (nothing for other starts), and the budgets' chains: as an
+    earlier part of the run has them, or made now.
+
+    earlier  the folder of that part
+    once     gives every process what a function gives on the main one, for what takes long
+    """
+    if earlier:
+        stored = read_info(earlier).get("starts") or {}
+        starts = {int(nfe): name for nfe, name in stored.items()}
+    else:
+        starts = once(lambda: choose_starts(config, teacher))
+    if not config.fit_steps:
+        return starts, make_chains(config, teacher, starts)
+    if earlier and (earlier / "chain.safetensors").exists():
+        chains, _ = load_chains(earlier)
+        return starts, [chains[nfe] for nfe in config.budgets]
+    return starts, once(lambda: make_chains(config, teacher, starts))
 
 
 def make_chains(config: TrainConfig, teacher: Teacher, starts: dict[int, str]) -> list[Chain]:
@@ -107,7 +131,7 @@ def parse_share(text: str, chain: Chain) -> list[float]:
     return shares * (chain.nfe if len(shares) == 1 else 1)
 
 
-def make_path(chain: Chain, teacher: Teacher) -> Path:
+def make_path(chain: Chain, teacher: Teacher) -> TeacherPath:
     """The teacher's own way down, in about PATH_CALLS calls of UniPC, through the levels of a
     chain.
 
@@ -125,7 +149,7 @@ def make_path(chain: Chain, teacher: Teacher) -> Path:
         inner = schedule.nearest(depth, depth[low] + share * (depth[high] - depth[low]))
         visited |= {min(max(int(t), low + 1), high) for t in inner}
     visited = sorted(visited)
-    return Path(
+    return TeacherPath(
         unipc_at(visited, teacher.scheduler, teacher.table),
         [visited.index(t) + 1 for t in ends[1:]],
     )
@@ -215,25 +239,3 @@ def fitted(config: TrainConfig, teacher: Teacher, made: list[Chain]) -> list[Cha
             )
         found.append(chain)
     return found
-
-
-def networks_of(
-    config: TrainConfig, teacher: Teacher, chains: list[Chain], shard: Shard | None = None
-) -> Networks:
-    """The networks of a training; student and fake score begin as the teacher."""
-    calls = sum(chain.nfe for chain in chains)
-    return make_networks(
-        config,
-        chains,
-        student=teacher.new_unet(),
-        fake_score=teacher.layer_conditioned_unet(calls)
-        if config.conditions_layers
-        else teacher.new_unet(),
-        network=lambda unet: teacher.network(unet, config.dtype),
-        teacher_eps=teacher.network(dtype=config.dtype),
-        table=teacher.table,
-        shape=teacher.shape,
-        label_count=teacher.label_count,
-        paths=[make_path(chain, teacher) for chain in chains] if config.regress_steps else [],
-        shard=shard,
-    )

@@ -19,7 +19,8 @@ from ..errors import HsiviError
 from ..files.device import pick_device
 from ..files.images import has_picture, save_grid
 from ..files.places import check_file, check_place, embedded, weights_folder
-from ..files.run import command_line, whole_lines
+from ..files.progress import command_line
+from ..files.run import whole_lines
 from ..files.whole import read_json, replacing, write_text
 from ..metrics.detectors import Detector
 from ..metrics.judge import Ruler, cache_of

@@ -17,17 +17,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import math
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from .. import __version__
 from ..config import InferConfig
@@ -50,17 +47,14 @@ from ..density.truth import errors, exact_truth, nuts_truth
 from ..errors import HsiviError
 from ..files.checkpoint import (
     checkpoints,
-    last_good,
-    load_checkpoint,
     load_modules,
     load_optimizer,
     module_tensors,
     optimizer_tensors,
-    save_checkpoint,
-    usable,
 )
 from ..files.device import pick_device
-from ..files.run import Interrupt, append, check_resumable, command_line, holding, say, trim
+from ..files.progress import say
+from ..files.run import Plan, Run, check_resumable, holding, trim
 from ..files.whole import (
     is_fresh,
     read_tensors,
@@ -70,7 +64,6 @@ from ..files.whole import (
     write_bytes,
     write_json,
     write_tensors,
-    writing,
 )
 from ..method.steps import rng, warmup_rounds
 from ..report.figures import band_png, densities_png, layers_png, pairs_png
@@ -116,12 +109,7 @@ def run(config: InferConfig, name: str, dim: int | None, out: Path) -> None:
 
 
 def learn(
-    config: InferConfig,
-    about: dict,
-    target,
-    device: torch.device,
-    out: Path,
-    begin: tuple[float, float],
+    config: InferConfig, about: dict, target, device: torch.device, out: Path, begin: tuple
 ) -> None:
     """`run`, once the target and the folder are there.
 
@@ -131,62 +119,41 @@ def learn(
     probe(config, target, device)
     about = about | {"fingerprint": fingerprint(target, device)}
     earlier = check_out(out, config, about)
-    state = {"round": first_round(config), "seconds": 0.0, "cpu_seconds": 0.0}
-    resumed = load_checkpoint(out / "checkpoint") if earlier else None
-    if resumed:
-        with usable(out / "checkpoint"):
-            frame = (resumed[0]["family.centre"], resumed[0]["family.factor"])
-            networks = make_networks(config, target, frame, device)
-            state = restore(networks, *resumed)
-    else:
-        networks = make_networks(config, target, None, device)
-    before, cpu_before = state["seconds"], state["cpu_seconds"]
-    warmup, last = warmup_rounds(config), last_round(config)
-
-    def save(step: int) -> None:
-        state["seconds"] = before + time.monotonic() - begin[0]
-        state["cpu_seconds"] = cpu_before + time.process_time() - begin[1]
-        save_checkpoint(out / "checkpoint", state["round"], snapshot(networks), state)
-        export(out, networks.ema, config, about, step, state)
-
+    inference = Inference(out, config, about, target, device)
+    run = Run(out, config, inference, plan_of(config), earlier, begin=begin)
+    if not run.resumed:
+        inference.networks = make_networks(config, target, None, device)
     sweep(out)  # check_out has found it to be a run's
-    export(out, networks.ema, config, about, max(0, state["round"] - warmup), state)
-    trim(out / "metrics.jsonl", state["round"] - warmup)
-    done = max(0, state["round"] - warmup)
-    steps = tqdm(total=config.steps, initial=done, unit="step", disable=None)
-    with Interrupt() as interrupt, steps as bar:
-        for round_ in range(state["round"], last):
-            step = round_ - warmup + 1  # updates made when this round is over
-            measured = play_round(networks, config, round_)
-            if not all(map(math.isfinite, measured.values())):
-                raise not_finite(networks, step, last_good(out))
-            state["round"] = round_ + 1
-            if step > 0:
-                with writing(out):
-                    append(out / "metrics.jsonl", {"step": step} | measured)
-                bar.set_description(
-                    f"divergence {measured.get('divergence_1', 0):.3g}", refresh=False
-                )
-                bar.update()
-            over_time = config.minutes and time.monotonic() - begin[0] > 60 * config.minutes
-            stop = bool(interrupt.number or over_time)
-            if stop or round_ + 1 == last or (step > 0 and step % config.checkpoint_every == 0):
-                save(max(0, step))
-            if stop and round_ + 1 < last:
-                say(
-                    f"stopped and saved at step {max(0, step)} of {config.steps}; to go on, type "
-                    f"the same line again:\n  {command_line()}"
-                )
-                if interrupt.number:
-                    sys.exit(128 + interrupt.number)
-                return
-    report(out, networks, config, target)
+    inference.export(run)
+    trim(out / "metrics.jsonl", run.step)
+    done = run.step
+    for round_ in run.rounds():
+        run.record(play_round(inference.networks, config, round_))
+    if run.stopped:
+        run.leave(f"at step {run.step} of {config.steps}")
+        return
+    report(out, inference.networks, config, target)
     if config.compare:
-        compare(out, networks.ema, config, about["target"], target, state["cpu_seconds"])
+        spent = run.state["cpu_seconds"]
+        compare(out, inference.networks.ema, config, about["target"], target, spent)
     elif done < config.steps:  # it compares samples that are no more
         for file in ("compare.json", "compare.png"):
             remove(out / file)
-    say(f"{out}: {config.layers} layers, {config.steps} steps, {state['seconds'] / 60:.1f} minutes")
+    minutes = run.state["seconds"] / 60
+    say(f"{out}: {config.layers} layers, {config.steps} steps, {minutes:.1f} minutes")
+
+
+def plan_of(config: InferConfig) -> Plan:
+    """Rounds of warming the fake scores up, and of steps."""
+    warmup = warmup_rounds(config)
+
+    def step(rounds: int) -> int:
+        return max(0, rounds - warmup)
+
+    def due(rounds: int) -> bool:
+        return step(rounds) > 0 and step(rounds) % config.checkpoint_every == 0
+
+    return Plan(first_round(config), last_round(config), step, due)
 
 
 def check_out(out: Path, config: InferConfig, about: dict) -> bool:
@@ -219,39 +186,55 @@ def check_out(out: Path, config: InferConfig, about: dict) -> bool:
 MODULES = ("family", "ema", "fake_scores")
 
 
-def snapshot(networks: Networks) -> dict[str, Tensor]:
-    """Everything that changes in training, as named tensors."""
-    tensors = module_tensors(networks, MODULES)
-    tensors |= optimizer_tensors(networks.optimizer, "optimizer")
-    return tensors | optimizer_tensors(networks.fake_optimizer, "fake_optimizer")
+@dataclass
+class Inference:
+    """Layers in training and their run's folder (files.run.Trained).
 
+    about     the target's name, dim and fingerprint
+    networks  made anew, or by `load`
+    """
 
-def restore(networks: Networks, tensors: dict[str, Tensor], state: dict) -> dict:
-    """The inverse of `snapshot`. Returns the state that lay beside the tensors."""
-    state = {"round": int(state["round"])} | {
-        key: float(state[key]) for key in ("seconds", "cpu_seconds")
-    }
-    load_modules(networks, MODULES, tensors)
-    load_optimizer(networks.optimizer, "optimizer", tensors)
-    load_optimizer(networks.fake_optimizer, "fake_optimizer", tensors)
-    return state
+    out: Path
+    config: InferConfig
+    about: dict
+    target: object
+    device: torch.device
+    networks: Networks | None = None
 
+    def tensors(self) -> dict[str, Tensor]:
+        tensors = module_tensors(self.networks, MODULES)
+        tensors |= optimizer_tensors(self.networks.optimizer, "optimizer")
+        return tensors | optimizer_tensors(self.networks.fake_optimizer, "fake_optimizer")
 
-def export(
-    out: Path, family: Family, config: InferConfig, about: dict, step: int, state: dict
-) -> None:
-    """model.safetensors and infer.json. `about` is the target's name, dim and fingerprint."""
-    info = {
-        "format": 1,
-        "hsivi": __version__,
-        **about,
-        "config": asdict(config),
-        "step": step,
-        "seconds": round(state["seconds"], 1),
-        "cpu_seconds": round(state["cpu_seconds"], 2),
-    }
-    write_json(out / "infer.json", info)  # first: it says whose folder this is
-    write_tensors(out / "model.safetensors", family.state_dict())
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        frame = (tensors["family.centre"], tensors["family.factor"])
+        self.networks = make_networks(self.config, self.target, frame, self.device)
+        load_modules(self.networks, MODULES, tensors)
+        load_optimizer(self.networks.optimizer, "optimizer", tensors)
+        load_optimizer(self.networks.fake_optimizer, "fake_optimizer", tensors)
+
+    def export(self, run: Run) -> None:
+        """model.safetensors and infer.json."""
+        info = {
+            "format": 1,
+            "hsivi": __version__,
+            **self.about,
+            "config": asdict(self.config),
+            "step": run.step,
+            "seconds": round(run.state["seconds"], 1),
+            "cpu_seconds": round(run.state["cpu_seconds"], 2),
+        }
+        write_json(self.out / "infer.json", info)  # first: it says whose folder this is
+        write_tensors(self.out / "model.safetensors", self.networks.ema.state_dict())
+
+    def words(self, measured: dict[str, float], run: Run) -> str:
+        if not run.step:
+            return "warming the fake scores up"
+        divergence = measured.get("divergence_1", 0)
+        return f"step {run.step} of {self.config.steps}, divergence {divergence:.3g}"
+
+    def not_finite(self, step: int, kept: str) -> HsiviError:
+        return not_finite(self.networks, step, kept)
 
 
 def report(out: Path, networks: Networks, config: InferConfig, target) -> None:

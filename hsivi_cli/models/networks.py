@@ -1,0 +1,101 @@
+"""The networks of a teacher's distillation: made, begun with another run's, kept as tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from ..config import TrainConfig
+from ..errors import HsiviError
+from ..files.checkpoint import (
+    load_checkpoint,
+    load_modules,
+    load_optimizer,
+    module_tensors,
+    optimizer_tensors,
+)
+from ..method.chain import Chain
+from ..method.networks import Networks, make_networks
+from ..method.steps import Shard
+from .draw import Sampler
+from .starts import make_path
+from .student import load_student
+from .teacher import Teacher, difference
+
+MODULES = ("student", "ema", "fake_score")
+
+
+def networks_of(
+    config: TrainConfig, teacher: Teacher, chains: list[Chain], shard: Shard | None = None
+) -> Networks:
+    """The networks of a training; student and fake score begin as the teacher."""
+    calls = sum(chain.nfe for chain in chains)
+    return make_networks(
+        config,
+        chains,
+        student=teacher.new_unet(),
+        fake_score=teacher.layer_conditioned_unet(calls)
+        if config.conditions_layers
+        else teacher.new_unet(),
+        network=lambda unet: teacher.network(unet, config.dtype),
+        teacher_eps=teacher.network(dtype=config.dtype),
+        table=teacher.table,
+        shape=teacher.shape,
+        label_count=teacher.label_count,
+        paths=[make_path(chain, teacher) for chain in chains] if config.regress_steps else [],
+        shard=shard,
+    )
+
+
+def begin_from(networks: Networks, path: str, teacher: Teacher) -> float:
+    """--init: begin with another run's averaged student, its noise scale where the shapes agree,
+    and its fake score. Returns the seconds that it took.
+    """
+    other = load_student(path, networks.device)
+    if unlike := difference(other.info["teacher"], teacher.identity):
+        raise HsiviError(f"--init {path} is a student of another teacher, with {unlike}")
+    networks.student.load_state_dict(other.model.unet.state_dict())
+    networks.ema.load_state_dict(other.model.unet.state_dict())
+    scale = other.log_scales[max(other.chains)].to(networks.device)
+    if scale.shape == networks.log_scale.shape and networks.log_scale.requires_grad:
+        networks.log_scale.data.copy_(scale)
+        networks.ema_scale.copy_(scale)
+    found = load_checkpoint(Path(path) / "checkpoint")
+    if found:  # all but the rows of a fake score that is conditioned on other layers
+        own = networks.fake_score.state_dict()
+        theirs = {name: found[0].get(f"fake_score.{name}") for name in own}
+        fit = {n: t for n, t in theirs.items() if t is not None and t.shape == own[n].shape}
+        networks.fake_score.load_state_dict(own | fit)
+    return other.info["seconds"]
+
+
+def training_tensors(networks: Networks) -> dict[str, Tensor]:
+    """Everything that changes in training, by name."""
+    tensors = module_tensors(networks, MODULES)
+    tensors |= {"log_scale": networks.log_scale, "ema_scale": networks.ema_scale}
+    tensors |= optimizer_tensors(networks.student_optimizer, "student_optimizer")
+    return tensors | optimizer_tensors(networks.fake_optimizer, "fake_optimizer")
+
+
+def load_training(networks: Networks, tensors: dict[str, Tensor]) -> None:
+    """The inverse of `training_tensors`."""
+    load_modules(networks, MODULES, tensors)
+    networks.log_scale.data.copy_(tensors["log_scale"])
+    networks.ema_scale.copy_(tensors["ema_scale"])
+    load_optimizer(networks.student_optimizer, "student_optimizer", tensors)
+    load_optimizer(networks.fake_optimizer, "fake_optimizer", tensors)
+
+
+def averaged_sampler(networks: Networks, chain: Chain, teacher: Teacher, dtype: str) -> Sampler:
+    """The averaged student of now as a sampler; it has no digest, as it still changes."""
+    return Sampler(
+        name="student",
+        kind="student",
+        network=teacher.network(networks.ema, dtype),
+        chain=chain,
+        log_scale=networks.ema_scale,
+        shape=teacher.shape,
+        label_count=teacher.label_count,
+        digest="",
+    )
