@@ -120,6 +120,9 @@ def test_a_signal_saves_says_how_to_go_on_and_loses_nothing(
     monkeypatch.setattr(train_module, "play_round", interrupted)
     monkeypatch.setattr(sys, "argv", ["hsivi", "train", "my teacher", "--out", "runs/x"])
     handler = signal.getsignal(number)
+    if handler is signal.SIG_IGN:  # as a shell starts what runs in its background
+        handler = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        signal.signal(number, handler)
     result = train(teacher, broken, "--steps", 4, exit_code=status)
     assert "step 2 of 4" in result.stderr
     assert "hsivi train 'my teacher' --out runs/x" in result.stderr.splitlines()[-1]
@@ -306,6 +309,29 @@ def test_a_new_best_is_kept_with_a_checkpoint_of_its_step(teacher, tmp_path, mon
     train(teacher, out, *options, "--steps", 9, "--checkpoint-every", 9, exit_code=9)
     state = load_checkpoint(out / "checkpoint")[1]
     assert state["best"]["step"] == load_student(out).info["best"]["step"] == 3
+
+
+def test_a_kill_before_the_best_student_is_exported_leaves_its_checkpoint_to_mend_it(
+    teacher, tmp_path, monkeypatch
+):
+    save_detector(tmp_path / "detector")
+    save_npz(torch.randint(256, (9, 8, 8, 1), dtype=torch.uint8), tmp_path / "real.npz")
+    judged = ("--reference", tmp_path / "real.npz", "--detector", tmp_path / "detector")
+    options = (*judged, "--eval-count", 9, "--eval-every", 1, "--steps", 3)
+    train(teacher, tmp_path / "whole", *options)
+    best = load_student(tmp_path / "whole").info["best"]["step"]
+    save = train_module.save_student
+
+    def killed(out, unet, scheduler, chains, scales, info, card):
+        if info["step"] == best:
+            raise SystemExit(9)
+        save(out, unet, scheduler, chains, scales, info, card)
+
+    with monkeypatch.context() as context:
+        context.setattr(train_module, "save_student", killed)
+        train(teacher, tmp_path / "broken", *options, exit_code=9)
+    train(teacher, tmp_path / "broken", *options)
+    assert student_files(tmp_path / "broken") == student_files(tmp_path / "whole")
 
 
 def test_a_closed_terminal_saves_and_loses_nothing(teacher, tmp_path):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable
+from typing import TextIO
 
 from tqdm import tqdm
 
 PAUSE = 30  # seconds between lines where stderr is no terminal
-LINE = "{desc}: {n_fmt} of {total_fmt} {unit}, {elapsed} so far, {remaining} to go{postfix}"
+LINE = "{desc}{n_fmt} of {total_fmt} {unit}, {elapsed} so far, {remaining} to go{postfix}"
 
 
 def say(text: str) -> None:
@@ -22,6 +22,17 @@ def command_line() -> str:
     return shlex.join(["hsivi", *sys.argv[1:]])
 
 
+class Lines:
+    """A file that tqdm writes a bar to, as lines without its carriage returns."""
+
+    def __init__(self, file: TextIO):
+        self.file, self.flush = file, file.flush
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            self.file.write(f"{text.strip()}\n")
+
+
 class Bar(tqdm):
     """tqdm's bar. Into a file or a pipe it writes whole lines, the first after half a minute.
 
@@ -31,11 +42,5 @@ class Bar(tqdm):
     def __init__(self, **options):
         if not sys.stderr.isatty():
             options |= {"mininterval": PAUSE, "delay": PAUSE, "miniters": 1, "bar_format": LINE}
+            options["file"] = Lines(sys.stderr)
         super().__init__(**options)
-
-    @staticmethod
-    def status_printer(file) -> Callable[[str], None]:
-        """What puts the bar's text on the screen or, line by line, into the file."""
-        if file.isatty():
-            return tqdm.status_printer(file)
-        return lambda text: file.write(f"{text}\n") if text.strip() else None
