@@ -2,6 +2,7 @@
 way from images to a teacher.
 """
 
+import copy
 import importlib
 import json
 import math
@@ -11,8 +12,10 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -21,13 +24,16 @@ from hsivi_cli.files.images import read_npz, save_npz
 from hsivi_cli.method.steps import rng
 from hsivi_cli.models.loading import load_teacher
 from hsivi_cli.models.spacings import solver
+from hsivi_cli.method import schedule
+from hsivi_cli.metrics.detectors import load_detector
+from hsivi_cli.metrics.statistics import load_statistics
 
 ROOT = Path(__file__).parent.parent
 
 
-def load_bench(name):
+def load_bench(name, folder="bench"):
     """bench/NAME.py as a module: bench/ is no package."""
-    folder = str(ROOT / "bench")
+    folder = str(ROOT / folder)
     sys.path.insert(0, folder)  # they import one another, as scripts of one folder do
     try:
         return importlib.import_module(name)
@@ -193,3 +199,65 @@ def test_a_teacher_trained_in_two_parts_is_the_one_trained_at_once(tmp_path):
     once, parts = (load_file(tmp_path / d / "state.safetensors") for d in ("once", "parts"))
     assert all(once[name].equal(parts[name]) for name in once)
     assert load_teacher(str(tmp_path / "parts" / "pipeline")).shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize("prediction", schedule.PREDICTIONS)
+def test_the_target_of_a_prediction_type_stands_for_the_noise(prediction):
+    scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type=prediction)
+    x0, noise = torch.randn(2, 4, 1, 3, 3, generator=rng(0, "target"))
+    time = torch.tensor([1, 200, 500, 900])
+    target = load_bench("train_teacher", "weights").target_of(x0, noise, time, scheduler)
+    x, table = scheduler.add_noise(x0, noise, time), scheduler.alphas_cumprod
+    eps = schedule.to_eps(target, x, table[time], prediction)
+    assert torch.allclose(eps, noise, atol=1e-3)  # of x0 at time 1, float32's last bits over sigma
+
+
+@pytest.mark.parametrize("time", [1, 30, 400, 999])
+def test_the_variance_loss_is_the_divergence_of_the_step_that_diffusers_takes(time):
+    scheduler = DDPMScheduler(variance_type="learned_range", clip_sample=False)
+    x0, noise, eps, raw = torch.randn(4, 1, 2, 3, 3, generator=rng(0, "variance"))
+    x = scheduler.add_noise(x0, noise, torch.tensor([time]))
+    silent = copy.deepcopy(scheduler)  # its steps are their means
+    silent._get_variance = lambda *_, **__: torch.tensor(-math.inf)
+    mean_q, mean_p = (
+        silent.step(torch.cat([e, raw], 1), time, x).prev_sample for e in (noise, eps)
+    )
+    var_q = scheduler._get_variance(time, variance_type="fixed_small")
+    log_var_p = scheduler._get_variance(time, raw)
+    q = torch.distributions.Normal(mean_q, var_q.sqrt())
+    p = torch.distributions.Normal(mean_p, (log_var_p / 2).exp())
+    kl = torch.distributions.kl_divergence(q, p).mean().item()
+
+    twice = (values.expand(2, -1, -1, -1) for values in (raw, eps, noise))
+    variance_loss = load_bench("train_teacher", "weights").variance_loss
+    loss = variance_loss(*twice, torch.tensor([0, time]), scheduler)
+    assert loss.item() == pytest.approx(kl / 2, rel=1e-3)  # time 0 counts as 0
+
+
+def test_a_teacher_of_the_bench_gets_a_detector_and_the_same_command_goes_on(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        images = rng.integers(256, size=(300, 28, 28, 1), dtype=np.uint8)
+        labels = np.arange(300) % 10
+        np.savez(tmp_path / f"fashion-mnist-{split}.npz", images=images, labels=labels)
+    teachers, out = load_bench("teachers"), tmp_path / "out"
+    assert len(teachers.TEACHERS) == 7
+
+    def train(steps):
+        minutes = steps / teachers.TEACHERS["classes"].speed
+        words = f"teachers train --data-root {tmp_path} --out {out} --only classes"
+        words += f" --minutes {minutes} --detector-epochs 1"
+        monkeypatch.setattr(sys, "argv", words.split())
+        teachers.main()
+        state = safe_open(out / "classes" / "state.safetensors", "pt").metadata()
+        return state["step"], (out / "detectors/fashion-mnist-16/reference.npz").stat().st_mtime_ns
+
+    (first, made), (second, still) = train(1), train(2)
+    assert (first, second) == ("1", "2") and made == still
+    teacher = load_teacher(str(out / "classes/pipeline"))
+    assert teacher.shape == (1, 16, 16) and teacher.label_count == 10
+    assert teacher.unet.config.out_channels == 2
+    detector = load_detector(str(out / "detectors/fashion-mnist-16/detector"))
+    reference = load_statistics(out / "detectors/fashion-mnist-16/reference.npz")
+    assert reference.stamp == detector.stamp and reference.features.shape == (300, 64)
+    assert read_npz(out / "images/fashion-mnist-16-train.npz").shape == (300, 16, 16, 1)

@@ -1,0 +1,134 @@
+"""Seven small teachers, one of every kind that hsivi takes, each with a detector for its images.
+
+    python bench/teachers.py train --data-root data --out runs/teachers
+
+trains them one after another, in the order of TEACHERS, on one core some 12 minutes each; the same
+command again goes on where it stopped. --data-root holds Fashion-MNIST and CIFAR-10 as torchvision
+lays them out, or a split as an .npz file with `images` and `labels` (cifar10-train.npz).
+--out receives, for each data set and size,
+
+    images/SET-SIZE-train.npz, -test.npz     images and labels
+    detectors/SET-SIZE/detector              a classifier's folder, for --detector
+    detectors/SET-SIZE/reference.npz         statistics of the train split, for --reference
+
+and for each teacher NAME/pipeline, a diffusers DDPMPipeline, beside NAME/state.safetensors, from
+which its training goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from cifar10 import TRAIN_TEACHER, run
+from torch import Tensor
+from torchvision import datasets
+from torchvision.transforms.functional import resize
+
+from hsivi_cli.files.images import DATASETS
+from hsivi_cli.files.whole import replacing
+
+TRAIN_DETECTOR = TRAIN_TEACHER.with_name("train_detector.py")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a teacher learns.
+
+    data, size  a data set of hsivi's, shrunk to size x size
+    speed       steps a CPU minute, measured on one core
+    options     of weights/train_teacher.py
+    """
+
+    data: str
+    size: int
+    speed: int
+    options: str
+
+    @property
+    def images(self) -> str:
+        """The name of its images, and of their detector."""
+        return f"{self.data}-{self.size}"
+
+
+TEACHERS = {
+    "x0-scaled": Recipe("fashion-mnist", 16, 350, "--prediction sample --betas scaled_linear"),
+    "v-cosine": Recipe(
+        "fashion-mnist", 16, 350, "--prediction v_prediction --betas squaredcos_cap_v2"
+    ),
+    "colour": Recipe("cifar10", 24, 160, "--flip"),
+    "eps-20": Recipe("fashion-mnist", 20, 230, ""),
+    "classes": Recipe("fashion-mnist", 16, 350, "--classes --learned-variance"),
+    "v-linear": Recipe("fashion-mnist", 16, 350, "--prediction v_prediction"),
+    "x0-cosine": Recipe("fashion-mnist", 16, 350, "--prediction sample --betas squaredcos_cap_v2"),
+}
+
+
+# --------------------------------------------------------------------------------------- training
+
+
+def labelled_images(data: str, split: str, data_root: Path) -> tuple[Tensor, Tensor]:
+    """One split of a data set, from DATA-SPLIT.npz where there is one, else through torchvision.
+
+    Returns uint8 [N, H, W, C] and labels [N]
+    """
+    file = data_root / f"{data}-{split}.npz"
+    if file.exists():
+        arrays = np.load(file)
+        return torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"])
+    found = getattr(datasets, DATASETS[data])(data_root, train=split == "train", download=True)
+    images = torch.as_tensor(found.data)
+    return images.view(*images.shape[:3], -1), torch.as_tensor(found.targets)
+
+
+def prepare(recipe: Recipe, split: str, data_root: Path, file: Path) -> None:
+    """Write one split's images, shrunk without aliasing, and labels to an .npz file."""
+    images, labels = labelled_images(recipe.data, split, data_root)
+    small = resize(images.permute(0, 3, 1, 2), [recipe.size] * 2, antialias=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as temporary, open(temporary, "wb") as stream:
+        np.savez(stream, images=small.permute(0, 2, 3, 1).numpy(), labels=labels.numpy())
+
+
+def train(name: str, recipe: Recipe, args: argparse.Namespace) -> None:
+    """One teacher, after its images and their detector where they are not there yet."""
+    files = {}
+    for split in ("train", "test"):
+        files[split] = args.out / "images" / f"{recipe.images}-{split}.npz"
+        if not files[split].exists():
+            prepare(recipe, split, args.data_root, files[split])
+    detector = args.out / "detectors" / recipe.images
+    if not (detector / "reference.npz").exists():
+        run(TRAIN_DETECTOR, "--images", files["train"], files["test"], "--name", recipe.images,
+            "--out", detector, "--epochs", args.detector_epochs)  # fmt: skip
+    run(TRAIN_TEACHER, "--images", files["train"], "--out", args.out / name, "--rate", args.rate,
+        "--steps", round(args.minutes * recipe.speed), *recipe.options.split())  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    verbs = parser.add_subparsers(required=True)
+    verb = verbs.add_parser("train", help="train the teachers and their detectors")
+    verb.add_argument("--data-root", type=Path, default="data")
+    verb.add_argument("--out", type=Path, default="runs/teachers")
+    verb.add_argument("--only", default=",".join(TEACHERS), help="names, separated by commas")
+    verb.add_argument("--minutes", type=float, default=11,
+                      help="of CPU time a teacher, which fix its steps")  # fmt: skip
+    verb.add_argument("--rate", type=float, default=2e-3)
+    verb.add_argument("--detector-epochs", type=int, default=5)
+    args = parser.parse_args()
+    names = args.only.split(",")
+    for name in names:
+        if name not in TEACHERS:
+            parser.error(f"no teacher {name}: there are {', '.join(TEACHERS)}")
+    for name in names:
+        train(name, TEACHERS[name], args)
+
+
+if __name__ == "__main__":
+    main()
