@@ -57,13 +57,13 @@ class Recipe:
 TEACHERS = {
     "x0-scaled": Recipe("fashion-mnist", 16, 350, "--prediction sample --betas scaled_linear"),
     "v-cosine": Recipe(
-        "fashion-mnist", 16, 350, "--prediction v_prediction --betas squaredcos_cap_v2"
+        "fashion-mnist", 16, 380, "--prediction v_prediction --betas squaredcos_cap_v2"
     ),
-    "colour": Recipe("cifar10", 24, 160, "--flip"),
-    "eps-20": Recipe("fashion-mnist", 20, 230, ""),
-    "classes": Recipe("fashion-mnist", 16, 350, "--classes --learned-variance"),
-    "v-linear": Recipe("fashion-mnist", 16, 350, "--prediction v_prediction"),
-    "x0-cosine": Recipe("fashion-mnist", 16, 350, "--prediction sample --betas squaredcos_cap_v2"),
+    "colour": Recipe("cifar10", 24, 180, "--flip"),
+    "eps-20": Recipe("fashion-mnist", 20, 250, ""),
+    "classes": Recipe("fashion-mnist", 16, 380, "--classes --learned-variance"),
+    "v-linear": Recipe("fashion-mnist", 16, 380, "--prediction v_prediction"),
+    "x0-cosine": Recipe("fashion-mnist", 16, 380, "--prediction sample --betas squaredcos_cap_v2"),
 }
 
 
