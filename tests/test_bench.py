@@ -21,12 +21,12 @@ from safetensors.torch import load_file
 
 from hsivi_cli.config import TrainConfig
 from hsivi_cli.files.images import read_npz, save_npz
-from hsivi_cli.method.steps import rng
-from hsivi_cli.models.loading import load_teacher
-from hsivi_cli.models.spacings import solver
 from hsivi_cli.method import schedule
+from hsivi_cli.method.steps import rng
 from hsivi_cli.metrics.detectors import load_detector
 from hsivi_cli.metrics.statistics import load_statistics
+from hsivi_cli.models.loading import load_teacher
+from hsivi_cli.models.spacings import solver
 
 ROOT = Path(__file__).parent.parent
 

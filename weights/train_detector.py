@@ -25,10 +25,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.datasets import FashionMNIST
 
+from hsivi_cli.files.images import read_npz
 from hsivi_cli.metrics.detectors import EMBEDDED, Classifier, Detector, load_detector
 from hsivi_cli.metrics.frechet import frechet_distance
 from hsivi_cli.metrics.statistics import Statistics, moments_of, save_statistics
-from hsivi_cli.files.images import read_npz
 
 FOLDER = Path(__file__).parent
 SHAPE = {"widths": [16, 32, 48, 64], "feature_dim": 64}
