@@ -5,17 +5,15 @@ import math
 import threading
 from collections import Counter
 from dataclasses import replace
-from functools import partial
-from itertools import pairwise
 
 import pytest
 import torch
-from conftest import gauss_hermite, linear_table
+from conftest import gauss_hermite
+from gaussians import CONFIG, TIMES, make, weights, weights_of
 from torch import nn
 
-from hsivi_cli.config import TrainConfig
 from hsivi_cli.method import distill
-from hsivi_cli.method.chain import observe, std_of, walk, with_noise_share
+from hsivi_cli.method.chain import observe, std_of, walk
 from hsivi_cli.method.distill import draw_batch, play_round, pool_size, roll_out, student_update
 from hsivi_cli.method.losses import (
     divergence_bound,
@@ -23,98 +21,10 @@ from hsivi_cli.method.losses import (
     reverse_kl_loss,
     score_matching_loss,
 )
-from hsivi_cli.method.networks import Networks, TeacherPath, average_student
-from hsivi_cli.method.regress import regress_rounds, walk_paths
-from hsivi_cli.method.schedule import eps_to_x0, over
 from hsivi_cli.method.solvers import ddim_chain, ipndm_chain
-from hsivi_cli.method.steps import (
-    Shard,
-    active_layers,
-    make_optimizer,
-    pick,
-    rng,
-    student_rate,
-    update,
-    warmup_rounds,
-)
-
-CONFIG = TrainConfig(
-    nfe="2", steps=10, batch_size=16, fake_updates=3, fake_warmup=6, rate_warmup=1,
-    student_rate=0.05, fake_rate=0.05, fake_beta1=0.5, seed=7,
-)  # fmt: skip
-TIMES = [0, 300, 650]
-
-
-class Gaussian(nn.Module):
-    """The eps of N(mean, var) noised, one Gaussian for each stretch of times between `edges`."""
-
-    def __init__(self, edges=(), mean=1.0, var=0.25):
-        super().__init__()
-        self.mean = nn.Parameter(torch.full((len(edges) + 1,), mean))
-        self.log_var = nn.Parameter(torch.full((len(edges) + 1,), math.log(var)))
-        self.register_buffer("edges", torch.tensor(edges, dtype=torch.float32))
-
-    def forward(self, x, time, labels=None, alpha_bar=None):
-        part = torch.bucketize(time.float().contiguous(), self.edges, right=True)
-        level = alpha_bar.to(x.dtype)
-        mean, var = level.sqrt() * self.mean[part], level * self.log_var.exp()[part] + 1 - level
-        return over((1 - level).sqrt(), x) * (x - over(mean, x)) / over(var, x)
-
-
-def make(
-    config=CONFIG, times=TIMES, share=1.0, maker=ddim_chain, scale=False, labels=None, width=2
-):
-    """A student of N(0.4, 0.6), a teacher of N(1, 0.25); the fake score starts as the teacher."""
-    table = linear_table()
-    inner = times[1:-1]
-    student = Gaussian([t + 1 for t in inner], 0.4, 0.6)  # layer k is called at time[k] itself
-    fake_score, teacher = Gaussian(inner), Gaussian().requires_grad_(False)
-    log_scale = nn.Parameter(torch.zeros(1, 1), requires_grad=scale)
-    trained = [*student.parameters(), *([log_scale] if scale else [])]
-    optimizer = partial(make_optimizer, "adam")
-    return Networks(
-        student=student,
-        student_eps=student,
-        fake_score=fake_score,
-        fake_eps=fake_score,
-        teacher_eps=teacher,
-        ema=copy.deepcopy(student).requires_grad_(False),
-        log_scale=log_scale,
-        ema_scale=log_scale.detach().clone(),
-        chains=[with_noise_share(maker(times, table[times]), share)],
-        table=table,
-        shape=(width,),
-        label_count=labels,
-        layer_conditioned=False,
-        student_optimizer=optimizer(trained, config.student_rate, config.student_beta1),
-        fake_optimizer=optimizer(fake_score.parameters(), config.fake_rate, config.fake_beta1),
-    )
-
-
-def weights(networks):
-    return torch.cat(
-        [
-            p.detach().flatten()
-            for m in (networks.student, networks.fake_score, networks.ema)
-            for p in m.parameters()
-        ]
-    )
-
+from hsivi_cli.method.steps import Shard, rng, student_rate, warmup_rounds
 
 # ---- who is drawn --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("chains", "layers"), [(8, [1, 2, 3]), (5, [1, 2, 3, 4]), (6, [1, 2, 3]), (4, [2]), (1, [1, 2])]
-)
-def test_every_pair_of_chain_and_layer_is_used_once_before_any_is_used_twice(chains, layers):
-    pairs = chains * len(layers)
-    chain, layer = pick(torch.arange(3 * pairs), chains, layers)
-    every = Counter((c, k) for c in range(chains) for k in layers)
-    for turn in range(3):
-        part = slice(turn * pairs, (turn + 1) * pairs)
-        used = Counter(zip(chain[part].tolist(), layer[part].tolist(), strict=True))
-        assert used == every
 
 
 def test_the_updates_of_a_round_go_through_the_pool_one_after_another():
@@ -261,90 +171,7 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been():
     assert torch.equal(weights(resumed), weights(whole))
 
 
-# ---- regression ----------------------------------------------------------------------------------
-
-
-def paths_for(networks, steps=60):
-    """A fine walk from the top level itself, through a student's levels."""
-    time = networks.chains[0].time.tolist()
-    fine = sorted({round(t) for t in torch.linspace(0, time[-1], steps + 1).tolist()} | set(time))
-    table = networks.table[[int(t) for t in fine]]
-    return [TeacherPath(ddim_chain(fine, table), [fine.index(t) for t in time[1:]])]
-
-
-def test_regression_teaches_each_call_where_the_teachers_path_ends():
-    config = replace(CONFIG, regress_steps=1200, regress_rate=0.02, batch_size=64)
-    networks = make(config)
-    networks.paths = paths_for(networks)
-    for round_ in range(regress_rounds(config)):
-        measured = play_round(networks, config, round_)
-    chain, x = networks.chains[0], torch.linspace(-2, 2, 9)[:, None].repeat(1, 2)
-    for k in (1, 2):
-        time, level = chain.time[k].float().expand(9), chain.alpha_bar[k].expand(9)
-        x0 = eps_to_x0(networks.student_eps(x, time, None, level), x, level)
-        # the flow of N(1, 0.25) carries quantiles to quantiles; 60 DDIM steps are 1 % short of it
-        scale = (0.25 / (0.25 * level[0] + 1 - level[0])).sqrt().float()
-        wanted = 1 + scale * (x - level[0].sqrt().float())
-        torch.testing.assert_close(x0, wanted, rtol=0, atol=0.06)
-    assert 0 <= measured["regression_loss"] < 0.02 and measured["nfe"] == 2
-
-
-def test_regression_leaves_the_fake_score_alone_and_hands_on_a_fresh_optimizer():
-    config = replace(CONFIG, regress_steps=70)  # one round and six updates
-    networks = make(config)
-    networks.paths = paths_for(networks)
-    before = copy.deepcopy(networks.fake_score.state_dict())
-    for round_ in range(2):
-        play_round(networks, config, round_)
-    assert all(torch.equal(t, before[n]) for n, t in networks.fake_score.state_dict().items())
-    steps = [state["step"].item() for state in networks.student_optimizer.state.values()]
-    assert set(steps) == {70}
-    assert not networks.fake_optimizer.state
-    for round_ in range(2, 5):  # two of warm-up and a step
-        play_round(networks, config, round_)
-    steps = [state["step"].item() for state in networks.student_optimizer.state.values()]
-    assert set(steps) == {1}
-    assert networks.student_optimizer.param_groups[0]["betas"] == (config.student_beta1, 0.999)
-
-
-def test_the_paths_of_a_round_are_its_processes_parts_put_together():
-    config = replace(CONFIG, regress_steps=10)
-    networks = make(labels=10)
-    networks.paths = paths_for(networks)
-    x, ends, labels = walk_paths(networks, config, 0, 10)
-    halves = [replace(networks, shard=Shard(rank, 2)) for rank in range(2)]
-    parts = [walk_paths(half, config, 0, 10) for half in halves]
-    assert x.shape == (2, 16, 2) and ends.shape == (16, 2)  # 160 uses of pairs, eight of each
-    for rank, (own_x, own_ends, own_labels) in enumerate(parts):
-        torch.testing.assert_close(own_x, x[:, rank::2], rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(own_ends, ends[rank::2], rtol=1e-5, atol=1e-5)
-        assert torch.equal(own_labels, labels[rank::2])
-    path = networks.paths[0].chain
-    again = list(walk(networks.teacher_eps, path, x[1], None, torch.zeros(1, 1), labels))
-    torch.testing.assert_close(again[-1].mean, ends)
-    assert any(torch.allclose(visit.x, x[0]) for visit in again)
-
-
-# ---- rates, layers and averages ------------------------------------------------------------------
-
-
-def test_the_students_rate_rises_linearly_and_falls_as_a_cosine_to_0():
-    config = replace(CONFIG, steps=100, rate_warmup=10, student_rate=2.0)
-    rates = [student_rate(config, step) for step in range(101)]
-    assert rates[:9] == pytest.approx([0.2 * (i + 1) for i in range(9)])
-    assert rates[50] == pytest.approx(1.0) and rates[100] == pytest.approx(0, abs=1e-12)
-    assert all(a >= b for a, b in pairwise(rates[10:])) and max(rates) <= 2.0
-    flat = replace(config, decay="none")
-    assert [student_rate(flat, step) for step in (9, 50, 99)] == [2.0] * 3
-
-
-def test_jointly_all_layers_train_and_sequentially_one_after_another_from_the_top():
-    assert active_layers(CONFIG, 3, 7) == [1, 2, 3]
-    config = replace(CONFIG, nfe="3", steps=9, order="sequential")
-    assert [active_layers(config, 3, step) for step in range(9)] == [[3]] * 3 + [[2]] * 3 + [
-        [1]
-    ] * 3
-    assert active_layers(config, 3, 10) == [1]  # beyond the end
+# ---- rounds --------------------------------------------------------------------------------------
 
 
 def test_sequential_rounds_visit_and_draw_only_what_trains():
@@ -379,19 +206,6 @@ def test_the_first_rounds_train_only_the_fake_score():
         same = all(torch.equal(v, start[n]) for n, v in networks.student.state_dict().items())
         assert not torch.equal(networks.fake_score.mean, fake)
         assert same == (round_ < 2) and ("loss" in measured) == (round_ == 2)
-
-
-def test_the_averaged_student_moves_by_the_ramped_decay():
-    networks = make(scale=True)
-    with torch.no_grad():
-        networks.log_scale.add_(2)
-        for p in networks.student.parameters():
-            p.add_(1)
-    for step, decay in ((0, 0.1), (8, 0.5), (10_000, 0.98)):
-        p = copy.deepcopy(networks)
-        average_student(p, CONFIG, step)
-        torch.testing.assert_close(p.student.mean - p.ema.mean, torch.full((2,), decay))
-        torch.testing.assert_close(p.ema_scale, torch.full((1, 1), 2 * (1 - decay)))
 
 
 # ---- updates -------------------------------------------------------------------------------------
@@ -499,10 +313,6 @@ def test_each_network_is_updated_by_its_own_loss_alone():
     assert all(p.grad is None for p in networks.fake_score.parameters())
 
 
-def weights_of(module):
-    return torch.cat([p.detach().flatten() for p in module.parameters()])
-
-
 def test_the_fake_scores_loss_is_the_mean_over_elements_and_the_estimate_is_the_bounds():
     networks = make()
     pool = roll_out(networks, CONFIG, 0, [1, 2])
@@ -541,53 +351,12 @@ def test_labels_follow_their_chains_to_all_three_networks():
     assert all(torch.equal(labels, pool.labels[batch.sample]) for labels in heard.values())
 
 
-def test_a_gradient_is_clipped_to_the_norm_and_its_norm_reported():
-    parameter = nn.Parameter(torch.zeros(2))
-    for clip, moved in ((1.0, [-0.6, -0.8]), (100.0, [-3.0, -4.0])):
-        parameter.data.zero_()
-        parameter.grad = torch.tensor([3.0, 4.0])
-        norm = update(torch.optim.SGD([parameter], 1.0), clip, Shard())
-        assert norm == pytest.approx(5.0) and parameter.grad is None
-        assert parameter.tolist() == pytest.approx(moved, rel=1e-5)  # clip / (norm + 1e-6)
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_gradient_that_is_not_finite_leaves_weights_and_optimizer_untouched(bad):
-    networks = make()
-    for round_ in range(3):
-        play_round(networks, CONFIG, round_)
-    before = weights(networks)
-    state = copy.deepcopy(networks.student_optimizer.state_dict()["state"])
-    for optimizer, module in (
-        (networks.student_optimizer, networks.student),
-        (networks.fake_optimizer, networks.fake_score),
-    ):
-        for p in module.parameters():
-            p.grad = torch.ones_like(p)
-        next(module.parameters()).grad[0] = bad
-        assert not math.isfinite(update(optimizer, 1.0, Shard()))
-        assert all(p.grad is None for p in module.parameters())
-    assert torch.equal(weights(networks), before)
-    after = networks.student_optimizer.state_dict()["state"]
-    assert all(torch.equal(after[i][n], state[i][n]) for i in state for n in state[i])
-
-
 def test_a_network_that_fails_is_seen_in_the_measurements():
     networks = make()
     networks.teacher_eps = lambda x, *rest: torch.full_like(x, math.nan)
     before = weights_of(networks.student)
     measured = play_round(networks, CONFIG, 2)
     assert math.isnan(measured["loss"]) and torch.equal(weights_of(networks.student), before)
-
-
-@pytest.mark.parametrize(
-    ("kind", "cls", "amsgrad"),
-    [("adam", "Adam", False), ("adamw", "AdamW", False), ("amsgrad", "Adam", True)],
-)
-def test_optimizers_are_what_they_are_called(kind, cls, amsgrad):
-    made = make_optimizer(kind, [nn.Parameter(torch.zeros(1))], 1e-3, 0.3)
-    assert type(made).__name__ == cls and made.defaults["amsgrad"] == amsgrad
-    assert made.defaults["lr"] == 1e-3 and made.defaults["betas"] == (0.3, 0.999)
 
 
 # ---- several chains, and a fake score that is told -----------------------------------------------

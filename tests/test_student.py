@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import diffusers
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from command import TINY, train, tree
 from diffusers import UNet2DModel
 
+import hsivi_cli
 from hsivi_cli.errors import HsiviError
 from hsivi_cli.models.draw import draw, student_sampler
 from hsivi_cli.models.loading import load_teacher
@@ -70,6 +73,13 @@ def test_one_generator_an_image_draws_what_hsivi_draws_of_those_seeds(run):
     pipe = HSIVIPipeline.from_pretrained(run)
     ours = pixels(pipe, batch_size=3, num_inference_steps=2, generator=generators(7, 3, 11))
     assert torch.equal((ours * 255).round().to(torch.uint8).permute(0, 2, 3, 1), drawn)
+
+
+def test_the_package_gives_the_pipeline_and_loads_torch_only_then():
+    assert hsivi_cli.HSIVIPipeline is HSIVIPipeline
+    assert not hasattr(hsivi_cli, "Pipeline")
+    code = "import sys, hsivi_cli; assert not {'torch', 'diffusers', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_generator_decides_the_images(run):

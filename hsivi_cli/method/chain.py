@@ -71,8 +71,8 @@ class Chain:
 
 
 def with_noise_share(chain: Chain, share: float | Sequence[float]) -> Chain:
-    """The same chain with s0 = share sigma_{k-1}, one share for all layers or one a layer (k =
-    1..K).
+    """The same chain with s0_k = share sigma_{k-1}; one share for all layers, or one a layer from
+    layer 1 up.
     """
     shares = torch.as_tensor(share, dtype=torch.float64).expand(chain.nfe)
     if not ((shares >= 0) & (shares <= 1)).all():  # NaN is not either
@@ -81,8 +81,9 @@ def with_noise_share(chain: Chain, share: float | Sequence[float]) -> Chain:
 
 
 def eta_shares(alpha_bar: Tensor, eta: float) -> list[float]:
-    """The noise shares of DDIM's eta, layers 1..K: s0 = eta sqrt((1 - alpha_bar_k /
-    alpha_bar_{k-1}) sigma_{k-1}^2 / sigma_k^2).
+    """The noise shares of DDIM's eta, layers 1..K.
+
+    s0 = eta sqrt((1 - alpha_bar_k / alpha_bar_{k-1}) sigma_{k-1}^2 / sigma_k^2)
 
     alpha_bar  [K+1]
     """
@@ -116,16 +117,16 @@ def walk(
     network: Network,
     chain: Chain,
     x: Tensor,
-    noise: Sequence[Tensor] | None,
-    log_scale: Tensor,
+    noise: Sequence[Tensor] = (),
+    log_scale: Tensor | None = None,
     labels: Tensor | None = None,
 ) -> Iterator[Visit]:
     """Visit the layers from x = x_K down, K network calls. The last layer adds no noise: its mean
     is the sample.
 
     x          [B, ...]      x_K, standard normal
-    noise      K-1 x [B, ...] for the layers K..2 in this order; None for a deterministic chain
-    log_scale  [1 or K, ...]
+    noise      K-1 x [B, ...] for the layers K..2 in this order; a deterministic chain needs none
+    log_scale  [1 or K, ...], of the noise's chains
     labels     [B] or None
     """
     history = {}
@@ -148,11 +149,40 @@ def walk(
             x = mean + std.to(x.dtype) * noise[chain.nfe - k]
 
 
-def sample(network, chain: Chain, x, noise, log_scale, labels=None) -> Tensor:
+def sample(network, chain: Chain, x, noise=(), log_scale=None, labels=None) -> Tensor:
     """The end of a walk: samples [B, ...]. Arguments as in `walk`."""
     for visit in walk(network, chain, x, noise, log_scale, labels):
         x = visit.mean
     return x
+
+
+Noise = tuple[Tensor, Tensor | None, list[Tensor]]  # x_K, labels, noises of the layers K..2
+
+
+def draw_noise(
+    generator: torch.Generator | None,
+    nfe: int,
+    shape: Sequence[int],
+    label_count: int | None,
+    count: int = 1,
+) -> Noise:
+    """What decides a walk of nfe calls: x_K [count, *shape], labels [count] (None where there are
+    none) and nfe - 1 noises like x_K, drawn in this order on the generator's device.
+    """
+    where = {"generator": generator, "device": generator.device if generator else None}
+    x = torch.randn(count, *shape, **where)
+    labels = torch.randint(label_count, (count,), **where) if label_count else None
+    return x, labels, [torch.randn(count, *shape, **where) for _ in range(nfe - 1)]
+
+
+def join_noise(drawn: Sequence[Noise], device: torch.device | str) -> Noise:
+    """Samples' noises, drawn apart, as those of one batch on a device."""
+    x, labels, noises = zip(*drawn, strict=True)
+    return (
+        torch.cat(x).to(device),
+        None if labels[0] is None else torch.cat(labels).to(device),
+        [torch.cat(layer).to(device) for layer in zip(*noises, strict=True)],
+    )
 
 
 def observe(

@@ -7,13 +7,13 @@ stays as it is. They are moved as additions to a solver's own, which the fit beg
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from .chain import Chain, Network
+from .steps import cosine
 
 
 class Coefficients(nn.Module):
@@ -73,7 +73,7 @@ def fit_coefficients(
     model = Coefficients(chain, x.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
     for step in range(steps):
-        optimizer.param_groups[0]["lr"] = rate * (1 + math.cos(math.pi * step / steps)) / 2
+        optimizer.param_groups[0]["lr"] = rate * cosine(step, steps)
         pick = torch.randint(len(x), (batch_size,), generator=rng).to(x.device)
         own = None if labels is None else labels[pick]
         loss = (model.sample(network, x[pick], own) - wanted[pick]).square().mean()

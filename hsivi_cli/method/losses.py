@@ -1,9 +1,12 @@
 """Losses of the score-matching minimax between student and fake score, in eps units.
 
 At a draw x of a layer at level tau: `layer_eps` is the conditional's exact noise prediction,
-`teacher_eps` and `f_eps` are the teacher's and the fake score's at (x, tau), and gap = f_eps -
-teacher_eps. `weight` [B] is the level's weight; sigma_tau^2 is the HSIVI paper's. Every function
-returns one value per sample [B], summed over the elements of x.
+`teacher_eps` and `f_eps` are the teacher's and the fake score's at (x, tau), and
+
+    gap = f_eps - teacher_eps.
+
+`weight` [B] is the level's weight; sigma_tau^2 is the HSIVI paper's. Every function returns one
+value per sample [B], summed over the elements of x.
 """
 
 from __future__ import annotations
@@ -34,18 +37,18 @@ def score_matching_loss(
 ) -> Tensor:
     """weight gap . ((layer_eps - teacher_eps) - a gap): the student's side of the minimax.
 
-    a = 1/2 is half of HSIVI-SM's: with f exact, its mean is weight / 2 times that of |f_eps -
-    teacher_eps|^2, sigma^2 times the Fisher divergence, and so is its gradient. a in [1, 1.2] is
-    SiD's [Zhou et al. 2024]. Differentiate through x into both networks (their weights held) and
-    through layer_eps into log_scale.
+    a = 1/2 is half of HSIVI-SM's: with f exact, its mean is weight / 2 times that of |gap|^2,
+    sigma^2 times the Fisher divergence, and so is its gradient. a in [1, 1.2] is SiD's [Zhou et
+    al. 2024]. Differentiate through x into both networks (their weights held) and through layer_eps
+    into log_scale.
     """
     gap = f_eps - teacher_eps
     return weight * dot(gap, layer_eps - teacher_eps - a * gap)
 
 
 def reverse_kl_loss(x: Tensor, f_eps: Tensor, teacher_eps: Tensor, weight: Tensor) -> Tensor:
-    """-weight stop_gradient(gap) . x, whose gradient is weight sigma times that of KL(student ||
-    teacher) at this level.
+    """-weight stop_gradient(gap) . x: its gradient is weight sigma times that of reverse KL,
+    KL(student || teacher), at this level.
 
     [Diff-Instruct, Luo et al. 2023; DMD, Yin et al. 2023.] No backward pass through the teacher or
     the fake score.
@@ -148,12 +151,13 @@ def median_bandwidth(x: Tensor) -> Tensor:
 def kernel_stein_loss(
     x: Tensor, teacher_eps: Tensor, layer_eps: Tensor, bandwidth: Tensor
 ) -> Tensor:
-    """mean over pairs i != j of a_i . a_j k(x_i, x_j), a = score p - score q(x | z) = layer_eps -
-    teacher_eps: the U-statistic of the kernel Stein discrepancy of q's marginal [KSIVI, Cheng et
-    al. 2024].
+    """The U-statistic of the kernel Stein discrepancy of q's marginal [KSIVI, Cheng et al. 2024].
 
-    k(x, x') = exp(-|x - x'|^2 / 2 bandwidth^2). Its mean is that of the marginal's own scores, so
-    it is 0 exactly at the truth and never below.
+    mean over pairs i != j of a_i . a_j k(x_i, x_j)
+    a = score p - score q(x | z) = layer_eps - teacher_eps
+    k(x, x') = exp(-|x - x'|^2 / 2 bandwidth^2)
+
+    Its mean is that of the marginal's own scores, so it is 0 exactly at the truth and never below.
 
     x, teacher_eps, layer_eps  [B, dim], independent rows
     Returns                    [B], each row's mean over the others

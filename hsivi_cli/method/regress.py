@@ -45,8 +45,7 @@ def walk_paths(
     states, ends = [], []
     for part in torch.arange(len(noise)).split(config.batch_size):
         heard = None if labels is None else labels[part]
-        unused = torch.zeros_like(networks.log_scale)
-        visits = list(walk(networks.teacher_eps, path.chain, noise[part], None, unused, heard))
+        visits = list(walk(networks.teacher_eps, path.chain, noise[part], labels=heard))
         states.append(torch.stack([visits[-place].x for place in path.places]))
         ends.append(visits[-1].mean)
     return torch.cat(states, 1), torch.cat(ends), labels

@@ -1,10 +1,12 @@
 """Noise levels of a variance-preserving (VP) diffusion, conversions between predictions, and grids
 of times.
 
-Conventions, for the whole package. `alpha_bar` in (0, 1] is a level's part of signal: x =
-sqrt(alpha_bar) x0 + sigma noise with sigma = sqrt(1 - alpha_bar), the VP sigma. A *table* is
-alpha_bar at every integer time 0..T-1, float64, falling. Everything with a batch has it first; a
-level of shape [B] is stretched over the remaining dimensions of x by `over`.
+Conventions, for the whole package: `alpha_bar` in (0, 1] is a level's part of signal,
+
+    x = sqrt(alpha_bar) x0 + sigma noise,    sigma = sqrt(1 - alpha_bar), the VP sigma.
+
+A *table* is alpha_bar at every integer time 0..T-1, float64, falling. Everything with a batch has
+it first; a level of shape [B] is stretched over the remaining dimensions of x by `over`.
 """
 
 from __future__ import annotations
@@ -20,8 +22,9 @@ PREDICTIONS = ("epsilon", "sample", "v_prediction")
 
 
 def over(level: Tensor, x: Tensor) -> Tensor:
-    """One number per sample, shaped to multiply x, in x's dtype and on its device. level [B], x [B,
-    ...].
+    """One number per sample, shaped to multiply x, in x's dtype and on its device.
+
+    level [B], x [B, ...]
     """
     return level.to(x.device, x.dtype).reshape(-1, *[1] * (x.dim() - 1))
 
@@ -32,8 +35,9 @@ def sigma_of(alpha_bar: Tensor) -> Tensor:
 
 
 def add_noise(x0: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
-    """x0 at the level alpha_bar: sqrt(alpha_bar) x0 + sigma noise. x0, noise [B, ...], alpha_bar
-    [B].
+    """x0 at the level alpha_bar: sqrt(alpha_bar) x0 + sigma noise.
+
+    x0, noise [B, ...], alpha_bar [B]
     """
     return over(alpha_bar.sqrt(), x0) * x0 + over(sigma_of(alpha_bar), x0) * noise
 
@@ -88,10 +92,9 @@ def grid(kind: str, nfe: int, table: Tensor, top: int | None = None) -> list[int
     quad      time = linspace(0, sqrt(top), K + 1)^2, top = 0.8 T [HSIVI's CIFAR-10 grid]
     uniform   equal steps, top = T - 1
     log-snr   equal steps of log alpha_bar / (1 - alpha_bar), top = T - 1
-    auto      u = sqrt(-log alpha_bar), which is near to linear in time for linear betas, so the
-              rule carries over to
-              other schedules: u_k = u_K (k / K)^1.2, from the first time whose ratio sigma /
-              sqrt(alpha_bar) is `top_ratio`
+    auto      u_k = u_K (k / K)^1.2 with u = sqrt(-log alpha_bar), which is nearly linear in time
+              for linear betas, so the rule carries over to other schedules; its top is the first
+              time whose noise-to-signal ratio reaches `top_ratio`
     "0,150,400"  the times themselves
 
     table  [T]  alpha_bar by time

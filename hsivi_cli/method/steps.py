@@ -1,4 +1,4 @@
-"""What every update shares: seeded generators, shards of a batch, rates, optimizers, averages.
+"""What every update needs: seeded generators, shards of a batch, rates, optimizers, averages.
 
 Everything random is a function of (seed, round, purpose), drawn on the CPU for the whole global
 batch; a process takes its shard of it. So a run neither depends on how many processes there are nor

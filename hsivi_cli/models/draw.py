@@ -18,8 +18,7 @@ from torch import Tensor
 
 from ..errors import HsiviError
 from ..files.images import to_images
-from ..method import chain as chains
-from ..method.chain import Chain, Network
+from ..method.chain import Chain, Network, Noise, draw_noise, join_noise, sample
 from .spacings import solver
 from .student import Student, load_student
 from .teacher import Teacher
@@ -86,14 +85,9 @@ def solver_sampler(
     )
 
 
-def seed_noise(
-    seed: int, nfe: int, shape: Sequence[int], label_count: int | None
-) -> tuple[Tensor, int, list[Tensor]]:
-    """x_K, the label (0 where there are none) and the noises of the layers K..2 of one image."""
-    rng = torch.Generator().manual_seed(seed)
-    x = torch.randn(shape, generator=rng)
-    label = int(torch.randint(label_count, (), generator=rng)) if label_count else 0
-    return x, label, [torch.randn(shape, generator=rng) for _ in range(nfe - 1)]
+def seed_noise(seed: int, nfe: int, shape: Sequence[int], label_count: int | None) -> Noise:
+    """The noise of one image."""
+    return draw_noise(torch.Generator().manual_seed(seed), nfe, shape, label_count)
 
 
 def check_labels(sampler: Sampler, labels: Sequence[int] | None) -> None:
@@ -123,20 +117,12 @@ def draw(
     for start in range(0, len(seeds), batch_size):
         part = list(seeds[start : start + batch_size])
         drawn = [seed_noise(seed, sampler.nfe, sampler.shape, sampler.label_count) for seed in part]
-        own = (
-            [label for _, label, _ in drawn]
-            if labels is None
-            else list(labels[start : start + batch_size])
-        )
-        short = batch_size - len(part)
-        drawn += drawn[-1:] * short
-        own += own[-1:] * short
-        x = torch.stack([x for x, _, _ in drawn]).to(device)
-        noise = [
-            torch.stack(step).to(device) for step in zip(*(n for _, _, n in drawn), strict=True)
-        ]
-        given = torch.tensor(own, device=device) if sampler.label_count else None
-        x = chains.sample(sampler.network, sampler.chain, x, noise, log_scale, given)
+        drawn += drawn[-1:] * (batch_size - len(part))
+        x, own, noise = join_noise(drawn, device)
+        if labels is not None:
+            chosen = list(labels[start : start + batch_size])
+            own = torch.tensor(chosen + chosen[-1:] * (batch_size - len(part)), device=device)
+        x = sample(sampler.network, sampler.chain, x, noise, log_scale, own)
         yield to_images(x[: len(part)])
 
 

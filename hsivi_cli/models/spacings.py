@@ -139,8 +139,8 @@ def own_times(spacing: str, count: int, table: Tensor) -> list[int]:
     elif spacing == "karras":  # equal steps of the 7th root of the ratio [Karras et al. 2022]
         ratio = schedule.noise_to_signal(table)
         low, high = ratio[0] ** (1 / 7), ratio[-1] ** (1 / 7)
-        share = torch.linspace(1, 0, count, dtype=torch.float64).flip(0)
-        times = schedule.nearest(ratio, (low + share * (high - low)) ** 7)
+        part = torch.linspace(1, 0, count, dtype=torch.float64).flip(0)
+        times = schedule.nearest(ratio, (low + part * (high - low)) ** 7)
     else:
         times = schedule.grid(spacing, count, table)[1:]
     return [int(t) for t in times]

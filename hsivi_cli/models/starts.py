@@ -4,8 +4,9 @@ on a teacher's schedule.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -15,9 +16,8 @@ from torch import Tensor
 
 from ..config import TrainConfig
 from ..errors import HsiviError
-from ..method import chain as chains
 from ..method import schedule
-from ..method.chain import Chain, eta_shares, with_noise_share
+from ..method.chain import Chain, draw_noise, eta_shares, join_noise, sample, with_noise_share
 from ..method.fit import fit_coefficients
 from ..method.networks import TeacherPath
 from ..method.solvers import ddim_chain
@@ -26,11 +26,11 @@ from .spacings import solver, solver_names, unipc_at
 from .student import load_chains, read_info
 from .teacher import Teacher
 
-Wanted = Callable[[Chain], Tensor]  # images that a chain should draw
+Judge = Callable[[Chain], float]  # of a chain without noise: the less the better
 PATH_CALLS = 8  # of the teacher's paths that --regress-steps regresses on
 PAIRS = 100  # noises by which --start auto compares
 FIT_PAIRS = 512  # noises on which --fit-steps fits
-JUDGE_CALLS = 50  # of UniPC, whose images stand for the teacher's own
+TEACHER_CALLS = 50  # of UniPC, whose images stand for the teacher's own
 
 
 def find_chains(
@@ -143,10 +143,10 @@ def make_path(chain: Chain, teacher: Teacher) -> TeacherPath:
     ends = [*times[:-1], max(times[-1], above)]
     root = 1 / schedule.AUTO_POWER
     depth = (-teacher.table.log()).sqrt() ** root  # equal steps of it are the auto grid's
-    share = torch.linspace(0, 1, 1 + math.ceil(PATH_CALLS / chain.nfe), dtype=torch.float64)[1:]
+    part = torch.linspace(0, 1, 1 + math.ceil(PATH_CALLS / chain.nfe), dtype=torch.float64)[1:]
     visited = set()
     for low, high in pairwise(ends):
-        inner = schedule.nearest(depth, depth[low] + share * (depth[high] - depth[low]))
+        inner = schedule.nearest(depth, depth[low] + part * (depth[high] - depth[low]))
         visited |= {min(max(int(t), low + 1), high) for t in inner}
     visited = sorted(visited)
     return TeacherPath(
@@ -155,36 +155,41 @@ def make_path(chain: Chain, teacher: Teacher) -> TeacherPath:
     )
 
 
-def choose_starts(config: TrainConfig, teacher: Teacher) -> dict[int, str]:
+def choose_starts(
+    config: TrainConfig, teacher: Teacher, judge: Judge | None = None
+) -> dict[int, str]:
     """--start auto's choice by budget; empty for any other start.
 
-    Where every layer keeps only x0 it is ddim's, and nothing is compared.
+    judge  whose least start is chosen; by default the gap to the teacher's own images
+    Where every layer keeps only x0 the choice is ddim, and nothing is compared.
     """
     if config.start != "auto":
         return {}
-    found, wanted = {}, judge(teacher, PAIRS)
+    found, judge = {}, judge or teacher_gap(teacher, PAIRS)
     for nfe in config.budgets:
         plain = bare_chain(config, nfe, teacher, "ddim")
         if min(parse_share(config.noise_share, plain)) >= 1:
             found[nfe] = "ddim"
             continue
-        found[nfe] = min(gaps(config, nfe, teacher, wanted).items(), key=lambda pair: pair[1])[0]
+        judged = {name: judge(chain) for name, chain in bare_chains(config, nfe, teacher)}
+        found[nfe] = min(judged, key=judged.get)
     return found
 
 
-def gaps(config: TrainConfig, nfe: int, teacher: Teacher, wanted: Wanted) -> dict[str, float]:
-    """By start, the mean squared distance of its images to the wanted ones, noise for noise."""
-    found = {}
+def bare_chains(config: TrainConfig, nfe: int, teacher: Teacher) -> Iterator[tuple[str, Chain]]:
+    """Every start that there is at this budget, by name, before any noise."""
     for name in ("ddim", *solver_names()):
-        try:
-            chain = bare_chain(config, nfe, teacher, name)
-        except HsiviError:  # a spacing that this many calls do not have
-            continue
-        found[name] = (images(teacher, chain, PAIRS) - wanted(chain)).square().mean().item()
-    return found
+        with contextlib.suppress(HsiviError):  # a spacing that this many calls do not have
+            yield name, bare_chain(config, nfe, teacher, name)
 
 
-def judge(teacher: Teacher, count: int) -> Wanted:
+def teacher_gap(teacher: Teacher, count: int) -> Judge:
+    """The mean squared distance of a chain's images to the teacher's own, noise for noise."""
+    wanted = teacher_images(teacher, count)
+    return lambda chain: (images(teacher, chain, count) - wanted(chain)).square().mean().item()
+
+
+def teacher_images(teacher: Teacher, count: int) -> Callable[[Chain], Tensor]:
     """The teacher's own images [count, C, H, W], as a function of a chain: those of many calls from
     the level where the chain begins, of the same noises.
 
@@ -197,30 +202,26 @@ def judge(teacher: Teacher, count: int) -> Wanted:
 
 def truth_chain(teacher: Teacher, top: int) -> Chain:
     """The many calls, from a time down, whose images stand for the teacher's own."""
-    calls = min(JUDGE_CALLS, max(1, top // 2))
+    calls = min(TEACHER_CALLS, max(1, top // 2))
     times = [math.ceil(top * i / calls) for i in range(1, calls + 1)]
     return unipc_at(times, teacher.scheduler, teacher.table)
 
 
 def noises(teacher: Teacher, count: int) -> tuple[Tensor, Tensor | None]:
-    """x_K [count, C, H, W] and labels [count], always the same ones."""
-    device = teacher.unet.device
+    """x_K [count, C, H, W] and labels [count] or None, always the same ones."""
     draw = torch.Generator().manual_seed(0)
-    x = torch.randn(count, *teacher.shape, generator=draw).to(device)
-    if teacher.label_count is None:
-        return x, None
-    return x, torch.randint(teacher.label_count, (count,), generator=draw).to(device)
+    drawn = draw_noise(draw, 1, teacher.shape, teacher.label_count, count)
+    return join_noise([drawn], teacher.unet.device)[:2]
 
 
 @torch.no_grad()
 def images(teacher: Teacher, chain: Chain, count: int) -> Tensor:
     """The images [count, C, H, W] of a chain without noise over the teacher, of the same noises."""
     x, labels = noises(teacher, count)
-    scale = torch.zeros(1, *[1] * len(teacher.shape), device=x.device)
     network, size = teacher.network(), 64
     labels = [None] * len(x) if labels is None else labels.split(size)
     parts = zip(x.split(size), labels, strict=False)
-    return torch.cat([chains.sample(network, chain, a, None, scale, b) for a, b in parts])
+    return torch.cat([sample(network, chain, a, labels=b) for a, b in parts])
 
 
 def fitted(config: TrainConfig, teacher: Teacher, made: list[Chain]) -> list[Chain]:
@@ -228,7 +229,7 @@ def fitted(config: TrainConfig, teacher: Teacher, made: list[Chain]) -> list[Cha
     images best.
     """
     x, labels = noises(teacher, FIT_PAIRS)
-    wanted, network, found = judge(teacher, FIT_PAIRS), teacher.network(), []
+    wanted, network, found = teacher_images(teacher, FIT_PAIRS), teacher.network(), []
     for chain in made:
         draw = rng(config.seed, "fit", chain.nfe)
         chain = fit_coefficients(network, chain, x, wanted(chain), labels, config.fit_steps, draw)

@@ -19,8 +19,7 @@ from torch import Tensor
 from ..errors import HsiviError
 from ..files.places import embedded
 from ..files.whole import let_read, read_json, read_tensors, write_tensors, write_text, writing
-from ..method import chain as chains
-from ..method.chain import Chain
+from ..method.chain import Chain, draw_noise, join_noise, sample
 from .loading import load_teacher
 from .teacher import Teacher, eps_network
 
@@ -156,8 +155,9 @@ def write_info(folder: Path, info: dict) -> None:
 
 
 class HSIVIPipeline(DiffusionPipeline):
-    """A student as a diffusers pipeline: `HSIVIPipeline.from_pretrained("runs/x")(batch_size=16,
-    num_inference_steps=4)`.
+    """A student as a diffusers pipeline.
+
+    HSIVIPipeline.from_pretrained("runs/x")(batch_size=16, num_inference_steps=4).images
 
     unet       UNet2DModel
     scheduler  any diffusers scheduler of the teacher's betas and prediction type; only its
@@ -219,15 +219,6 @@ class HSIVIPipeline(DiffusionPipeline):
                 f"{len(generator)} generators for a batch of {batch_size}: give one, or one an "
                 "image"
             )
-
-        def noise() -> Tensor:
-            if isinstance(generator, list):
-                return torch.stack(
-                    [torch.randn(shape, generator=g, device=g.device).to(device) for g in generator]
-                )
-            where = generator.device if generator is not None else device
-            return torch.randn(batch_size, *shape, generator=generator, device=where).to(device)
-
         labels = None if class_labels is None else torch.as_tensor(class_labels, device=device)
         if labels is not None and labels.shape != (batch_size,):
             raise ValueError(f"class_labels {list(labels.shape)} for a batch of {batch_size}")
@@ -237,10 +228,14 @@ class HSIVIPipeline(DiffusionPipeline):
             return self.unet(x.to(self.unet.dtype), *rest, **more)
 
         network = eps_network(unet, table, self.scheduler.config.prediction_type)
-        x, noises = noise(), [noise() for _ in range(nfe - 1)]
-        x = chains.sample(
-            network, self.chains[nfe], x, noises, self.log_scales[nfe].to(device), labels
-        )
+        several = isinstance(generator, list)
+        drawn = [
+            draw_noise(one, nfe, shape, None, 1 if several else batch_size)
+            for one in (generator if several else [generator])
+        ]
+        x, _, noise = join_noise(drawn, device)
+        log_scale = self.log_scales[nfe].to(device)
+        x = sample(network, self.chains[nfe], x, noise, log_scale, labels)
         images = (x / 2 + 0.5).clamp(0, 1)
         if output_type != "pt":
             images = images.permute(0, 2, 3, 1).cpu().numpy()

@@ -53,7 +53,7 @@ Distilled without data from {teacher.name} (weights {teacher.digest}) by hsivi {
 {made}, {info["seconds"] / 60:.1f} minutes.
 
 ```python
-from hsivi_cli.student import HSIVIPipeline
+from hsivi_cli import HSIVIPipeline
 pipe = HSIVIPipeline.from_pretrained("{out}")
 images = pipe(batch_size=16, num_inference_steps={most}).images
 ```
