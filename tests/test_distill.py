@@ -58,6 +58,21 @@ def test_the_pool_is_just_large_enough_that_no_mean_is_used_more_than_twice(batc
     assert count % 8 == 0 and uses <= 2 * count * layers < uses + 2 * 8 * layers
 
 
+@pytest.mark.parametrize(("times", "updates"), [([0, 500], 5), (TIMES, 3), ([0, 200, 400, 650], 4)])
+def test_a_rounds_updates_use_no_mean_more_than_twice(monkeypatch, times, updates):
+    config = replace(CONFIG, nfe=str(len(times) - 1), fake_updates=updates, fake_warmup=0)
+    networks, used = make(config, times), Counter()
+
+    def count(networks, config, pool, batch, *step):
+        used.update(zip(batch.sample.tolist(), batch.layer.tolist(), strict=True))
+        return 0.0, *([torch.zeros(1)] if step else []), 0.0
+
+    monkeypatch.setattr(distill, "fake_score_update", count)
+    monkeypatch.setattr(distill, "student_update", count)
+    play_round(networks, config, 0)
+    assert used.total() == 16 * (updates + 1) and max(used.values()) <= 2
+
+
 def test_the_levels_of_a_batch_are_its_layers_own():
     config = replace(CONFIG, batch_size=512)
     networks = make(config)

@@ -235,7 +235,7 @@ def play_round(networks: Networks, config: TrainConfig, round_: int) -> dict[str
         norms.append(norm)
     measured = {"fake_loss": sum(fake_losses) / len(fake_losses), "fake_norm": max(norms)}
     if step >= 0:
-        batch = draw_batch(networks, config, round_, "student", 0, layers)
+        batch = draw_batch(networks, config, round_, "student", config.fake_updates, layers)
         loss, bounds, norm = student_update(networks, config, pool, batch, step)
         average_student(networks, config, step)
         measured |= {"loss": loss, "divergence": bounds.mean().item(), "norm": norm}
