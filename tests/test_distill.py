@@ -249,6 +249,24 @@ def test_accumulating_changes_nothing(objective, maker, parts):
         assert one == pytest.approx(other, rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.parametrize(("times", "pool"), [([0, 500], 48), (TIMES, 24)])
+def test_a_pool_is_walked_in_the_parts_of_an_update(times, pool):
+    config = replace(CONFIG, nfe=str(len(times) - 1), fake_updates=5)
+    networks, sizes = make(config, times, 0.5, labels=3), []
+    inner = networks.student_eps
+    networks.student_eps = lambda x, *rest: sizes.append(len(x)) or inner(x, *rest)
+    layers = list(range(1, len(times)))
+    whole = roll_out(networks, config, 0, layers)
+    assert sizes == [pool] * len(layers)
+    for parts in (5, 16, 1000):
+        sizes.clear()
+        found = roll_out(networks, replace(config, accumulate=parts), 0, layers)
+        assert max(sizes) == math.ceil(pool / parts) and sum(sizes) == pool * len(layers)
+        assert torch.equal(found.labels, whole.labels)
+        for name in ("x", "offset", "mean"):  # vectorised exp may differ in the last bit
+            torch.testing.assert_close(getattr(found, name), getattr(whole, name))
+
+
 @pytest.mark.parametrize("objective", ["reverse-kl", "score-matching"])
 @pytest.mark.parametrize("maker", [ddim_chain, ipndm_chain])
 def test_an_updates_gradient_is_that_of_the_loss_at_the_walks_own_states(objective, maker):

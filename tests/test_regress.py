@@ -1,6 +1,7 @@
 """Regression on the teacher's paths, among Gaussians whose flow is known."""
 
 import copy
+import math
 from dataclasses import replace
 
 import torch
@@ -74,3 +75,18 @@ def test_the_paths_of_a_round_are_its_processes_parts_put_together():
     again = list(walk(networks.teacher_eps, path, x[1], None, torch.zeros(1, 1), labels))
     torch.testing.assert_close(again[-1].mean, ends)
     assert any(torch.allclose(visit.x, x[0]) for visit in again)
+
+
+def test_paths_are_walked_in_the_parts_of_an_update():
+    networks, sizes = make(labels=3), []
+    networks.paths = paths_for(networks)
+    inner = networks.teacher_eps
+    networks.teacher_eps = lambda x, *rest: sizes.append(len(x)) or inner(x, *rest)
+    whole = walk_paths(networks, CONFIG, 0, 40)
+    assert max(sizes) == CONFIG.batch_size
+    for parts in (3, 16, 1000):
+        sizes.clear()
+        found = walk_paths(networks, replace(CONFIG, accumulate=parts), 0, 40)
+        assert max(sizes) == math.ceil(CONFIG.batch_size / parts)
+        for one, other in zip(found, whole, strict=True):
+            torch.testing.assert_close(one, other)

@@ -73,7 +73,9 @@ class Pool:
 
 @torch.no_grad()
 def roll_out(networks: Networks, config: TrainConfig, round_: int, layers: list[int]) -> Pool:
-    """Walk this process's shard of the round's pool down to the lowest layer that trains."""
+    """Walk this process's shard of the round's pool down to the lowest layer that trains, in the
+    parts that an update is split into.
+    """
     device, chain = networks.device, networks.chain(round_)
     count, mine = pool_size(config, len(layers)), networks.shard.of
     draw = rng(config.seed, round_, "roll-out")
@@ -84,11 +86,14 @@ def roll_out(networks: Networks, config: TrainConfig, round_: int, layers: list[
     ]
     labels = draw_labels(networks, count, draw)
     stacks = [torch.zeros(chain.nfe, *x.shape, device=device) for _ in range(3)]
-    for visit in walk(networks.student_eps, chain, x, noise, networks.log_scale, labels):
-        for stack, part in zip(stacks, (visit.x, visit.offset, visit.mean), strict=True):
-            stack[visit.k - 1] = part
-        if visit.k == min(layers):
-            break
+    for part in torch.arange(len(x), device=device).tensor_split(min(config.accumulate, len(x))):
+        own = None if labels is None else labels[part]
+        fresh, scale = [layer[part] for layer in noise], networks.log_scale
+        for visit in walk(networks.student_eps, chain, x[part], fresh, scale, own):
+            for stack, seen in zip(stacks, (visit.x, visit.offset, visit.mean), strict=True):
+                stack[visit.k - 1, part] = seen
+            if visit.k == min(layers):
+                break
     first_row = sum(c.nfe for c in networks.chains[: round_ % len(networks.chains)])
     return Pool(chain, first_row, *stacks, labels)
 

@@ -43,7 +43,7 @@ def walk_paths(
     noise = networks.shard.of(noise).to(networks.device)
     labels = draw_labels(networks, count, draw)
     states, ends = [], []
-    for part in torch.arange(len(noise)).split(config.batch_size):
+    for part in torch.arange(len(noise)).split(math.ceil(config.batch_size / config.accumulate)):
         heard = None if labels is None else labels[part]
         visits = list(walk(networks.teacher_eps, path.chain, noise[part], labels=heard))
         states.append(torch.stack([visits[-place].x for place in path.places]))
