@@ -30,7 +30,6 @@ from .config import (
     SampleConfig,
     TrainConfig,
     check_options,
-    check_train,
     flag_of,
     of_nfe,
 )
@@ -206,7 +205,7 @@ def train(context, preset, config, dry_run, **given) -> None:
     """
     chosen = resolve(context, preset, config, given)
     about = {key: chosen[key] for key in ("teacher", *ORIGIN, "out")}
-    settings = checked(TrainConfig(**{k: v for k, v in chosen.items() if k not in about}))
+    settings = TrainConfig(**{k: v for k, v in chosen.items() if k not in about})
     if dry_run:
         click.echo(json.dumps(chosen, indent=1))
         return
@@ -217,11 +216,9 @@ def train(context, preset, config, dry_run, **given) -> None:
 
 
 def checked(config):
-    """The same configuration. Refuses numbers that mean nothing, and settings that exclude one
-    another.
-    """
+    """The same configuration. Refuses numbers that mean nothing."""
     check_options(config)
-    return check_train(config) if isinstance(config, TrainConfig) else config
+    return config
 
 
 @main.command()

@@ -49,7 +49,7 @@ def test_a_batch_has_its_layers_in_even_shares():
 
 
 @pytest.mark.parametrize(
-    ("batch", "updates", "layers"), [(32, 5, 4), (16, 10, 1), (128, 1, 5), (8, 0, 4)]
+    ("batch", "updates", "layers"), [(32, 5, 4), (16, 10, 1), (128, 1, 5), (8, 1, 4)]
 )
 def test_the_pool_is_just_large_enough_that_no_mean_is_used_more_than_twice(batch, updates, layers):
     config = replace(CONFIG, batch_size=batch, fake_updates=updates)
@@ -543,7 +543,7 @@ def layer_kls(networks):
 def test_training_brings_every_layer_to_the_target(objective, options, times):
     nfe = len(times) - 1
     config = replace(
-        CONFIG, nfe=nfe, objective=objective, steps=60, batch_size=128, fake_updates=5,
+        CONFIG, nfe=str(nfe), objective=objective, steps=60, batch_size=128, fake_updates=5,
         fake_warmup=20, student_rate=0.1, fake_rate=0.05, **options,
     )  # fmt: skip
     networks = make(config, times)

@@ -16,7 +16,7 @@ from .options import (
     option,
     parse_numbers,
 )
-from .training import PRESETS, REGRESSED, SOLVED, TrainConfig, check_train, of_nfe
+from .training import PRESETS, REGRESSED, SOLVED, TrainConfig, of_nfe
 from .viewing import CompareConfig, FidConfig, SampleConfig
 
 __all__ = [
@@ -36,7 +36,6 @@ __all__ = [
     "SampleConfig",
     "TrainConfig",
     "check_options",
-    "check_train",
     "flag_of",
     "of_nfe",
     "option",

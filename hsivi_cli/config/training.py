@@ -16,6 +16,7 @@ from .options import (
     MINUTES,
     RATES,
     SEED,
+    check_options,
     flag_of,
     option,
     parse_numbers,
@@ -170,6 +171,38 @@ class TrainConfig:
         None, "also log to tensorboard or wandb", choices=("tensorboard", "wandb"), run_only=True
     )
 
+    def __post_init__(self):
+        """Refuse values that mean nothing, and settings that exclude one another."""
+        check_options(self)
+        if len(self.budgets) > 1:
+            for flag, text in (("--grid", self.grid), ("--noise-share", self.noise_share)):
+                if "," in text:
+                    raise HsiviError(
+                        f"{flag} {text} has a number a layer, which cannot suit --nfe {self.nfe} "
+                        "at once: name a rule, or train a student for each"
+                    )
+            if self.log_scale != "frozen":
+                raise HsiviError(
+                    f"--log-scale {self.log_scale} is one budget's own: keep it frozen, or give "
+                    f"--nfe one number, not {self.nfe}"
+                )
+        for name in ("grid", "grid_top") if self.start not in ("ddim", "auto") else ():
+            if (value := getattr(self, name)) != getattr(TrainConfig, name):
+                raise HsiviError(
+                    f"{flag_of(name)} {value} is for --start ddim: {self.start} has its own times"
+                )
+        if self.grid_top is not None and "," in self.grid:
+            raise HsiviError(
+                f"--grid-top {self.grid_top} is for the rules of --grid: {self.grid} names its own "
+                "last time"
+            )
+        for name in ("detector", "detector_weights") if self.reference is None else ():
+            if value := getattr(self, name):
+                raise HsiviError(
+                    f"{flag_of(name)} {value} scores nothing without --reference: give one, or "
+                    "leave it out"
+                )
+
     @property
     def budgets(self) -> list[int]:
         """The numbers of calls of --nfe."""
@@ -233,35 +266,3 @@ PRESETS = {
         "student_rate": 1e-5, "fake_rate": 1e-5, "decay": "none", "fake_beta1": 0.0, "ema": 0.999,
     },
 }  # fmt: skip
-
-
-def check_train(config: TrainConfig) -> TrainConfig:
-    if len(config.budgets) > 1:
-        for flag, text in (("--grid", config.grid), ("--noise-share", config.noise_share)):
-            if "," in text:
-                raise HsiviError(
-                    f"{flag} {text} has a number a layer, which cannot suit --nfe {config.nfe} at "
-                    "once: name a rule, or train a student for each"
-                )
-        if config.log_scale != "frozen":
-            raise HsiviError(
-                f"--log-scale {config.log_scale} is one budget's own: keep it frozen, or give "
-                f"--nfe one number, not {config.nfe}"
-            )
-    for name in ("grid", "grid_top") if config.start not in ("ddim", "auto") else ():
-        if (value := getattr(config, name)) != getattr(TrainConfig, name):
-            raise HsiviError(
-                f"{flag_of(name)} {value} is for --start ddim: {config.start} has its own times"
-            )
-    if config.grid_top is not None and "," in config.grid:
-        raise HsiviError(
-            f"--grid-top {config.grid_top} is for the rules of --grid: {config.grid} names its own "
-            "last time"
-        )
-    for name in ("detector", "detector_weights") if config.reference is None else ():
-        if value := getattr(config, name):
-            raise HsiviError(
-                f"{flag_of(name)} {value} scores nothing without --reference: give one, or leave "
-                "it out"
-            )
-    return config

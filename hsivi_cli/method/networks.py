@@ -88,11 +88,10 @@ def make_networks(
 
     network  makes a module that trains a network (x, time, labels, alpha_bar) -> eps
     """
-    calls = sum(chain.nfe for chain in chains)
     rest = shape if config.log_scale == "pixel" else [1] * len(shape)
     log_scale = nn.Parameter(
         torch.zeros(
-            calls if config.log_scale == "layer" else 1,
+            chains[0].nfe if config.log_scale == "layer" else 1,  # which is one chain's own
             *rest,
             device=next(student.parameters()).device,
         ),

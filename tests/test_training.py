@@ -1,0 +1,31 @@
+"""The settings of a training, as Python makes them: refused where they mean nothing."""
+
+from dataclasses import replace
+
+import pytest
+
+from hsivi_cli.config import TrainConfig
+from hsivi_cli.errors import HsiviError
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"nfe": "2,4", "noise_share": "0.5", "log_scale": "layer"}, "--log-scale layer is one"),
+        ({"nfe": "2,4", "noise_share": "0.5,0.5"}, "--noise-share 0.5,0.5 has a number a layer"),
+        ({"nfe": "2,2"}, "names a number of calls twice"),
+        ({"nfe": "two"}, "--nfe two must be whole numbers"),
+        ({"start": "deis", "grid": "quad"}, "--grid quad is for --start ddim"),
+        ({"grid": "0,5,9", "grid_top": 9}, "names its own last time"),
+        ({"detector": "inception"}, "scores nothing without --reference"),
+        ({"objective": "kl"}, "--objective kl is none of reverse-kl, score-matching"),
+        ({"student_rate": float("nan")}, "--student-rate nan must be a finite number"),
+        ({"batch_size": 0}, "--batch-size 0 must be at least 1"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_settings_that_mean_nothing_are_refused_in_python_too(options, told):
+    with pytest.raises(HsiviError, match=told):
+        TrainConfig(**options)
+    with pytest.raises(HsiviError, match=told):
+        replace(TrainConfig(), **options)
