@@ -94,6 +94,13 @@ def test_a_level_power_above_1_draws_low_levels_more_often(power):
         assert below == pytest.approx(share ** (1 / power), abs=0.025)
 
 
+def test_the_least_level_powers_keep_levels_within_their_layers():
+    """At these every place is rounded to 1, at others one in millions."""
+    config = replace(CONFIG, level_power=1e-18)
+    batch = draw_batch(make(config), config, 0, "student", 0, [1, 2])
+    assert torch.equal(batch.tau, torch.tensor([299, 999])[batch.layer - 1])
+
+
 def test_noises_differ_between_rounds_purposes_and_updates_and_repeat_within_them():
     networks = make()
     keys = [(0, "fake score", 0), (0, "fake score", 1), (1, "fake score", 0), (0, "student", 0)]

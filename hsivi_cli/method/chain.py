@@ -218,7 +218,7 @@ def draw_levels(chain: Chain, layer: Tensor, place: Tensor, levels: str, table: 
     own      t_{k-1}: the HSIVI paper's
 
     layer    [B]  k in 1..K
-    place    [B]  in [0, 1), from the lowest level to the highest
+    place    [B]  in [0, 1], from the lowest level to the highest
     table    [T]  alpha_bar by time
     Returns  [B]  long
     """
@@ -230,4 +230,5 @@ def draw_levels(chain: Chain, layer: Tensor, place: Tensor, levels: str, table: 
     high = time[layer].clamp(min=1)  # a last call at time 0 is judged there
     high = torch.where((layer == chain.nfe) | (levels == "above"), len(table), high)
     low = torch.minimum(low, high - 1)
-    return (low + place.double() * (high - low)).floor().long()
+    tau = (low + place.double() * (high - low)).floor().long()
+    return torch.minimum(tau, high - 1)  # a place that was rounded to 1

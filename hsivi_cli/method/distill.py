@@ -128,7 +128,7 @@ def draw_batch(
     device, size, chain = networks.device, config.batch_size, networks.chain(round_)
     index, layer = pick(torch.arange(size) + update * size, pool_size(config, len(layers)), layers)
     draw = rng(config.seed, round_, purpose, update)
-    place = torch.rand(size, generator=draw) ** config.level_power
+    place = torch.rand(size, generator=draw).double() ** config.level_power
     tau = draw_levels(chain, layer, place, config.levels, networks.table)
     noise = torch.randn(size, *networks.shape, generator=draw)
     shard = networks.shard
