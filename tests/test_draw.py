@@ -112,6 +112,30 @@ def test_noises_of_a_seed_are_independent_standard_normal():
     assert {label.item() for _, label, _ in drawn} == set(range(10))
 
 
+def test_seeds_that_differ_above_32_bits_draw_other_images(teacher):
+    low = torch.cat([seed_noise(5, 3, (1, 8, 8), 10)[0], *seed_noise(5, 3, (1, 8, 8), 10)[2]])
+    rng = torch.Generator().manual_seed(5)
+    x = torch.randn(1, 8, 8, generator=rng)
+    torch.randint(10, (), generator=rng)
+    told = [x, *(torch.randn(1, 8, 8, generator=rng) for _ in range(2))]
+    assert torch.equal(low, torch.stack(told))  # below 2^32 as ever
+    seeds = [5, 6, *(2**32 * high + seed for high in (1, 2, 2**29) for seed in (5, 6))]
+    images = all_of(noisy(teacher), seeds, len(seeds))
+    assert len({image.numpy().tobytes() for image in images}) == len(seeds)
+    assert torch.equal(all_of(noisy(teacher), seeds[::-1], len(seeds)), images.flip(0))
+
+
+def test_noises_of_seeds_above_32_bits_are_independent_standard_normal_too():
+    first = 2**32 + 7
+    drawn = [seed_noise(seed, 3, (1, 8, 8), 10) for seed in range(first, first + 400)]
+    noise = torch.stack([torch.cat([x, *noises]) for x, _, noises in drawn])  # [400, 3, ...]
+    low = torch.stack([seed_noise(seed, 1, (1, 8, 8), 10)[0] for seed in range(7, 407)])
+    assert noise.mean().abs() < 0.02 and (noise.std() - 1).abs() < 0.02  # 5 standard errors
+    flat = torch.cat([noise, low], 1).transpose(0, 1).flatten(1)
+    assert (torch.corrcoef(flat) - torch.eye(4)).abs().max() < 0.04
+    assert {label.item() for _, label, _ in drawn} == set(range(10))
+
+
 def test_labels_are_each_seeds_own_unless_given(save_teacher):
     teacher = load_teacher(str(save_teacher(num_class_embeds=3, **TINY)))
     sampler, told = solver_sampler(teacher, "ddim", 2), []

@@ -28,7 +28,7 @@ SUBFOLDER = "a folder within the teacher's"
 DTYPES = ("float32", "bfloat16")
 ORIGIN = ("revision", "variant", "subfolder")  # of a teacher: which of what lies at its name
 RATES = 1e6  # learning rates lie below; Adam's arithmetic ends at some 1e38
-SEEDS = 2**62  # seeds of images lie below: torch's generators take 64 bits, and counts come on top
+SEEDS = 2**62  # seeds of images lie below: generators take 64 bits, and counts come on top
 
 
 def option(default, help: str, **extra):

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +23,8 @@ from ..method.chain import Chain, Network, Noise, draw_noise, join_noise, sample
 from .spacings import solver
 from .student import Student, load_student
 from .teacher import Teacher
+
+TORCH_SEEDS = 2**32
 
 
 @dataclass(frozen=True)
@@ -86,8 +89,19 @@ def solver_sampler(
 
 
 def seed_noise(seed: int, nfe: int, shape: Sequence[int], label_count: int | None) -> Noise:
-    """The noise of one image."""
-    return draw_noise(torch.Generator().manual_seed(seed), nfe, shape, label_count)
+    """The noise of one image, as `draw_noise` draws it for a count of 1.
+
+    Of a seed torch's generator on the CPU takes the low 32 bits; NumPy's takes all, and draws for
+    the seeds above.
+    """
+    if seed < TORCH_SEEDS:
+        return draw_noise(torch.Generator().manual_seed(seed), nfe, shape, label_count)
+    draw = np.random.default_rng(seed)
+    noise = [
+        torch.from_numpy(draw.standard_normal((1, *shape), dtype=np.float32)) for _ in range(nfe)
+    ]
+    labels = torch.from_numpy(draw.integers(label_count, size=1)) if label_count else None
+    return noise[0], labels, noise[1:]
 
 
 def check_labels(sampler: Sampler, labels: Sequence[int] | None) -> None:
