@@ -216,6 +216,30 @@ def test_sequential_rounds_visit_and_draw_only_what_trains():
     assert moved == [False, False, True]
 
 
+def test_in_sequential_order_the_fake_score_is_warmed_up_before_every_layer(monkeypatch):
+    config = replace(CONFIG, nfe="3", steps=6, order="sequential", fake_updates=2, fake_warmup=4)
+    networks, updates, noises = make(config, [0, 200, 400, 650]), [[]], []
+
+    def fake_score_update(networks, config, pool, batch):
+        updates[-1].append(set(batch.layer.tolist()))
+        noises.append(batch.noise)
+        return 0.0, 0.0
+
+    def student_update(networks, config, pool, batch, step):
+        updates[-1].append(set(batch.layer.tolist()))
+        updates.append([])
+        return 0.0, torch.zeros(1), 0.0
+
+    monkeypatch.setattr(distill, "fake_score_update", fake_score_update)
+    monkeypatch.setattr(distill, "student_update", student_update)
+    for round_ in range(warmup_rounds(config) + config.steps):
+        play_round(networks, config, round_)
+    first, other = 4 + 2 + 1, 2 + 1  # the layer's warm-up, the fake score's turn, the step
+    layers, counts = (3, 3, 2, 2, 1, 1), (first, other) * 3
+    assert updates[:-1] == [[{k}] * count for k, count in zip(layers, counts, strict=True)]
+    assert len({noise.numpy().tobytes() for noise in noises}) == 3 * (4 + 2 + 2)
+
+
 def test_the_first_rounds_train_only_the_fake_score():
     networks = make()
     assert warmup_rounds(CONFIG) == 2

@@ -254,6 +254,26 @@ def test_all_layers_train_together_or_one_after_another_from_the_base():
     assert changed and all(name.startswith("layers.1.") for name in changed)
 
 
+def test_in_sequential_order_fake_scores_are_warmed_up_before_every_layer(monkeypatch):
+    options = {"objective": "reverse-kl", "layers": 2, "order": "sequential"}
+    options |= {"fake_updates": 2, "fake_warmup": 6}
+    seen, fake_loss, student_loss = [], inference.fake_loss, inference.student_loss
+
+    def fake(networks, config, pool, k, rows, *rest):
+        seen.append(("fake", k))
+        return fake_loss(networks, config, pool, k, rows, *rest)
+
+    def student(networks, config, pool, k, *rest):
+        seen.append(("step", k))
+        return student_loss(networks, config, pool, k, *rest)
+
+    monkeypatch.setattr(inference, "fake_loss", fake)
+    monkeypatch.setattr(inference, "student_loss", student)
+    fit(targets.x_shape(), 2, False, **SMALL | options)
+    own = [("fake",)] * 6 + ([("fake",)] * 2 + [("step",)]) * 2
+    assert seen == [(*what, k) for k in (2, 1) for what in own]
+
+
 def test_a_function_is_fitted_in_three_lines():
     family = fit(lambda x: -x.square().sum(1), 3, False, **SMALL, objective="lb")
     assert family.sample(7).shape == (7, 3)

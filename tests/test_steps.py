@@ -38,6 +38,19 @@ def test_the_students_rate_rises_linearly_and_falls_as_a_cosine_to_0():
     assert [student_rate(flat, step) for step in (9, 50, 99)] == [2.0] * 3
 
 
+@pytest.mark.parametrize("steps", [40, 43])
+def test_in_sequential_order_every_layer_has_the_rates_of_a_training_of_its_own(steps):
+    config = replace(CONFIG, nfe="4", steps=steps, order="sequential", rate_warmup=3)
+    rates = {k: [] for k in (1, 2, 3, 4)}
+    for step in range(steps):
+        (layer,) = active_layers(config, 4, step)
+        rates[layer].append(student_rate(config, step))
+    for own in rates.values():
+        alone = replace(config, nfe="1", steps=len(own))
+        assert own == [student_rate(alone, step) for step in range(len(own))]
+        assert sum(own) / len(own) == pytest.approx(config.student_rate / 2, rel=0.2)
+
+
 def test_jointly_all_layers_train_and_sequentially_one_after_another_from_the_top():
     assert active_layers(CONFIG, 3, 7) == [1, 2, 3]
     config = replace(CONFIG, nfe="3", steps=9, order="sequential")

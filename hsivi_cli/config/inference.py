@@ -99,6 +99,6 @@ class InferConfig:
     draws: int = option(2000, "draws of each chain, after 500 to adapt", run_only=True, least=10)
 
     @property
-    def nfe(self) -> int:
-        """Network calls of a draw."""
+    def layer_count(self) -> int:
+        """The number of layers, by the name that method.steps knows."""
         return self.layers

@@ -212,6 +212,11 @@ class TrainConfig:
         return found
 
     @property
+    def layer_count(self) -> int:
+        """Layers of the longest chain."""
+        return max(self.budgets)
+
+    @property
     def conditions_layers(self) -> bool:
         """Whether the fake score is told its layer."""
         several = len(self.budgets) > 1 or (self.levels == "above" and self.budgets != [1])

@@ -26,6 +26,7 @@ from ..method.steps import (
     Shard,
     active_layers,
     ema_update,
+    later_warmups,
     make_optimizer,
     rng,
     student_rate,
@@ -216,30 +217,39 @@ def fresh_noise(pool: Pool, k: int, count: int, draw: torch.Generator) -> Tensor
     return torch.randn(count, x.shape[1], generator=draw).to(x)
 
 
+def train_fake_scores(
+    networks: Networks, config: InferConfig, round_: int, pool: Pool, levels: dict[int, float]
+) -> dict[str, float]:
+    """The fake scores' updates on a roll-out; levels are those of the layers that train."""
+    networks.fake_scores.requires_grad_(True)
+    size, losses, norms = config.batch_size, [], []
+    for i in range(config.fake_updates):
+        draw = rng(config.seed, round_, "fake score", i)
+        rows = torch.arange(i * size, (i + 1) * size) % len(pool.x[min(levels)])
+        loss = sum(
+            fake_loss(networks, config, pool, k, rows, fresh_noise(pool, k, size, draw), level)
+            for k, level in levels.items()
+        )
+        loss.backward()
+        losses.append(loss.item())
+        norms.append(update(networks.fake_optimizer, config.clip, Shard()))
+    networks.fake_scores.requires_grad_(False)
+    return {"fake_loss": sum(losses) / len(losses), "fake_norm": max(norms)}
+
+
 def play_round(networks: Networks, config: InferConfig, round_: int) -> dict[str, float]:
     """One round, in place. Returns its measurements by name."""
     step = round_ - warmup_rounds(config)
-    layers = active_layers(config, config.nfe, max(0, step))
-    pool = roll_out(networks, config, round_, min(layers))
+    layers = active_layers(config, config.layers, max(0, step))
     levels = {k: level_of(config, networks.bridge.lambdas, k, step) for k in layers}
     measured, size = {}, config.batch_size
     if has_fake_scores(config):
-        networks.fake_scores.requires_grad_(True)
-        losses, norms = [], []
-        for i in range(config.fake_updates):
-            draw = rng(config.seed, round_, "fake score", i)
-            rows = torch.arange(i * size, (i + 1) * size) % len(pool.x[layers[-1]])
-            loss = sum(
-                fake_loss(
-                    networks, config, pool, k, rows, fresh_noise(pool, k, size, draw), levels[k]
-                )
-                for k in layers
-            )
-            loss.backward()
-            losses.append(loss.item())
-            norms.append(update(networks.fake_optimizer, config.clip, Shard()))
-        networks.fake_scores.requires_grad_(False)
-        measured = {"fake_loss": sum(losses) / len(losses), "fake_norm": max(norms)}
+        for warmup in later_warmups(config, max(0, step)):
+            pool = roll_out(networks, config, warmup, min(layers))
+            train_fake_scores(networks, config, warmup, pool, levels)
+    pool = roll_out(networks, config, round_, min(layers))
+    if has_fake_scores(config):
+        measured = train_fake_scores(networks, config, round_, pool, levels)
     if step < 0:
         return measured
     for group in networks.optimizer.param_groups:

@@ -4,7 +4,8 @@ update.
 Between two student updates the student does not change, so one roll-out gives the states and means
 of all layers, and every fake-score update needs only fresh noise on means it has. A *round* is a
 roll-out with its fake-score updates; the first rounds warm the fake score up, every later one ends
-with a *step*, one student update. Where one student serves several budgets of calls, each with a
+with a *step*, one student update. In sequential order every layer's first step has a warm-up before
+it. Where one student serves several budgets of calls, each with a
 chain of its own, rounds take the chains in turn.
 
 Before all of these the student may *regress*, in rounds of its own: the teacher walks paths through
@@ -40,7 +41,7 @@ from .losses import (
 from .networks import Networks, average_student, draw_labels
 from .regress import regress, regress_rounds
 from .schedule import eps_to_x0, over
-from .steps import active_layers, pick, rng, student_rate, update, warmup_rounds
+from .steps import active_layers, later_warmups, pick, rng, student_rate, update, warmup_rounds
 
 
 def opening_rounds(config: TrainConfig) -> int:
@@ -220,6 +221,20 @@ def student_update(
     return total, torch.cat(bounds), update(networks.student_optimizer, config.clip, networks.shard)
 
 
+def train_fake_score(
+    networks: Networks, config: TrainConfig, round_: int, step: int
+) -> tuple[Pool, dict[str, float]]:
+    """A roll-out, and the fake score's updates on the layers that train at a step."""
+    layers = active_layers(config, networks.chain(round_).nfe, step)
+    pool, losses, norms = roll_out(networks, config, round_, layers), [], []
+    for i in range(config.fake_updates):
+        batch = draw_batch(networks, config, round_, "fake score", i, layers)
+        loss, norm = fake_score_update(networks, config, pool, batch)
+        losses.append(loss)
+        norms.append(norm)
+    return pool, {"fake_loss": sum(losses) / len(losses), "fake_norm": max(norms)}
+
+
 def play_round(networks: Networks, config: TrainConfig, round_: int) -> dict[str, float]:
     """One round, in place. Returns its measurements, by name: averages over its updates and over
     processes, and the calls of its chain.
@@ -230,16 +245,11 @@ def play_round(networks: Networks, config: TrainConfig, round_: int) -> dict[str
     if round_ == regressing:
         networks.student_optimizer.state.clear()  # of another loss
     step = round_ - opening_rounds(config)
-    layers = active_layers(config, chain.nfe, max(0, step))
-    pool = roll_out(networks, config, round_, layers)
-    fake_losses, norms = [], []
-    for i in range(config.fake_updates):
-        batch = draw_batch(networks, config, round_, "fake score", i, layers)
-        loss, norm = fake_score_update(networks, config, pool, batch)
-        fake_losses.append(loss)
-        norms.append(norm)
-    measured = {"fake_loss": sum(fake_losses) / len(fake_losses), "fake_norm": max(norms)}
+    for warmup in later_warmups(config, max(0, step)):
+        train_fake_score(networks, config, warmup, step)
+    pool, measured = train_fake_score(networks, config, round_, max(0, step))
     if step >= 0:
+        layers = active_layers(config, chain.nfe, step)
         batch = draw_batch(networks, config, round_, "student", config.fake_updates, layers)
         loss, bounds, norm = student_update(networks, config, pool, batch, step)
         average_student(networks, config, step)

@@ -73,10 +73,26 @@ def make_optimizer(kind: str, parameters, rate: float, beta1: float) -> torch.op
     return cls(parameters, lr=rate, betas=(beta1, 0.999), amsgrad=kind == "amsgrad")
 
 
+def part_of(config: TrainConfig, step: int) -> tuple[int, int, int]:
+    """The part of the training that a step lies in: its number, its first step and the next part's.
+
+    Jointly all is one part; in sequential order the layers of the longest chain have one each, of
+    equal steps.
+    """
+    parts = 1 if config.order == "joint" else config.layer_count
+    steps = max(1, config.steps)
+    part = min(parts - 1, step * parts // steps)
+    first, end = (math.ceil(number * steps / parts) for number in (part, part + 1))
+    return part, first, end
+
+
 def student_rate(config: TrainConfig, step: int) -> float:
-    """The student's learning rate at a step: a linear rise, then a cosine to 0 at the last step."""
-    fall = cosine(step, config.steps) if config.decay == "cosine" else 1.0
-    return config.student_rate * min(rise(config, step), fall)
+    """The student's learning rate at a step: in every part of the training a linear rise, then a
+    cosine to 0 at its end.
+    """
+    _, first, end = part_of(config, step)
+    fall = cosine(step - first, end - first) if config.decay == "cosine" else 1.0
+    return config.student_rate * min(rise(config, step - first), fall)
 
 
 def rise(config: TrainConfig, step: int) -> float:
@@ -90,16 +106,26 @@ def cosine(step: int, steps: int) -> float:
 
 
 def warmup_rounds(config: TrainConfig) -> int:
+    """Rounds before the first step, which train the fake score alone."""
     return math.ceil(config.fake_warmup / config.fake_updates)
 
 
+def later_warmups(config: TrainConfig, step: int) -> range:
+    """As many rounds before the first step of each later part of the training. They are played
+    within that step's round and numbered below 0, so that rounds count steps on.
+    """
+    part, first, _ = part_of(config, step)
+    count = warmup_rounds(config)
+    return range(-part * count, (1 - part) * count) if part and step == first else range(0)
+
+
 def active_layers(config: TrainConfig, nfe: int, step: int) -> list[int]:
-    """The layers of nfe that train at a step: all, or in sequential order one at a time from the
-    top, an equal part of the steps each.
+    """The layers of a chain of nfe that train at a step: all, or in sequential order one at a time
+    from the top.
     """
     if config.order == "joint":
         return list(range(1, nfe + 1))
-    return [nfe - min(nfe - 1, step * nfe // max(1, config.steps))]
+    return [nfe - part_of(config, step)[0] * nfe // config.layer_count]
 
 
 def update(optimizer: torch.optim.Optimizer, clip: float, shard: Shard) -> float:
