@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from hsivi_cli.config import TrainConfig
+from hsivi_cli.config import REGRESSED, TrainConfig, of_nfe
 from hsivi_cli.errors import HsiviError
 
 
@@ -29,3 +29,11 @@ def test_settings_that_mean_nothing_are_refused_in_python_too(options, told):
         TrainConfig(**options)
     with pytest.raises(HsiviError, match=told):
         replace(TrainConfig(), **options)
+
+
+@pytest.mark.parametrize("nfe", REGRESSED)
+def test_who_wants_no_regression_distils_by_the_usual_steps(nfe):
+    chosen = {"nfe": nfe, "regress_steps": 0}
+    config = TrainConfig(**of_nfe(chosen) | chosen)
+    assert config.regress_steps == 0 and config.steps == TrainConfig().steps > 0
+    assert of_nfe({"nfe": nfe, "regress_steps": 7}) == of_nfe({"nfe": nfe}) == REGRESSED[nfe]

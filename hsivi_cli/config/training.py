@@ -249,7 +249,8 @@ def of_nfe(chosen: dict) -> dict:
     """The defaults of the number of calls, where it is one, beside what a user chose."""
     nfe = chosen["nfe"]
     if nfe in REGRESSED:
-        return REGRESSED[nfe] if is_one(chosen.get("noise_share", "1")) else {}
+        regresses = is_one(chosen.get("noise_share", "1")) and chosen.get("regress_steps") != 0
+        return REGRESSED[nfe] if regresses else {}
     near = nfe.strip().isdecimal() and int(nfe) >= SOLVER_IS_NEAR
     return SOLVED if near and not CHAIN_OPTIONS & chosen.keys() else {}
 
