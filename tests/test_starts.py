@@ -10,8 +10,10 @@ from command import QUICK, TINY, refusal, train
 
 from hsivi_cli.config import TrainConfig
 from hsivi_cli.errors import HsiviError
+from hsivi_cli.method.distill import draw_batch, observe_batch
 from hsivi_cli.models import starts as start
 from hsivi_cli.models.loading import load_teacher
+from hsivi_cli.models.networks import networks_of
 from hsivi_cli.models.spacings import solver, solver_names
 from hsivi_cli.models.starts import (
     bare_chains,
@@ -138,6 +140,32 @@ def test_a_resume_with_another_start_is_refused(folder, tmp_path):
     options = ("--noise-share", 0.3, "--start", "auto")
     told = refusal("train", folder, "--out", tmp_path / "run", *QUICK, *options)
     assert "--start ddim, not auto" in told
+
+
+def test_a_layer_without_noise_between_neighbouring_times_is_refused(teacher):
+    config = TrainConfig(nfe="3", grid="0,10,11,500", noise_share="0")
+    with pytest.raises(HsiviError, match=r"layer 2, from time 11 to 10, has no noise"):
+        make_chain(config, 3, teacher)
+
+
+@pytest.mark.parametrize(
+    "fine",
+    [
+        {"noise_share": "0,0.1,0"},
+        {"noise_share": "eta:0.2"},
+        {"grid": "0,10,12,500"},
+        {"levels": "above"},
+    ],
+    ids=str,
+)
+def test_a_layer_that_is_not_refused_is_observed_at_finite_values(teacher, fine):
+    config = TrainConfig(**{"nfe": "3", "grid": "0,10,11,500", "noise_share": "0"} | fine)
+    networks = networks_of(config, teacher, [make_chain(config, 3, teacher)])
+    for i in range(10):
+        batch = draw_batch(networks, config, 0, "student", i, [1, 2, 3])
+        mean = torch.zeros(len(batch.tau), *teacher.shape)
+        x, layer_eps, _ = observe_batch(networks, networks.chains[0], batch, mean)
+        assert x.isfinite().all() and layer_eps.isfinite().all()
 
 
 # ---- --fit-steps ---------------------------------------------------------------------------------

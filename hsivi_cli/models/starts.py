@@ -17,7 +17,15 @@ from torch import Tensor
 from ..config import TrainConfig
 from ..errors import HsiviError
 from ..method import schedule
-from ..method.chain import Chain, draw_noise, eta_shares, join_noise, sample, with_noise_share
+from ..method.chain import (
+    Chain,
+    draw_levels,
+    draw_noise,
+    eta_shares,
+    join_noise,
+    sample,
+    with_noise_share,
+)
 from ..method.fit import fit_coefficients
 from ..method.networks import TeacherPath
 from ..method.solvers import ddim_chain
@@ -93,11 +101,27 @@ def make_chain(config: TrainConfig, nfe: int, teacher: Teacher, start: str | Non
             "--levels own needs noise in every layer (--noise-share above 0, and a chain that "
             "does not end at clean data)"
         )
+    if k := unjudged_layer(config, chain, teacher.table):
+        low, high = (int(t) for t in chain.time[k - 1 : k + 1])
+        raise HsiviError(
+            f"layer {k}, from time {high} to {low}, has no noise of its own and no level between "
+            "to be judged at: give it a --noise-share above 0, or times further apart"
+        )
     if config.log_scale != "frozen" and min(share) >= 1:
         raise HsiviError(
             "--log-scale must be frozen at --noise-share 1: such a layer's noise is the level's own"
         )
     return chain
+
+
+def unjudged_layer(config: TrainConfig, chain: Chain, table: Tensor) -> int | None:
+    """The first layer without noise whose lowest level of judgement is its own: there its
+    conditional is a point, which has no score.
+    """
+    layers = torch.arange(1, chain.nfe + 1)
+    lowest = draw_levels(chain, layers, torch.zeros(chain.nfe), config.levels, table)
+    bare = (chain.s0[1:] == 0) & (table[lowest] >= chain.alpha_bar[:-1])
+    return int(layers[bare][0]) if bare.any() else None
 
 
 def bare_chain(config: TrainConfig, nfe: int, teacher: Teacher, start: str) -> Chain:
