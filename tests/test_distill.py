@@ -300,9 +300,10 @@ def test_a_pool_is_walked_in_the_parts_of_an_update(times, pool):
 
 @pytest.mark.parametrize("objective", ["reverse-kl", "score-matching"])
 @pytest.mark.parametrize("maker", [ddim_chain, ipndm_chain])
-def test_an_updates_gradient_is_that_of_the_loss_at_the_walks_own_states(objective, maker):
+@pytest.mark.parametrize("weighed", ["ratio", "sid"])
+def test_an_updates_gradient_is_that_of_the_loss_at_the_walks_own_states(objective, maker, weighed):
     """Re-run from the pool, a layer has the walk's mean; the rest of the graph is held."""
-    config = replace(CONFIG, objective=objective, weight="ratio", a=0.8, nfe="3", clip=1e9)
+    config = replace(CONFIG, objective=objective, weight=weighed, a=0.8, nfe="3", clip=1e9)
     networks = make(config, [0, 150, 400, 650], 0.5, maker, scale=True)
     with torch.no_grad():
         networks.log_scale.fill_(-0.3)
@@ -336,6 +337,11 @@ def test_an_updates_gradient_is_that_of_the_loss_at_the_walks_own_states(objecti
         x, layer_eps = observe(mean, std, chain.alpha_bar[k - 1].expand(len(at)), alpha_bar, fresh)
         f_eps, teacher_eps = (n(x, tau, None, alpha_bar) for n in (twin.fake_eps, twin.teacher_eps))
         weight = ((1 - alpha_bar) / alpha_bar).sqrt().float()
+        if weighed == "sid":  # by how far the layer's own x0 lies from the teacher's
+            x0 = (x_k - (1 - level).sqrt() * eps) / level.sqrt()
+            signal, sigma = alpha_bar.sqrt()[:, None], (1 - alpha_bar).sqrt()[:, None]
+            apart = x0 - (x - sigma * teacher_eps) / signal
+            weight = weight.square() / apart.detach().float().abs().mean(1)
         if objective == "score-matching":
             losses = score_matching_loss(f_eps, teacher_eps, layer_eps, weight, 0.8)
         else:

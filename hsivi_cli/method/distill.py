@@ -208,8 +208,10 @@ def student_update(
         with torch.set_grad_enabled(config.objective == "score-matching"):
             f_eps = networks.fake_eps(x, part.tau, heard, alpha_bar)
             teacher_eps = networks.teacher_eps(x, part.tau, labels, alpha_bar)
-        x0 = eps_to_x0(teacher_eps, x, alpha_bar) if config.weight == "sid" else None
-        weight = level_weight(config.weight, alpha_bar, mean, x0)
+        clean = ()
+        if config.weight == "sid":
+            clean = eps_to_x0(eps, x_k, alpha_bar_k), eps_to_x0(teacher_eps, x, alpha_bar)
+        weight = level_weight(config.weight, alpha_bar, *clean)
         if config.objective == "score-matching":
             losses = score_matching_loss(f_eps, teacher_eps, layer_eps, weight, config.a)
         else:

@@ -72,7 +72,7 @@ def divergence_bound(f_eps: Tensor, teacher_eps: Tensor, layer_eps: Tensor) -> T
 
 
 def level_weight(
-    kind: str, alpha_bar: Tensor, x: Tensor | None = None, teacher_x0: Tensor | None = None
+    kind: str, alpha_bar: Tensor, x0: Tensor | None = None, teacher_x0: Tensor | None = None
 ) -> Tensor:
     """The weight [B] of observing at a level, relative to the loss in eps units.
 
@@ -80,10 +80,10 @@ def level_weight(
     sigma2  sigma^2, HSIVI's
     ratio   sigma / sqrt(alpha_bar): an eps gap times it is the gap of x0, so with a loss linear in
             the gap (reverse KL) levels weigh alike in units of x0
-    sid     (sigma^2 / alpha_bar) / mean |x - x0_teacher|, no gradient; x is the layer's mean [SiD,
-            eq. 28]
+    sid     (sigma^2 / alpha_bar) / mean |x0 - teacher_x0|, without gradient [SiD, eq. 28]
 
-    alpha_bar  [B]
+    alpha_bar       [B]
+    x0, teacher_x0  [B, ...]  for sid: the layer's own clean sample, and the teacher's at the level
     """
     sigma2 = 1 - alpha_bar
     if kind == "flat":
@@ -93,7 +93,7 @@ def level_weight(
     if kind == "ratio":
         return (sigma2 / alpha_bar).sqrt().float()
     if kind == "sid":
-        size = (x - teacher_x0).detach().abs().flatten(1).mean(1).clamp(min=1e-5)
+        size = (x0 - teacher_x0).detach().abs().flatten(1).mean(1).clamp(min=1e-5)
         return (sigma2 / alpha_bar).float() / size
     raise ValueError(f"no weight is called {kind!r}")
 
