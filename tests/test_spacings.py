@@ -6,13 +6,14 @@ A smooth function of (x, time) serves as the model of the trajectories: what is 
 import diffusers
 import pytest
 import torch
-from diffusers import DDPMScheduler, HeunDiscreteScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, HeunDiscreteScheduler
 from walks import BETAS, assert_walks_agree, model, start, trajectory, walk
 
 from hsivi_cli.errors import HsiviError
 from hsivi_cli.method import schedule, solvers
 from hsivi_cli.models.spacings import (
     GRID_SPACINGS,
+    OWN_SPACINGS,
     at_times,
     multistep,
     own_times,
@@ -96,7 +97,27 @@ def test_ddim_is_the_first_order_of_diffusers_dpm_solver(spacing):
         assert_walks_agree(walk(chain, "epsilon", start()), trajectory(first, start()), chain)
 
 
-@pytest.mark.parametrize("name", solver_names(("ddim", "ipndm")))
+@pytest.mark.parametrize("spacing", ["leading", "linspace"])
+@pytest.mark.parametrize("betas", BETAS)
+def test_ddim_has_the_times_and_steps_of_diffusers_ddim_scheduler_too(spacing, betas):
+    teacher = DDPMScheduler(beta_schedule=betas)
+    table = teacher.alphas_cumprod.double()
+    for nfe in (1, 2, 3, 7, 10):
+        chain = solver(f"ddim-diffusers-{spacing}", nfe, teacher, table)
+        for prediction in schedule.PREDICTIONS:
+            scheduler = DDIMScheduler(
+                beta_schedule=betas,
+                clip_sample=False,
+                timestep_spacing=spacing,
+                prediction_type=prediction,
+            )
+            scheduler.set_timesteps(nfe)
+            assert chain.time[1:].flip(0).tolist() == scheduler.timesteps.tolist()
+            told = trajectory(scheduler, start())
+            assert_walks_agree(walk(chain, prediction, start()), told, chain)
+
+
+@pytest.mark.parametrize("name", [f"{f}-{s}" for f in ("ddim", "ipndm") for s in OWN_SPACINGS])
 @pytest.mark.parametrize("prediction", schedule.PREDICTIONS)
 def test_ddim_and_ipndm_are_their_closed_formulas_at_their_own_times(name, prediction):
     scheduler = DDPMScheduler(beta_schedule="scaled_linear")
@@ -188,6 +209,9 @@ def test_the_spacings_of_the_own_solvers():
 
     assert times("ddim") == times("ddim-linspace") == [-1, 250, 500, 749, 999]
     assert times("ddim-leading") == [-1, 200, 400, 600, 800]
+    assert times("ddim-leading", 10) == [-1, *range(90, 901, 90)]
+    assert times("ddim-diffusers-leading", 10) == [-1, *range(0, 901, 100)]
+    assert times("ddim-diffusers-linspace", 10) == [-1, *range(0, 1000, 111)]
     assert times("ipndm-trailing") == [-1, 249, 499, 749, 999]
     assert times("ddim-quad", 5) == [-1, 32, 128, 288, 512, 800]
     assert times("heun", 5) == [-1, 333, 333, 666, 666, 999]

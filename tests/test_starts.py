@@ -48,6 +48,16 @@ def few_pairs(monkeypatch):
 AUTO = {"start": "auto", "noise_share": "0.3"}
 
 
+def test_a_start_steps_to_the_levels_that_it_calls_the_network_at(teacher):
+    make_chain(TrainConfig(start="ddim-diffusers-leading", noise_share="0.2"), 4, teacher)
+    config = TrainConfig(start="ddim-diffusers-linspace", noise_share="0.2")
+    with pytest.raises(HsiviError, match="steps to other levels than it calls the network at"):
+        make_chain(config, 4, teacher)
+    names = [name for name, _ in bare_chains(config, 4, teacher)]
+    missing = {"heun", "deis-karras", "ddim-diffusers-linspace"}  # all but those are starts
+    assert not [n for n in solver_names() if n not in names and not any(m in n for m in missing)]
+
+
 @pytest.mark.parametrize("name", ["unipc-trailing", "dpm++2-karras", "ddim-leading"])
 def test_auto_finds_the_solver_that_draws_the_teachers_own_images(teacher, monkeypatch, name):
     truth = solver(name, 3, teacher.scheduler, teacher.table)

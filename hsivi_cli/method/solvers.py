@@ -15,17 +15,19 @@ from .chain import Chain
 from .schedule import sigma_of
 
 
-def ddim_chain(time: Sequence[float], alpha_bar: Tensor) -> Chain:
+def ddim_chain(time: Sequence[float], alpha_bar: Tensor, below: Tensor | None = None) -> Chain:
     """The deterministic DDIM chain through explicit levels [Song et al. 2020], unclipped.
 
     time       [K+1]  rising
-    alpha_bar  [K+1]  falling
+    alpha_bar  [K+1]  falling: the levels at which the network is called
+    below      [K]    the levels to which layers 1..K step, by default those of the next call
     """
     alpha_bar = alpha_bar.double()
-    sigma, nfe = sigma_of(alpha_bar), len(alpha_bar) - 1
+    below = alpha_bar[:-1] if below is None else below.double()
+    nfe = len(below)
     cx, ce = torch.zeros(nfe + 1).double(), torch.zeros(nfe + 1, nfe + 1).double()
-    cx[1:] = (alpha_bar[:-1] / alpha_bar[1:]).sqrt()
-    ce.diagonal()[1:] = sigma[:-1] - cx[1:] * sigma[1:]
+    cx[1:] = (below / alpha_bar[1:]).sqrt()
+    ce.diagonal()[1:] = sigma_of(below) - cx[1:] * sigma_of(alpha_bar[1:])
     return Chain(torch.as_tensor(time).double(), alpha_bar, cx, ce, torch.zeros_like(cx))
 
 

@@ -1,4 +1,10 @@
-"""Training-free solvers on a teacher's schedule: families, spacings, and their times."""
+"""Training-free solvers on a teacher's schedule: families, spacings, and their times.
+
+The names of spacings are those of diffusers' DPM-Solver family, whose times every solver shares:
+10 calls of `leading` are at 900, 810, .. 90 of 1000. DDIMScheduler has other times of these names,
+900, 800, .. 0, and steps to other levels than its next call's in `linspace`; `ddim` has both as
+`diffusers-leading` and `diffusers-linspace`, without clipping.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +22,7 @@ from ..method.solvers import ddim_chain, heun_chain, ipndm_chain, solver_chain
 DIFFUSERS_SPACINGS = ("linspace", "leading", "trailing", "karras")
 GRID_SPACINGS = ("quad", "log-snr", "auto")  # schedule.grid's
 OWN_SPACINGS = (*DIFFUSERS_SPACINGS, *GRID_SPACINGS)
+DDIM_SCHEDULER = ("diffusers-leading", "diffusers-linspace")  # of ddim: diffusers' DDIMScheduler
 MULTISTEP = {
     "dpm++2": ("DPMSolverMultistepScheduler", {"solver_order": 2}),
     "dpm++3": ("DPMSolverMultistepScheduler", {"solver_order": 3}),
@@ -23,9 +30,9 @@ MULTISTEP = {
     "deis": ("DEISMultistepScheduler", {"solver_order": 3}),
 }
 OWN = {"ddim": ddim_chain, "ipndm": ipndm_chain, "heun": heun_chain}
-SOLVERS = {name: OWN_SPACINGS for name in (*OWN, *MULTISTEP)} | {
-    name: (*OWN_SPACINGS, "lu") for name in ("dpm++2", "dpm++3")
-}
+SOLVERS = {name: OWN_SPACINGS for name in (*OWN, *MULTISTEP)}
+SOLVERS |= {name: (*OWN_SPACINGS, "lu") for name in ("dpm++2", "dpm++3")}
+SOLVERS["ddim"] += DDIM_SCHEDULER
 NOISY = "it adds noise at every step, and only deterministic linear solvers are compared"
 NOT_HERE = {
     "euler": "under a variance-preserving schedule that is ddim",
@@ -61,7 +68,12 @@ def solver(name: str, nfe: int, scheduler: DDPMScheduler, table: Tensor) -> Chai
         return chain
     time = own_times(spacing, (nfe + 1) // 2 if family == "heun" else nfe, table)
     check_times(name, time, nfe)
-    return OWN[family]([-1, *time], torch.cat([torch.ones(1).double(), table[time]]))
+    alpha_bar = torch.cat([torch.ones(1).double(), table[time]])
+    if spacing in DDIM_SCHEDULER:  # it steps to the level of t - T // nfe, whatever it calls next
+        lower = (torch.tensor(time) - len(table) // nfe).clamp(min=-1)
+        below = torch.cat([alpha_bar[:1], table])[lower + 1]
+        return ddim_chain([-1, *time], alpha_bar, below)
+    return OWN[family]([-1, *time], alpha_bar)
 
 
 def parse_solver(name: str) -> tuple[str, str]:
@@ -134,12 +146,16 @@ def check_times(name: str, times: list, nfe: int) -> None:
 
 
 def own_times(spacing: str, count: int, table: Tensor) -> list[int]:
-    """`count` times of network calls, rising; the spacings' names are diffusers'."""
+    """`count` times of network calls, rising."""
     end = len(table)
     if spacing == "linspace":
         times = np.linspace(0, end - 1, count + 1).round()[1:]
     elif spacing == "leading":
         times = np.arange(1, count + 1) * (end // (count + 1))
+    elif spacing == "diffusers-linspace":
+        times = np.linspace(0, end - 1, count).round()
+    elif spacing == "diffusers-leading":
+        times = np.arange(count) * (end // count)
     elif spacing == "trailing":
         times = (end - np.arange(count) * end / count).round()[::-1] - 1
     elif spacing == "karras":  # equal steps of the 7th root of the ratio [Karras et al. 2022]

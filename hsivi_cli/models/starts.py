@@ -133,6 +133,12 @@ def bare_chain(config: TrainConfig, nfe: int, teacher: Teacher, start: str) -> C
                 f"--start {start} stays at a level for two calls, and a layer between equal "
                 "levels has nowhere to be judged: start from another solver"
             )
+        signal = chain.alpha_bar.sqrt()
+        if not torch.allclose(chain.cx[1:] * signal[1:], signal[:-1], rtol=1e-3):
+            raise HsiviError(
+                f"--start {start} steps to other levels than it calls the network at: start from "
+                "another solver"
+            )
         return chain
     times = schedule.grid(config.grid, nfe, teacher.table, config.grid_top)
     return ddim_chain(times, teacher.table[times])
