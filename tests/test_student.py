@@ -141,6 +141,13 @@ def test_labels_that_do_not_fit_are_refused(conditional, labels):
         pipe(batch_size=2, class_labels=labels)
 
 
+@pytest.mark.parametrize("labels", [[0, 3], [-1, 0]])
+def test_labels_that_there_are_not_are_refused_with_those_there_are(conditional, labels):
+    pipe = HSIVIPipeline.from_pretrained(conditional)
+    with pytest.raises(ValueError, match=r"class_labels .* lie in 0\.\.2"):
+        pipe(batch_size=2, class_labels=labels)
+
+
 def test_a_pipeline_in_half_precision_draws_nearly_the_same(run):
     pipe = HSIVIPipeline.from_pretrained(run)
     half = HSIVIPipeline.from_pretrained(run).to(torch.bfloat16)

@@ -222,6 +222,9 @@ class HSIVIPipeline(DiffusionPipeline):
         labels = None if class_labels is None else torch.as_tensor(class_labels, device=device)
         if labels is not None and labels.shape != (batch_size,):
             raise ValueError(f"class_labels {list(labels.shape)} for a batch of {batch_size}")
+        classes = config.num_class_embeds
+        if labels is not None and classes and not ((labels >= 0) & (labels < classes)).all():
+            raise ValueError(f"class_labels {labels.tolist()}: they lie in 0..{classes - 1}")
         table = self.scheduler.alphas_cumprod.double()
 
         def unet(x, *rest, **more):  # the pipeline may have been loaded in half precision
