@@ -75,6 +75,13 @@ def test_one_generator_an_image_draws_what_hsivi_draws_of_those_seeds(run):
     assert torch.equal((ours * 255).round().to(torch.uint8).permute(0, 2, 3, 1), drawn)
 
 
+def test_one_generator_an_image_draws_what_hsivi_draws_of_those_seeds_and_labels(conditional):
+    drawn = next(draw(student_sampler(load_student(conditional)), [7, 3], 2, "cpu", [2, 0]))
+    pipe = HSIVIPipeline.from_pretrained(conditional)
+    ours = pixels(pipe, batch_size=2, generator=generators(7, 3), class_labels=[2, 0])
+    assert torch.equal((ours * 255).round().to(torch.uint8).permute(0, 2, 3, 1), drawn)
+
+
 def test_the_package_gives_the_pipeline_and_loads_torch_only_then():
     assert hsivi_cli.HSIVIPipeline is HSIVIPipeline
     assert not hasattr(hsivi_cli, "Pipeline")

@@ -200,7 +200,8 @@ class HSIVIPipeline(DiffusionPipeline):
         """Draw images.
 
         num_inference_steps  network calls; one of `self.chains`, by default the fewest
-        generator            one, or one an image
+        generator            one, or one an image: of a seed below 2^32, it draws the image that
+                             `hsivi sample` draws of that seed and label
         class_labels         [batch_size], needed by a class-conditional student
         output_type          "pil", "np" (NHWC in [0, 1]) or "pt" (NCHW in [0, 1])
         """
@@ -233,7 +234,7 @@ class HSIVIPipeline(DiffusionPipeline):
         network = eps_network(unet, table, self.scheduler.config.prediction_type)
         several = isinstance(generator, list)
         drawn = [
-            draw_noise(one, nfe, shape, None, 1 if several else batch_size)
+            draw_noise(one, nfe, shape, classes, 1 if several else batch_size)
             for one in (generator if several else [generator])
         ]
         x, _, noise = join_noise(drawn, device)
