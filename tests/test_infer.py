@@ -274,6 +274,20 @@ def test_in_sequential_order_fake_scores_are_warmed_up_before_every_layer(monkey
     assert seen == [(*what, k) for k in (2, 1) for what in own]
 
 
+def test_every_fake_score_update_takes_the_next_rows_of_the_roll_out(monkeypatch):
+    seen, fake_loss = [], inference.fake_loss
+
+    def listen(networks, config, pool, k, rows, *rest):
+        seen.append((len(pool.x[k]), rows))
+        return fake_loss(networks, config, pool, k, rows, *rest)
+
+    monkeypatch.setattr(inference, "fake_loss", listen)
+    options = {"layers": 1, "objective": "reverse-kl", "fake_updates": 5, "fake_warmup": 5}
+    fit(targets.x_shape(), 2, False, **SMALL | options | {"steps": 1})
+    (count, _), rows = seen[0], torch.cat([rows for _, rows in seen[:5]])
+    assert count == 48 and torch.equal(rows, torch.arange(5 * 16) % count)
+
+
 def test_a_function_is_fitted_in_three_lines():
     family = fit(lambda x: -x.square().sum(1), 3, False, **SMALL, objective="lb")
     assert family.sample(7).shape == (7, 3)

@@ -25,6 +25,7 @@ from hsivi_cli.method.losses import (
     median_bandwidth,
     normal_log_density,
     pair_log_density,
+    regression_loss,
     reverse_kl_loss,
     score_matching_loss,
 )
@@ -506,6 +507,20 @@ def test_losses_are_one_value_a_sample_summed_over_its_elements():
     ]
     for part, elements in zip(parts, told, strict=True):
         torch.testing.assert_close(part, weight * elements.sum((1, 2, 3)))
+
+
+@pytest.mark.parametrize("apart", [0.0, 1e-3, 0.03, 0.5, -2.0])
+def test_the_regression_loss_is_a_square_below_four_grey_levels_and_a_distance_far_above(apart):
+    x0 = torch.full((2, 3, 4), 0.25 + apart, dtype=torch.float64, requires_grad=True)
+    loss = regression_loss(x0, torch.full((2, 3, 4), 0.25, dtype=torch.float64))
+    told = 12 * (math.hypot(apart, 0.03) - 0.03)
+    torch.testing.assert_close(loss, torch.full((2,), told, dtype=torch.float64), **EXACT)
+    slope = torch.full((2, 3, 4), apart / math.hypot(apart, 0.03), dtype=torch.float64)
+    torch.testing.assert_close(grad(loss.sum(), x0), slope.flatten(), **EXACT)
+    if abs(apart) == 1e-3:
+        assert told == pytest.approx(12 * apart**2 / (2 * 0.03), rel=1e-3)
+    if abs(apart) >= 0.5:
+        assert told == pytest.approx(12 * (abs(apart) - 0.03), rel=3e-3)
 
 
 # ---- losses against a density: no fake score -----------------------------------------------------

@@ -4,9 +4,11 @@ import copy
 import math
 from dataclasses import replace
 
+import pytest
 import torch
 from gaussians import CONFIG, make
 
+from hsivi_cli.method import regress
 from hsivi_cli.method.chain import walk
 from hsivi_cli.method.distill import play_round
 from hsivi_cli.method.networks import TeacherPath
@@ -57,6 +59,22 @@ def test_regression_leaves_the_fake_score_alone_and_hands_on_a_fresh_optimizer()
     steps = [state["step"].item() for state in networks.student_optimizer.state.values()]
     assert set(steps) == {1}
     assert networks.student_optimizer.param_groups[0]["betas"] == (config.student_beta1, 0.999)
+
+
+def test_regressions_rate_rises_linearly_and_falls_as_a_cosine_over_all_its_rounds(monkeypatch):
+    config = replace(CONFIG, regress_steps=70, regress_rate=0.2, rate_warmup=10)
+    networks, rates = make(config), []
+    networks.paths = paths_for(networks)
+    monkeypatch.setattr(
+        regress,
+        "update",
+        lambda optimizer, *rest: rates.append(optimizer.param_groups[0]["lr"]) or 0.0,
+    )
+    for round_ in range(2):  # of 64 updates and of 6
+        play_round(networks, config, round_)
+    cosine = [(1 + math.cos(math.pi * i / 70)) / 2 for i in range(70)]
+    ramp = [min((i + 1) / 10, fall) for i, fall in enumerate(cosine)]
+    assert rates == pytest.approx([0.2 * part for part in ramp])
 
 
 def test_the_paths_of_a_round_are_its_processes_parts_put_together():
