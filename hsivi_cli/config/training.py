@@ -131,7 +131,9 @@ class TrainConfig:
     fake_rate: float = option(4e-4, "the fake score's learning rate", above=0, below=RATES)
     rate_warmup: int = option(10, "student updates over which its rate rises", least=0)
     decay: str = option(
-        "cosine", "how the student's rate falls, to 0 at --steps", choices=("cosine", "none")
+        "cosine",
+        "how the student's rate falls, to 0 at --steps, in sequential order at each layer's end",
+        choices=("cosine", "none"),
     )
     optimizer: str = option("adam", "the optimizer of both", choices=("adam", "adamw", "amsgrad"))
     student_beta1: float = option(0.0, "Adam's beta1 for the student", least=0, below=1)
