@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import time
@@ -16,6 +15,7 @@ from tqdm import tqdm
 
 from ..config import CompareConfig, TrainConfig
 from ..errors import HsiviError
+from ..files.digest import digest
 from ..files.images import NotFinite, read_npz, save_npz
 from ..files.places import embedded
 from ..files.whole import read_json, write_text
@@ -131,9 +131,7 @@ class Ruler:
             "batch_size": self.config.batch_size,
             "detector": self.detector.stamp,
         }
-        return (
-            self.cache / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
-        )
+        return self.cache / digest(json.dumps(key, sort_keys=True))[:32]
 
     def statistics(self, sampler: Sampler, seed: int, count: int) -> tuple[Statistics, float]:
         """The statistics of images of seeds seed.. and the seconds that drawing took, from the
