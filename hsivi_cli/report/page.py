@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..files.images import grid_png
 from .plots import figure_png, panels
-from .rows import filled, notes, ordered, verdicts
+from .rows import WORDY, filled, notes, ordered, verdicts
 
 STYLE = """
 :root { --ink: #1d2329; --soft: #5c6670; --line: #dfe4e8; --win: #e9f3ec }
@@ -52,7 +52,6 @@ dd { margin: 0; overflow-wrap: anywhere }
   dd { margin-bottom: .5rem }
 }
 """
-WORDY = ("", "kind", "how")  # columns that hold no number
 
 
 def page(

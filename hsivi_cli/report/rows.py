@@ -4,11 +4,14 @@ and a training curve.
 
 from __future__ import annotations
 
+from .text import columns
+
 WORDS = {"student": "student", "solver": "solver", "teacher": "teacher", "floor": "real data"}
 COLUMNS = (
     *("", "kind", "calls", "distance", "range", "precision", "recall", "images/s"),
     *("training min", "count", "how"),
 )
+WORDY = ("", "kind", "how")  # columns that hold no number
 
 
 def cells(row: dict) -> list[str]:
@@ -39,11 +42,7 @@ def filled(rows: list[dict]) -> list[list[str]]:
 
 def table(rows: list[dict]) -> str:
     lines = filled(rows)
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
+    return columns(lines, left=[i for i, head in enumerate(lines[0]) if head in WORDY])
 
 
 def ordered(rows: list[dict]) -> list[dict]:

@@ -21,7 +21,7 @@ from ..files.images import has_picture, save_grid
 from ..files.places import check_file, check_place, embedded, weights_folder
 from ..files.progress import command_line
 from ..files.run import whole_lines
-from ..files.whole import read_json, replacing, write_text
+from ..files.whole import read_json, write_bytes, write_text
 from ..metrics.detectors import Detector
 from ..metrics.judge import Ruler, cache_of
 from ..metrics.statistics import Statistics, detector_for, few_images, statistics_of, unsure_of
@@ -115,8 +115,7 @@ def write_files(
         found = {"rows": rows, "training": curves, "about": about}
         write_text(Path(config.json), json.dumps(found, indent=1, allow_nan=False) + "\n")
     if config.plot:
-        with replacing(Path(config.plot)) as temporary:
-            temporary.write_bytes(plots.plot_png(rows, curves))
+        write_bytes(Path(config.plot), plots.plot_png(rows, curves))
     if config.grids or config.html:
         sound = {(row["name"], row["nfe"]) for row in rows if row["distance"] is not None}
         grids = {
