@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from hsivi_cli.files.images import NotFinite, grid_png, save_npz
 from hsivi_cli.files.places import weights_folder
-from hsivi_cli.metrics import judge
+from hsivi_cli.metrics import ruler
 from hsivi_cli.metrics.detectors import load_detector
 from hsivi_cli.metrics.frechet import frechet_distance
 from hsivi_cli.metrics.statistics import moments_of
@@ -68,13 +68,13 @@ def small(home, tmp_path):
 @pytest.fixture
 def drawings(monkeypatch):
     """(name, calls, seeds) of everything that a comparison draws, as it goes on."""
-    seen, real = [], judge.draw
+    seen, real = [], ruler.draw
 
     def spied(sampler, seeds, *rest):
         seen.append((sampler.name, sampler.nfe, seeds))
         return real(sampler, seeds, *rest)
 
-    monkeypatch.setattr(judge, "draw", spied)
+    monkeypatch.setattr(ruler, "draw", spied)
     return seen
 
 
@@ -143,12 +143,12 @@ def test_grids_show_the_images_that_were_measured_without_drawing_them_again(
     assert not drawings
     (file,) = (tmp_path / "grids").iterdir()
     sampler = student_sampler(load_student(home / "two"))
-    shown = torch.cat(list(draw(sampler, range(40), 16, "cpu")))[: judge.GRID_COUNT]
+    shown = torch.cat(list(draw(sampler, range(40), 16, "cpu")))[: ruler.GRID_COUNT]
     assert file.read_bytes() == grid_png(shown)
     (kept,) = (tmp_path / "cache").glob("*.first.npz")
     kept.unlink()  # a cache that has lost them draws them again
     measure(*arguments)
-    assert [seeds for _, _, seeds in drawings] == [range(judge.GRID_COUNT)]
+    assert [seeds for _, _, seeds in drawings] == [range(ruler.GRID_COUNT)]
 
 
 def test_all_rows_use_the_same_seeds_and_repeats_use_others(home, measure, drawings):
@@ -329,14 +329,14 @@ def test_a_sampler_that_draws_nan_has_a_row_that_says_so_and_the_others_go_on(ho
 
 
 def test_a_spacing_that_draws_nan_is_not_the_best(home, measure, monkeypatch):
-    real = judge.draw
+    real = ruler.draw
 
     def spied(sampler, *rest):
         if sampler.name != "ddim-quad":
             raise NotFinite("3 images hold NaN")
         return real(sampler, *rest)
 
-    monkeypatch.setattr(judge, "draw", spied)
+    monkeypatch.setattr(ruler, "draw", spied)
     rows, _ = measure(home / "teacher", "--nfe", 2, "--solvers", "ddim")
     assert [row["name"] for row in rows] == ["ddim-quad"] and rows[0]["distance"] > 0
 

@@ -1,15 +1,12 @@
 """The verb from argument to printed number: every kind of input, every refusal."""
 
 import json
-import sys
-import types
 
 import numpy as np
 import pytest
 import torch
-from command import refusal, tree
+from command import refusal, save_detector, train, tree
 
-import hsivi_cli
 from hsivi_cli.config import FidConfig
 from hsivi_cli.errors import HsiviError
 from hsivi_cli.files.images import save_npz, save_png
@@ -17,6 +14,8 @@ from hsivi_cli.files.places import weights_folder
 from hsivi_cli.metrics.detectors import load_detector
 from hsivi_cli.metrics.frechet import precision_recall
 from hsivi_cli.metrics.statistics import load_statistics
+from hsivi_cli.models.draw import draw, student_sampler
+from hsivi_cli.models.student import load_student
 from hsivi_cli.verbs import fid
 
 REFERENCE = str(weights_folder() / "reference.npz")
@@ -179,7 +178,7 @@ def test_two_statistics_files_need_no_detector(sets, capsys, monkeypatch):
         target = str(sets / f"stats_{name}")
         fid.run(FidConfig(str(sets / name), save_stats=target, detector="fashion-mnist"))
     direct = report_of(capsys, sets / "a.npz", sets / "b.npz")
-    monkeypatch.setattr(fid, "detector_for", None)  # would fail
+    monkeypatch.setattr(fid, "open_detector", None)  # would fail
     saved = report_of(capsys, sets / "stats_a.npz", sets / "stats_b.npz", detector=None)
     assert saved["fid"] == direct["fid"] and saved["detector"] == direct["detector"]
 
@@ -205,24 +204,16 @@ def test_one_set_alone_is_refused_unless_its_statistics_are_wanted(sets):
         fid.run(FidConfig(str(sets / "a")))
 
 
-def test_images_of_a_run_are_drawn_in_memory(sets, capsys, monkeypatch):
-    (sets / "run").mkdir()
-    (sets / "run" / "model_index.json").write_text("{}")
-    asked = []
-
-    def images_of(path, nfe, seeds, batch_size, device):
-        asked.append((path.name, nfe, list(seeds), batch_size, device))
-        yield from FIRST[: len(seeds)].split(batch_size)
-
-    draw = types.ModuleType("hsivi_cli.models.draw")
-    draw.images_of = images_of
-    monkeypatch.setitem(sys.modules, "hsivi_cli.models.draw", draw)
-    monkeypatch.setattr(hsivi_cli.models, "draw", draw, raising=False)
-    report = report_of(
-        capsys, sets / "run", sets / "a.npz", nfe=4, count=100, seed=7, batch_size=30
-    )
-    assert report["fid"] == pytest.approx(0, abs=1e-9) and report["count"] == 100
-    assert asked == [("run", 4, list(range(7, 107)), 30, torch.device("cpu"))]
+def test_images_of_a_run_are_those_of_its_seeds(save_teacher, tmp_path, capsys):
+    train(save_teacher(), tmp_path / "run", "--steps", 0)
+    save_detector(tmp_path / "detector")
+    drawn = draw(student_sampler(load_student(tmp_path / "run")), range(7, 47), 30, "cpu")
+    save_npz(torch.cat(list(drawn)), tmp_path / "drawn.npz")
+    chosen = {"detector": str(tmp_path / "detector"), "count": 40, "batch_size": 30}
+    run, images = tmp_path / "run", tmp_path / "drawn.npz"
+    report = report_of(capsys, run, images, seed=7, **chosen)
+    assert report["fid"] == pytest.approx(0, abs=1e-9) and report["count"] == 40
+    assert report_of(capsys, run, images, seed=8, **chosen)["fid"] > 1e-6
 
 
 def test_sources_that_do_not_exist_are_named(sets, capsys):

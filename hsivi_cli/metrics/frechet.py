@@ -138,15 +138,15 @@ def precision_recall(real: Tensor, fake: Tensor, neighbours: int = 3) -> tuple[f
 
     A set's manifold is the union of balls about its points that reach their `neighbours`-th
     neighbour. real [N, D], fake [M, D]
-    Returns (precision: the share of fakes inside the real manifold, recall: the share of reals
-    inside the fake one)
+    Returns (precision: the fraction of fakes inside the real manifold, recall: that of reals inside
+    the fake one)
     """
     if min(len(real), len(fake)) <= neighbours:
         raise ValueError(f"precision and recall need more than {neighbours} rows on each side")
-    return _share_inside(fake, real, neighbours), _share_inside(real, fake, neighbours)
+    return _fraction_inside(fake, real, neighbours), _fraction_inside(real, fake, neighbours)
 
 
-def _share_inside(points: Tensor, manifold: Tensor, neighbours: int) -> float:
+def _fraction_inside(points: Tensor, manifold: Tensor, neighbours: int) -> float:
     points, manifold = points.double(), manifold.double()
     # a point's nearest neighbour in its own set is itself, hence + 1
     radius = torch.cat([d.kthvalue(neighbours + 1).values for d in _distances(manifold, manifold)])

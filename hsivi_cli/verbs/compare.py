@@ -23,8 +23,9 @@ from ..files.progress import command_line
 from ..files.run import whole_lines
 from ..files.whole import read_json, write_bytes, write_text
 from ..metrics.detectors import Detector
-from ..metrics.judge import Ruler, cache_of
-from ..metrics.statistics import Statistics, detector_for, few_images, statistics_of, unsure_of
+from ..metrics.judge import open_judge
+from ..metrics.ruler import Ruler, cache_of
+from ..metrics.statistics import Statistics, few_images, unsure_of
 from ..models.draw import Sampler, chain_digest, solver_sampler, student_sampler
 from ..models.loading import load_teacher
 from ..models.spacings import SOLVERS, parse_solver, solver_names
@@ -53,21 +54,17 @@ def run(config: CompareConfig) -> None:
         solver_sampler(teacher, config.teacher_solver, calls, "teacher", config.dtype)
         for calls in (many if teacher else ())
     ]
-    reference_path = (
-        str(embedded(config.reference)) if config.reference else embedded_reference(teacher)
-    )
-    weights = Path(config.detector_weights) if config.detector_weights else None
-    detector = detector_for([reference_path], config.detector, weights, device)
-    reference = statistics_of(reference_path, detector, config.data_root, keep_features=True)
-    ruler = Ruler(config, detector, reference, device)
-    caution(config, reference_path, reference)
+    reference = config.reference or embedded_reference(teacher)
+    judge = open_judge(config, reference, device, keep_features=True)
+    ruler = Ruler(config, judge, device)
+    caution(config, reference, judge.reference)
 
     samplers, curves = [], []
     for nfe in budgets:
         samplers += [student_sampler(s, nfe, config.dtype) for s in students if nfe in s.chains]
         found = [tuned(name, nfe, teacher, ruler) for name in solvers if teacher]
         samplers += [sampler for sampler in found if sampler]
-        curves += [training_curve(s, nfe, detector) for s in students if nfe in s.chains]
+        curves += [training_curve(s, nfe, judge.detector) for s in students if nfe in s.chains]
     samplers += teachers
     rows = [ruler.measure(sampler) for sampler in samplers]
     for row in rows:
@@ -82,7 +79,7 @@ def run(config: CompareConfig) -> None:
     print()
     print("\n".join([*report.verdicts(rows), *report.notes(rows)]))
     curves = [curve for curve in curves if curve["points"]]
-    write_files(config, rows, curves, samplers, ruler, reference_path)
+    write_files(config, rows, curves, samplers, ruler, reference)
 
 
 def caution(config: CompareConfig, path: str, reference: Statistics) -> None:
@@ -101,11 +98,11 @@ def write_files(
     ruler: Ruler,
     reference: str,
 ) -> None:
-    size = ruler.reference.moments.count or "unknown number of"
+    size = ruler.judge.reference.moments.count or "unknown number of"
     about = {
         "date": date.today().isoformat(),
         "reference": f"{Path(reference).name} ({size} images)",
-        "detector": ruler.detector.stamp,
+        "detector": ruler.judge.detector.stamp,
         "images per row": f"{config.count}, seeds from {config.seed}, {config.repeats} time(s)",
         "command": command_line(),
         "solvers": f"each at its spacing best on {config.tune_count} images; linear, so x0 is "
@@ -191,7 +188,7 @@ def embedded_reference(teacher: Teacher | None) -> str:
             "--reference is needed: only the embedded teacher and its students have one of their "
             "own"
         )
-    return str(weights_folder() / "reference.npz")
+    return "embedded:reference.npz"
 
 
 def parse_budgets(config: CompareConfig, students: list[Student]) -> list[int]:
@@ -241,7 +238,7 @@ def tuned(name: str, nfe: int, teacher: Teacher, ruler: Ruler) -> Sampler | None
 
     left, count = list(candidates.values()), min(config.tune_count, config.count)
     heat = count // HEAT_SHARE
-    if len(left) > FINALISTS and heat > ruler.detector.feature_dim:
+    if len(left) > FINALISTS and heat > ruler.judge.detector.feature_dim:
         left = by_distance(heat)[:FINALISTS]
     return by_distance(count)[0] if len(left) > 1 else left[0]
 

@@ -10,31 +10,26 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..config import FidConfig
 from ..errors import HsiviError
 from ..files.device import pick_device
 from ..files.images import check_npz
-from ..files.places import check_file, embedded
+from ..files.places import check_file
 from ..metrics.detectors import Detector
 from ..metrics.frechet import frechet_distance, kernel_distance, precision_recall
+from ..metrics.judge import open_detector, read_files
 from ..metrics.statistics import (
     Statistics,
     check_stamps,
-    detector_for,
-    image_batches,
     kind_of,
-    load_statistics,
-    moments_of,
     save_statistics,
     statistics_of,
+    statistics_of_batches,
     unsure_of,
 )
 
@@ -53,15 +48,16 @@ def run(config: FidConfig) -> None:
     check_file(config.save_stats, config.a, config.b)
     if config.save_stats:
         check_npz(config.save_stats, {"mu"})
-    config = replace(config, a=str(embedded(config.a)), b=config.b and str(embedded(config.b)))
     sources = [source for source in (config.a, config.b) if source is not None]
-    detector = _detector(config, sources)
-    a = _statistics(config.a, detector, config)
+    files, detector = read_files(*sources), None
+    if config.detector is not None or len(files) < len(sources):  # statistics alone need none
+        detector = open_detector(config, files, pick_device(config.device))
+    a = files.get(config.a) or _seen(config.a, detector, config)
     if config.save_stats is not None:
         _save(Path(config.save_stats), a, config.seed)
     if config.b is None:
         return
-    b = _statistics(config.b, detector, config)
+    b = files.get(config.b) or _seen(config.b, detector, config)
     for source, statistics in ((config.a, a), (config.b, b)):
         for line in unsure_of(source, statistics):
             print(line, file=sys.stderr)
@@ -129,41 +125,16 @@ def _line(report: dict) -> str:
     return "\n".join(lines)
 
 
-def _detector(config: FidConfig, sources: list[str]) -> Detector | None:
-    """The detector that both sides share; none is loaded where both are statistics files."""
-    if config.detector is None and all(kind_of(source) == "statistics" for source in sources):
-        return None
-    weights = None if config.detector_weights is None else Path(config.detector_weights)
-    return detector_for(sources, config.detector, weights, pick_device(config.device))
-
-
-def _statistics(source: str, detector: Detector | None, config: FidConfig) -> Statistics:
-    if detector is None:
-        return load_statistics(Path(source))
-    kind = kind_of(source)
-    if kind == "statistics":
-        return statistics_of(source, detector)
-    if kind == "network":
-        from ..models import draw  # loads diffusers
-
-        seeds = range(config.seed, config.seed + config.count)
-        count = config.count
-        batches = draw.images_of(
-            Path(source), config.nfe, seeds, config.batch_size, pick_device(config.device)
-        )
-    else:
-        count, batches = image_batches(source, config.data_root, config.batch_size)
+def _seen(source: str, detector: Detector, config: FidConfig) -> Statistics:
+    """Statistics of images, those of a network drawn now."""
     keep = config.kid or config.save_stats is not None
-    moments, features = moments_of(_with_progress(batches, count, source), detector, keep)
-    return Statistics(moments, detector.stamp, features)
+    if kind_of(source) != "network":
+        return statistics_of(source, detector, config.data_root, config.batch_size, keep)
+    from ..models import draw  # loads diffusers
 
-
-def _with_progress(batches: Iterable[Tensor], count: int, source: str) -> Iterator[Tensor]:
-    # disable=None: quiet where stderr is no terminal
-    with tqdm(total=count, unit=" images", desc=Path(source).name, disable=None) as bar:
-        for images in batches:
-            yield images
-            bar.update(len(images))
+    seeds, device = range(config.seed, config.seed + config.count), pick_device(config.device)
+    batches = draw.images_of(source, config.nfe, seeds, config.batch_size, device)
+    return statistics_of_batches(batches, config.count, source, detector, keep)
 
 
 def _save(path: Path, statistics: Statistics, seed: int) -> None:

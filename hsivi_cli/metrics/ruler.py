@@ -1,0 +1,163 @@
+"""Samplers drawn, and measured by a judge; what was drawn is kept by its content."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..config import CompareConfig
+from ..errors import HsiviError
+from ..files.digest import digest
+from ..files.images import NotFinite, read_npz, save_npz
+from ..files.whole import read_json, write_text
+from ..models.draw import Sampler, chain_digest, draw
+from .frechet import frechet_distance, precision_recall
+from .judge import Judge
+from .statistics import Statistics, load_statistics, moments_of, save_statistics
+
+RECALL_COUNT = 2000  # features a side for precision and recall: their cost grows with its square
+GRID_COUNT = 36
+
+
+def cache_of(config: CompareConfig) -> Path:
+    """Where what was drawn is kept."""
+    chosen = config.cache or os.environ.get("HSIVI_CACHE")
+    return Path(chosen) if chosen else Path.home() / ".cache" / "hsivi"
+
+
+class Ruler:
+    """Draws samplers and measures how far they are from the reference, remembering what was
+    drawn.
+    """
+
+    def __init__(self, config: CompareConfig, judge: Judge, device: torch.device):
+        self.config, self.judge, self.device = config, judge, device
+        self.cache = cache_of(config)
+
+    def measure(self, sampler: Sampler) -> dict:
+        """A row: the mean over repeats, on seeds that do not overlap."""
+        config, distances, seconds, pairs, broken = self.config, [], [], [], {}
+        for repeat in range(config.repeats):
+            seed = config.seed + repeat * config.count
+            try:
+                distance, spent, statistics = self.distance(sampler, seed, config.count)
+            except NotFinite as error:  # one sampler's fault; the others go on
+                distances, seconds, pairs, broken = [], [], [], {"error": str(error)}
+                break
+            distances.append(distance)
+            seconds.append(spent)
+            real, fake = self.judge.reference.features, statistics.features
+            size = 0 if real is None else min(len(real), len(fake), RECALL_COUNT)
+            if size > 3:  # as many of both, or one manifold would be the finer
+                pair = (features[:size].to(self.device) for features in (real, fake))
+                pairs.append(precision_recall(*pair))
+        precision, recall = (
+            (sum(part) / len(pairs) for part in zip(*pairs, strict=True)) if pairs else (None, None)
+        )
+        return {
+            "name": sampler.name,
+            "kind": sampler.kind,
+            "nfe": sampler.nfe,
+            "distance": sum(distances) / len(distances) if distances else None,
+            "distances": distances,
+            "precision": precision,
+            "recall": recall,
+            "count": config.count,
+            "seconds": sum(seconds) / len(seconds) if seconds else None,
+            "how": "measured",
+        } | broken
+
+    def distance(self, sampler: Sampler, seed: int, count: int) -> tuple[float, float, Statistics]:
+        """The distance of images of seeds seed.. to the reference, the seconds that drawing took,
+        and the images' statistics.
+        """
+        statistics, seconds = self.statistics(sampler, seed, count)
+        distance = frechet_distance(statistics.moments, self.judge.reference.moments)
+        return distance, seconds, statistics
+
+    def distance_or_inf(self, sampler: Sampler, count: int) -> float:
+        """The distance of the first `count` images, infinite where they hold NaN."""
+        try:
+            return self.distance(sampler, self.config.seed, count)[0]
+        except NotFinite:
+            return float("inf")
+
+    def file(self, sampler: Sampler, seed: int, count: int) -> Path:
+        """Where the cache keeps a draw, without suffix: a name made of all that decides it."""
+        key = {
+            "network": sampler.digest,
+            "chain": chain_digest(sampler),
+            "seeds": [seed, count],
+            "dtype": self.config.dtype,
+            "batch_size": self.config.batch_size,
+            "detector": self.judge.detector.stamp,
+        }
+        return self.cache / digest(json.dumps(key, sort_keys=True))[:32]
+
+    def statistics(self, sampler: Sampler, seed: int, count: int) -> tuple[Statistics, float]:
+        """The statistics of images of seeds seed.. and the seconds that drawing took, from the
+        cache or drawn; then the first images are kept too.
+        """
+        file = self.file(sampler, seed, count)
+        kept, note, grid = (file.with_suffix(end) for end in (".npz", ".json", ".first.npz"))
+        if kept.exists() and note.exists():
+            with contextlib.suppress(HsiviError, KeyError):  # damaged: draw again
+                return load_statistics(kept), read_json(note)["seconds"]
+        found, first, seconds = self.drawn(sampler, seed, count)
+        save_statistics(kept, replace(found, features=found.features[:RECALL_COUNT]))
+        save_npz(first, grid)
+        facts = {"name": sampler.name, "nfe": sampler.nfe, "seconds": seconds}
+        write_text(note, json.dumps(facts) + "\n")
+        return load_statistics(kept), seconds  # features rounded, as a later run reads them
+
+    def drawn(self, sampler: Sampler, seed: int, count: int) -> tuple[Statistics, Tensor, float]:
+        """The statistics of images of seeds seed.., the first images, and the seconds that drawing
+        took.
+        """
+        clock, first, detector = Clock(), [], self.judge.detector
+
+        def looked_at(batches: Iterator[Tensor]) -> Iterator[Tensor]:
+            for images in batches:
+                first.extend(images[: GRID_COUNT - len(first)])
+                yield images
+
+        name, seeds = f"{sampler.name}, {sampler.nfe} calls", range(seed, seed + count)
+        with tqdm(total=count, unit=" images", desc=name, disable=None, leave=False) as bar:
+            size = min(count, self.config.batch_size)
+            batches = clock.time(draw(sampler, seeds, size, self.device), bar)
+            moments, features = moments_of(looked_at(batches), detector, keep_features=True)
+        return Statistics(moments, detector.stamp, features), torch.stack(first), clock.seconds
+
+    def first_images(self, sampler: Sampler) -> Tensor:
+        """The first of the images that a row was measured on."""
+        seed, count = self.config.seed, self.config.count
+        grid = self.file(sampler, seed, count).with_suffix(".first.npz")
+        with contextlib.suppress(HsiviError):
+            return read_npz(grid)
+        seeds = range(seed, seed + min(count, GRID_COUNT))  # the cache has lost them
+        return torch.cat(list(draw(sampler, seeds, len(seeds), self.device)))
+
+
+class Clock:
+    """Seconds spent inside an iterator."""
+
+    seconds = 0.0
+
+    def time(self, batches, bar):
+        while True:
+            begin = time.perf_counter()
+            images = next(batches, None)
+            self.seconds += time.perf_counter() - begin
+            if images is None:
+                return
+            bar.update(len(images))
+            yield images
