@@ -341,21 +341,21 @@ def test_a_spacing_that_draws_nan_is_not_the_best(home, measure, monkeypatch):
     assert [row["name"] for row in rows] == ["ddim-quad"] and rows[0]["distance"] > 0
 
 
-def test_many_spacings_run_a_heat_and_only_the_finalists_all_images(home, measure, drawings):
+def test_many_spacings_are_tried_by_successive_halving(home, measure, drawings):
     rows, _ = measure(
         *(home / "teacher", "--nfe", 3, "--solvers", "ddim"),
-        *("--count", 60, "--tune-count", 56),  # a heat of 7 images, more than the 6 features
+        *("--count", 60, "--tune-count", 56),  # 7 images at first, more than the 6 features
     )
-    heat = [name for name, _, seeds in drawings if seeds == range(7)]
-    final = [name for name, _, seeds in drawings if seeds == range(56)]
-    assert sorted(heat) == sorted(solver_names(("ddim",))) and len(final) == compare.FINALISTS
+    tried = [name for name, _, seeds in drawings if seeds == range(7)]
+    kept = [name for name, _, seeds in drawings if seeds == range(56)]
+    assert sorted(tried) == sorted(solver_names(("ddim",))) and len(kept) == compare.KEPT
     loaded = load_teacher(str(home / "teacher"))
 
     def far(name, count):
         return distance_of(solver_sampler(loaded, name, 3), home, range(count))
 
-    assert set(final) == set(sorted(heat, key=lambda name: far(name, 7))[: compare.FINALISTS])
-    assert [row["name"] for row in rows] == [min(final, key=lambda name: far(name, 56))]
+    assert set(kept) == set(sorted(tried, key=lambda name: far(name, 7))[: compare.KEPT])
+    assert [row["name"] for row in rows] == [min(kept, key=lambda name: far(name, 56))]
 
 
 def test_a_solver_that_does_not_fit_the_calls_is_left_out_with_a_word(home, measure):

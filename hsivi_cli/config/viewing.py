@@ -106,7 +106,7 @@ class CompareConfig:
     count: int = option(5000, "images of every row", least=2)
     tune_count: int = option(
         1000,
-        "images by which a solver's best spacing is chosen, after a heat on an eighth of them",
+        "images by which a solver's best spacing is chosen, an eighth of them at first",
         least=2,
     )
     seed: int = option(

@@ -35,8 +35,9 @@ from ..report import page as pages
 from ..report import plots
 from ..report import rows as report
 
-FINALISTS = 3  # spacings that a family's first heat leaves
-HEAT_SHARE = 8  # it is run on this part of --tune-count
+# successive halving over a family's spacings, in two rungs
+FIRST_RUNG = 8  # all spacings draw --tune-count / 8 images
+KEPT = 3  # those that go on to draw them all
 
 
 def run(config: CompareConfig) -> None:
@@ -219,7 +220,7 @@ def tuned(name: str, nfe: int, teacher: Teacher, ruler: Ruler) -> Sampler | None
     """A solver on the teacher: the one named, or a family's best spacing. None, with a warning,
     where nothing fits this many calls.
 
-    Many spacings run a first heat on few images, and only the finalists run the full distance.
+    Many spacings are tried by successive halving: all on few images, the best of them on all.
     """
     config = ruler.config
     candidates, reason = {}, None
@@ -237,9 +238,9 @@ def tuned(name: str, nfe: int, teacher: Teacher, ruler: Ruler) -> Sampler | None
         return sorted(left, key=lambda sampler: ruler.distance_or_inf(sampler, count))
 
     left, count = list(candidates.values()), min(config.tune_count, config.count)
-    heat = count // HEAT_SHARE
-    if len(left) > FINALISTS and heat > ruler.judge.detector.feature_dim:
-        left = by_distance(heat)[:FINALISTS]
+    few = count // FIRST_RUNG
+    if len(left) > KEPT and few > ruler.judge.detector.feature_dim:
+        left = by_distance(few)[:KEPT]
     return by_distance(count)[0] if len(left) > 1 else left[0]
 
 
