@@ -434,6 +434,35 @@ def test_recorded_rows_are_marked_with_their_date_and_command():
         assert re.fullmatch(r"\d{4}-\d\d-\d\d", row["date"]) and row["command"] in notes
 
 
+@pytest.fixture
+def half_covered(home, tmp_path):
+    """A reference sorted by class: first 40 images that the student never draws, then 40 of its
+    own, of other seeds.
+    """
+    sampler = student_sampler(load_student(home / "two"))
+    own = torch.cat(list(draw(sampler, range(500, 540), 20, "cpu")))
+    strange = torch.zeros_like(own)
+    strange[:, ::2] = torch.arange(40).view(-1, 1, 1, 1).to(torch.uint8) + 215  # bright stripes
+    save_npz(torch.cat([strange, own]), tmp_path / "half.npz")
+    return ("--reference", tmp_path / "half.npz")
+
+
+def test_recall_is_of_a_random_part_of_a_sorted_reference(home, measure, half_covered, monkeypatch):
+    monkeypatch.setattr(ruler, "RECALL_COUNT", 40)
+    arguments = ("--solvers", "none", "--count", 60, *half_covered)
+    (row,), _ = measure(home / "two", *arguments)
+    # of its first 40 images the student draws none
+    assert row["precision"] > 0.5 and 0.2 < row["recall"] < 0.7
+    (again,), _ = measure(home / "two", *arguments)
+    assert again == row  # the same part, whether drawn or read
+
+
+def test_precision_is_of_what_is_drawn_and_recall_of_the_reference(home, measure, half_covered):
+    """All that the student draws is like images of the reference, half of which it never draws."""
+    (row,), _ = measure(home / "two", "--solvers", "none", "--count", 80, *half_covered)
+    assert row["precision"] > 0.75 and 0.3 < row["recall"] < 0.6
+
+
 def test_very_few_images_have_a_distance_and_no_recall(home, measure):
     (row,), _ = measure(home / "two", "--solvers", "none", "--count", 3)
     assert row["count"] == 3 and row["precision"] is row["recall"] is None

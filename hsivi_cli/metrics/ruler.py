@@ -22,9 +22,10 @@ from ..files.whole import read_json, write_text
 from ..models.draw import Sampler, chain_digest, draw
 from .frechet import frechet_distance, precision_recall
 from .judge import Judge
-from .statistics import Statistics, load_statistics, moments_of, save_statistics
+from .statistics import Statistics, load_statistics, moments_of, random_rows, save_statistics
 
 RECALL_COUNT = 2000  # features a side for precision and recall: their cost grows with its square
+NEIGHBOURS = 3
 GRID_COUNT = 36
 
 
@@ -42,6 +43,10 @@ class Ruler:
     def __init__(self, config: CompareConfig, judge: Judge, device: torch.device):
         self.config, self.judge, self.device = config, judge, device
         self.cache = cache_of(config)
+        real = judge.reference.features
+        # references may be sorted by class; the same part for every row
+        size = 0 if real is None else min(len(real), config.count, RECALL_COUNT)
+        self.real = random_rows(real, size, config.seed).to(device) if size else None
 
     def measure(self, sampler: Sampler) -> dict:
         """A row: the mean over repeats, on seeds that do not overlap."""
@@ -55,11 +60,10 @@ class Ruler:
                 break
             distances.append(distance)
             seconds.append(spent)
-            real, fake = self.judge.reference.features, statistics.features
-            size = 0 if real is None else min(len(real), len(fake), RECALL_COUNT)
-            if size > 3:  # as many of both, or one manifold would be the finer
-                pair = (features[:size].to(self.device) for features in (real, fake))
-                pairs.append(precision_recall(*pair))
+            if self.real is not None and len(self.real) > NEIGHBOURS:
+                # as many of both, or one manifold would be the finer
+                fake = statistics.features[: len(self.real)].to(self.device)
+                pairs.append(precision_recall(self.real, fake, NEIGHBOURS))
         precision, recall = (
             (sum(part) / len(pairs) for part in zip(*pairs, strict=True)) if pairs else (None, None)
         )

@@ -49,6 +49,12 @@ def moments_of(
     return moments.result(), torch.cat(kept) if keep_features else None
 
 
+def random_rows(features: Tensor, count: int, seed: int) -> Tensor:
+    """`count` of the features [N, D], chosen and ordered by a seed."""
+    rng = torch.Generator().manual_seed(seed)
+    return features[torch.randperm(len(features), generator=rng)[:count]]
+
+
 def save_statistics(path: Path, statistics: Statistics) -> None:
     """Write mu, sigma, count, stamp and, where kept, features (float16) as .npz, atomically."""
     moments = statistics.moments

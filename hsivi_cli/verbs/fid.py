@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from ..config import FidConfig
 from ..errors import HsiviError
@@ -27,6 +27,7 @@ from ..metrics.statistics import (
     Statistics,
     check_stamps,
     kind_of,
+    random_rows,
     save_statistics,
     statistics_of,
     statistics_of_batches,
@@ -100,7 +101,7 @@ def compare(a: Statistics, b: Statistics, config: FidConfig) -> dict:
         # both manifolds from equally many points, or the larger set's would be the finer one
         size = min(len(a.features), len(b.features), KEPT_FEATURES)
         if size > 3:
-            few = (_some(statistics.features, size, config.seed) for statistics in (b, a))
+            few = (random_rows(side.features, size, config.seed) for side in (b, a))
             report["precision"], report["recall"] = precision_recall(*few)
     return report
 
@@ -138,14 +139,7 @@ def _seen(source: str, detector: Detector, config: FidConfig) -> Statistics:
 
 
 def _save(path: Path, statistics: Statistics, seed: int) -> None:
-    features = statistics.features
-    if features is not None:
-        features = _some(features, min(len(features), KEPT_FEATURES), seed)
-    save_statistics(path, Statistics(statistics.moments, statistics.stamp, features))
-
-
-def _some(features: Tensor, size: int, seed: int) -> Tensor:
-    if size == len(features):
-        return features
-    rng = torch.Generator().manual_seed(seed)
-    return features[torch.randperm(len(features), generator=rng)[:size]]
+    if statistics.features is not None and len(statistics.features) > KEPT_FEATURES:
+        few = random_rows(statistics.features, KEPT_FEATURES, seed)
+        statistics = replace(statistics, features=few)
+    save_statistics(path, statistics)
