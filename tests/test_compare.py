@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import diffusers
 import pytest
@@ -11,9 +12,10 @@ from command import TINY, hsivi, refusal, save_detector, train
 from conftest import edit_json
 from safetensors.torch import load_file, save_file
 
+from hsivi_cli.config import CompareConfig
 from hsivi_cli.files.images import NotFinite, grid_png, save_npz
 from hsivi_cli.files.places import weights_folder
-from hsivi_cli.metrics import ruler
+from hsivi_cli.metrics import judge, ruler
 from hsivi_cli.metrics.detectors import load_detector
 from hsivi_cli.metrics.frechet import frechet_distance
 from hsivi_cli.metrics.statistics import moments_of
@@ -122,6 +124,38 @@ def test_a_second_run_draws_nothing_and_says_the_same(home, measure, drawings):
     third, _ = measure(*arguments, "--teacher-calls", 5)  # only what is new
     assert [(name, nfe) for name, nfe, _ in drawings] == [("dpm++2-linspace", 5)]
     assert third[:-1] == first[:-1]
+
+
+def test_a_draw_is_kept_by_all_that_decides_it(home, tmp_path, monkeypatch):
+    sampler, cpu = student_sampler(load_student(home / "two")), torch.device("cpu")
+    config = CompareConfig((), cache=str(tmp_path), detector=str(home / "detector"))
+    opened = judge.open_judge(config, str(home / "real.npz"), cpu)
+
+    def file(seed=0, count=40, device=cpu, sampler=sampler, judge=opened, **changes):
+        settings = replace(config, **changes)
+        return ruler.Ruler(settings, judge, device).file(sampler, seed, count)
+
+    graphics = torch.device("cuda")  # never drawn on here
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "one")
+    files = {
+        *(file(), file(seed=1), file(count=41), file(dtype="bfloat16"), file(batch_size=7)),
+        file(judge=judge.Judge(load_detector("fashion-mnist"), opened.reference)),
+        *(file(sampler=replace(sampler, digest="other")), file(device=graphics)),
+        file(sampler=replace(sampler, log_scale=sampler.log_scale + 1)),
+    }
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "another")
+    assert len(files | {file(device=graphics)}) == 10
+    assert file(repeats=3, seed=0) in files and file(plot="x.png") in files
+
+
+def test_what_another_machine_drew_is_read_without_its_speed(home, measure, tmp_path):
+    arguments = (home / "two", "--solvers", "none")
+    (row,), told = measure(*arguments)
+    assert row["seconds"] > 0 and "images/s" in told.stdout
+    (note,) = (tmp_path / "cache").glob("*.json")
+    edit_json(note, machine="elsewhere, 8 threads")
+    (again,), told = measure(*arguments)
+    assert again == row | {"seconds": None} and "images/s" not in told.stdout
 
 
 def test_a_damaged_cache_is_drawn_again(home, measure, tmp_path, drawings):

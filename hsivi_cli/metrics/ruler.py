@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -35,6 +36,11 @@ def cache_of(config: CompareConfig) -> Path:
     return Path(chosen) if chosen else Path.home() / ".cache" / "hsivi"
 
 
+def device_name(device: torch.device) -> str:
+    """ "cpu", or a graphics card's model: cards round differently."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 class Ruler:
     """Draws samplers and measures how far they are from the reference, remembering what was
     drawn.
@@ -43,6 +49,7 @@ class Ruler:
     def __init__(self, config: CompareConfig, judge: Judge, device: torch.device):
         self.config, self.judge, self.device = config, judge, device
         self.cache = cache_of(config)
+        self.machine = f"{platform.node()}, {torch.get_num_threads()} threads"
         real = judge.reference.features
         # references may be sorted by class; the same part for every row
         size = 0 if real is None else min(len(real), config.count, RECALL_COUNT)
@@ -76,13 +83,15 @@ class Ruler:
             "precision": precision,
             "recall": recall,
             "count": config.count,
-            "seconds": sum(seconds) / len(seconds) if seconds else None,
+            "seconds": sum(seconds) / len(seconds) if seconds and None not in seconds else None,
             "how": "measured",
         } | broken
 
-    def distance(self, sampler: Sampler, seed: int, count: int) -> tuple[float, float, Statistics]:
-        """The distance of images of seeds seed.. to the reference, the seconds that drawing took,
-        and the images' statistics.
+    def distance(
+        self, sampler: Sampler, seed: int, count: int
+    ) -> tuple[float, float | None, Statistics]:
+        """The distance of images of seeds seed.. to the reference, and what `statistics` tells of
+        them.
         """
         statistics, seconds = self.statistics(sampler, seed, count)
         distance = frechet_distance(statistics.moments, self.judge.reference.moments)
@@ -104,23 +113,28 @@ class Ruler:
             "dtype": self.config.dtype,
             "batch_size": self.config.batch_size,
             "detector": self.judge.detector.stamp,
+            "device": device_name(self.device),
         }
         return self.cache / digest(json.dumps(key, sort_keys=True))[:32]
 
-    def statistics(self, sampler: Sampler, seed: int, count: int) -> tuple[Statistics, float]:
-        """The statistics of images of seeds seed.. and the seconds that drawing took, from the
-        cache or drawn; then the first images are kept too.
+    def statistics(
+        self, sampler: Sampler, seed: int, count: int
+    ) -> tuple[Statistics, float | None]:
+        """The statistics of images of seeds seed.., from the cache or drawn, and the seconds that
+        drawing them took, None where it was on another machine. The first images are kept too.
         """
         file = self.file(sampler, seed, count)
         kept, note, grid = (file.with_suffix(end) for end in (".npz", ".json", ".first.npz"))
         if kept.exists() and note.exists():
             with contextlib.suppress(HsiviError, KeyError):  # damaged: draw again
-                return load_statistics(kept), read_json(note)["seconds"]
+                told = read_json(note)
+                seconds = told["seconds"] if told["machine"] == self.machine else None
+                return load_statistics(kept), seconds
         found, first, seconds = self.drawn(sampler, seed, count)
         save_statistics(kept, replace(found, features=found.features[:RECALL_COUNT]))
         save_npz(first, grid)
         facts = {"name": sampler.name, "nfe": sampler.nfe, "seconds": seconds}
-        write_text(note, json.dumps(facts) + "\n")
+        write_text(note, json.dumps(facts | {"machine": self.machine}) + "\n")
         return load_statistics(kept), seconds  # features rounded, as a later run reads them
 
     def drawn(self, sampler: Sampler, seed: int, count: int) -> tuple[Statistics, Tensor, float]:
