@@ -77,7 +77,7 @@ def test_folder_and_npz_and_statistics_of_the_same_images_are_at_no_distance(set
 def test_the_report_tells_what_was_measured(sets, capsys):
     report = report_of(capsys, sets / "a.npz", REFERENCE)
     assert report.keys() >= {"fid", "count", "detector", "reference", "kid"}
-    assert report["name"] == "fid0.1k" and report["kid"] is None
+    assert report["name"] == "frechet0.1k" and report["kid"] is None
     assert report["count"] == 100 and report["reference_count"] == 60_000
     assert report["reference"] == REFERENCE
     assert report["detector"] == load_detector("fashion-mnist").stamp
@@ -87,24 +87,26 @@ def test_the_printed_line_starts_with_name_and_number(sets, capsys):
     fid.run(FidConfig(str(sets / "a.npz"), REFERENCE))  # the reference chooses the detector
     lines = capsys.readouterr().out.splitlines()
     name, number = lines[0].split()
-    assert name == "fid0.1k" and float(number) > 0
+    assert name == "frechet0.1k" and float(number) > 0
     assert lines[1] == "images 100 against 60000"
     assert lines[2].startswith("detector fashion-mnist 28x28")
 
 
 @pytest.mark.parametrize(
-    ("count", "name"),
+    ("count", "stamp", "width", "name"),
     [
-        (50_000, "fid"),
-        (60_000, "fid"),
-        (49_999, "fid49.999k"),
-        (5000, "fid5k"),
-        (500, "fid0.5k"),
-        (None, "fid"),
+        (50_000, "inception-pool3 bilinear-299 sha256:0", 2048, "fid"),
+        (60_000, "inception-pool3 bilinear-299 sha256:0", 2048, "fid"),
+        (49_999, "inception-pool3 bilinear-299 sha256:0", 2048, "fid49.999k"),
+        (500, "inception-pool3 bilinear-299 sha256:0", 2048, "fid0.5k"),
+        (None, None, 2048, "fid"),  # a plain file: pytorch-fid writes no others
+        (5000, "fashion-mnist 28x28 no-resize sha256:0", 64, "frechet5k"),
+        (50_000, "other 32x32 sha256:0", 2048, "frechet"),
+        (5000, None, 64, "frechet5k"),
     ],
 )
-def test_distances_of_fewer_than_50000_images_say_so(count, name):
-    assert fid.distance_name(count) == name
+def test_a_distance_is_called_fid_of_inception_alone_and_says_its_images(count, stamp, width, name):
+    assert fid.distance_name(count, stamp, width) == name
 
 
 def test_kid_precision_and_recall_come_on_request(sets, capsys):
@@ -159,7 +161,7 @@ def test_plain_statistics_files_are_accepted_with_a_warning(sets, capsys):
     assert "plain.npz does not tell its detector" in streams.err and "WARNING" not in streams.err
     report = json.loads(streams.out)
     assert report["fid"] == pytest.approx(report_of(capsys, sets / "a", REFERENCE)["fid"])
-    assert report["reference_count"] is None and report["name"] == "fid0.1k"
+    assert report["reference_count"] is None and report["name"] == "frechet0.1k"
 
 
 def test_too_few_images_are_computed_with_a_loud_warning(tmp_path, capsys):
@@ -168,7 +170,7 @@ def test_too_few_images_are_computed_with_a_loud_warning(tmp_path, capsys):
     fid.run(FidConfig(str(tmp_path / "few.npz"), REFERENCE))
     streams = capsys.readouterr()
     assert "WARNING" in streams.err and "64 images for 64 features" in streams.err
-    assert streams.out.startswith("fid0.064k ")
+    assert streams.out.startswith("frechet0.064k ")
     fid.run(FidConfig(str(tmp_path / "enough.npz"), REFERENCE))
     assert "WARNING" not in capsys.readouterr().err
 

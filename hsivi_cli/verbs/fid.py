@@ -3,7 +3,7 @@ and recall.
 
 The number is pytorch-fid's where the detector is `inception`. It falls as the number of images
 grows, so its name tells it: `fid` from 50,000 images on, else `fid5k`, `fid2.5k`, ... after the
-smaller of the two sets.
+smaller of the two sets. By another detector it is no FID, and called `frechet5k` and so on.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..errors import HsiviError
 from ..files.device import pick_device
 from ..files.images import check_npz
 from ..files.places import check_file
-from ..metrics.detectors import Detector
+from ..metrics.detectors import INCEPTION, Detector
 from ..metrics.frechet import frechet_distance, kernel_distance, precision_recall
 from ..metrics.judge import open_detector, read_files
 from ..metrics.statistics import (
@@ -78,7 +78,7 @@ def compare(a: Statistics, b: Statistics, config: FidConfig) -> dict:
     counts = [count for count in (a.moments.count, b.moments.count) if count]
     report = {
         "fid": frechet_distance(a.moments, b.moments),
-        "name": distance_name(min(counts, default=None)),
+        "name": distance_name(min(counts, default=None), a.stamp or b.stamp, widths[0]),
         "count": a.moments.count or None,
         "reference_count": b.moments.count or None,
         "detector": a.stamp or b.stamp,
@@ -106,12 +106,16 @@ def compare(a: Statistics, b: Statistics, config: FidConfig) -> dict:
     return report
 
 
-def distance_name(count: int | None) -> str:
-    """What a Fréchet distance of that many images is called: "fid", "fid10k", "fid0.5k".
+def distance_name(count: int | None, stamp: str | None, width: int) -> str:
+    """What a Fréchet distance of that many images is called: "fid", "fid10k", "fid0.5k" of
+    Inception's features, "frechet10k" and the like of others, which measure in other units.
 
-    A count that is not known is taken for a full one, as plain statistics files are.
+    A count that is not known is taken for a full one; a detector that is not known for Inception
+    where its features are as many, as in plain statistics files.
     """
-    return "fid" if count is None or count >= FULL_COUNT else f"fid{count / 1000:g}k"
+    inception = width == 2048 if stamp is None else stamp.split()[0] == INCEPTION
+    size = "" if count is None or count >= FULL_COUNT else f"{count / 1000:g}k"
+    return ("fid" if inception else "frechet") + size
 
 
 def _line(report: dict) -> str:
