@@ -13,7 +13,7 @@ from hsivi_cli.files.images import save_npz, save_png
 from hsivi_cli.files.places import weights_folder
 from hsivi_cli.metrics.detectors import load_detector
 from hsivi_cli.metrics.frechet import precision_recall
-from hsivi_cli.metrics.statistics import load_statistics
+from hsivi_cli.metrics.statistics import load_statistics, moments_of
 from hsivi_cli.models.draw import draw, student_sampler
 from hsivi_cli.models.student import load_student
 from hsivi_cli.verbs import fid
@@ -119,6 +119,32 @@ def test_kid_precision_and_recall_come_on_request(sets, capsys):
     assert (far["precision"], far["recall"]) == precision_recall(real=b, fake=a)
     assert far["precision"] != far["recall"]
     assert far == report_of(capsys, sets / "a", sets / "b.npz", kid=True)  # the seed decides
+
+
+def test_features_never_leave_their_device_one_batch_at_a_time(sets, monkeypatch):
+    """Only their moments come to the CPU."""
+    detector, moved, real = load_detector("fashion-mnist"), [], torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: moved.append(self.shape) or real(self))
+    moments_of(FIRST.split(30), detector, keep_features=True)
+    assert moved == [(64,), (64, 64)]
+
+
+@pytest.mark.gpu
+def test_kid_precision_and_recall_run_on_the_gpu_and_agree(sets, capsys, monkeypatch):
+    seen, real = [], fid.kernel_distance
+
+    def spied(x, *rest, **more):
+        seen.append(x.device.type)
+        return real(x, *rest, **more)
+
+    monkeypatch.setattr(fid, "kernel_distance", spied)
+    report_of(capsys, sets / "b.npz", save_stats=str(sets / "s.npz"))
+    for other in ("b.npz", "s.npz"):  # images, and features from a file
+        there = report_of(capsys, sets / "a", sets / other, kid=True, device="cuda")
+        here = report_of(capsys, sets / "a", sets / other, kid=True)
+        for key in ("fid", "kid", "precision", "recall"):
+            assert there[key] == pytest.approx(here[key], rel=1e-3)
+    assert seen == ["cuda", "cpu"] * 2
 
 
 def test_kid_runs_against_a_saved_statistics_file(sets, capsys):

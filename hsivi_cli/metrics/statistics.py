@@ -25,7 +25,8 @@ class Statistics:
 
     moments          of the features
     stamp            the detector's; None where a file does not say
-    features [N, D]  float32, all or some of them, for KID and recall; None where none are kept
+    features [N, D]  float32, all or some of them, for KID and recall, on the detector's device or
+                     from a file on the CPU; None where none are kept
     """
 
     moments: Moments
@@ -37,13 +38,13 @@ def moments_of(
     batches: Iterable[Tensor], detector: Detector, keep_features: bool = False
 ) -> tuple[Moments, Tensor | None]:
     """Moments of the features of uint8 image batches, and with keep_features the features [N, D]
-    themselves."""
+    themselves, on the detector's device."""
     moments, kept = MomentSum(), []
     for images in batches:
         features = detector.features(images)
         moments.update(features)
         if keep_features:
-            kept.append(features.cpu())
+            kept.append(features)
     if moments.count < 2:
         raise HsiviError(f"a distance needs at least 2 images on each side; found {moments.count}")
     return moments.result(), torch.cat(kept) if keep_features else None

@@ -92,16 +92,16 @@ def compare(a: Statistics, b: Statistics, config: FidConfig) -> dict:
                     f"--kid: {source} keeps no features; give its images, or a statistics file "
                     "written by `hsivi fid IMAGES --save-stats FILE`"
                 )
+        device = pick_device(config.device)
+        fake, real = (side.features.to(device) for side in (a, b))
         rng = torch.Generator().manual_seed(config.seed)
-        whole = max(len(a.features), len(b.features)) <= SUBSET
-        kid, deviation = kernel_distance(
-            a.features, b.features, 1 if whole else 100, SUBSET, rng=rng
-        )
+        whole = max(len(fake), len(real)) <= SUBSET
+        kid, deviation = kernel_distance(fake, real, 1 if whole else 100, SUBSET, rng=rng)
         report["kid"], report["kid_sd"] = kid, None if whole else deviation
         # both manifolds from equally many points, or the larger set's would be the finer one
-        size = min(len(a.features), len(b.features), KEPT_FEATURES)
+        size = min(len(fake), len(real), KEPT_FEATURES)
         if size > 3:
-            few = (random_rows(side.features, size, config.seed) for side in (b, a))
+            few = (random_rows(side, size, config.seed) for side in (real, fake))
             report["precision"], report["recall"] = precision_recall(*few)
     return report
 
