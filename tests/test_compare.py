@@ -17,8 +17,8 @@ from hsivi_cli.files.images import NotFinite, grid_png, save_npz
 from hsivi_cli.files.places import weights_folder
 from hsivi_cli.metrics import judge, ruler
 from hsivi_cli.metrics.detectors import load_detector
-from hsivi_cli.metrics.frechet import frechet_distance
-from hsivi_cli.metrics.statistics import moments_of
+from hsivi_cli.metrics.frechet import frechet_distance, kernel_distance
+from hsivi_cli.metrics.statistics import Statistics, moments_of, random_rows, save_statistics
 from hsivi_cli.models.draw import draw, solver_sampler, student_sampler
 from hsivi_cli.models.loading import load_teacher
 from hsivi_cli.models.spacings import solver_names
@@ -390,6 +390,38 @@ def test_many_spacings_are_tried_by_successive_halving(home, measure, drawings):
 
     assert set(kept) == set(sorted(tried, key=lambda name: far(name, 7))[: compare.KEPT])
     assert [row["name"] for row in rows] == [min(kept, key=lambda name: far(name, 56))]
+
+
+def test_too_few_images_for_a_covariance_choose_spacings_by_the_kernel_distance(
+    home, measure, tmp_path
+):
+    """Five images span no covariance of six features."""
+    detector, loaded = load_detector(str(home / "detector")), load_teacher(str(home / "teacher"))
+    real = detector.features(torch.from_numpy(real_images(home)))
+    for nfe in (2, 3):
+        arguments = ("--nfe", nfe, "--solvers", "ddim", "--tune-count", 5)
+        (row,), _ = measure(home / "teacher", *arguments)
+        kernel = {}
+        for name in solver_names(("ddim",)):
+            drawn = torch.cat(list(draw(solver_sampler(loaded, name, nfe), range(5), 5, "cpu")))
+            features = detector.features(drawn).half().float()  # as the cache keeps them
+            chosen = random_rows(real, 40, seed=0)  # --count of the reference's, by --seed
+            rng = torch.Generator().manual_seed(0)
+            kernel[name], _ = kernel_distance(features, chosen, subsets=1, rng=rng)
+        assert row["name"] == min(kernel, key=kernel.get)
+    told = json.loads((tmp_path / "rows.json").read_text())["about"]["solvers"]
+    assert "best by the kernel distance on 5 images" in told
+
+
+def test_few_images_and_a_reference_without_features_are_warned_of(home, measure, tmp_path):
+    detector = load_detector(str(home / "detector"))
+    moments, _ = moments_of([torch.from_numpy(real_images(home))], detector)
+    save_statistics(tmp_path / "bare.npz", Statistics(moments, detector.stamp))
+    arguments = ("--nfe", 3, "--reference", tmp_path / "bare.npz", "--tune-count", 5)
+    _, result = measure(home / "teacher", *arguments, "--solvers", "ddim")
+    assert "warning: --tune-count 5 images for 6 features" in result.stderr
+    _, result = measure(home / "teacher", *arguments, "--solvers", "ddim-quad")  # nothing to tune
+    assert "--tune-count" not in result.stderr
 
 
 def test_a_solver_that_does_not_fit_the_calls_is_left_out_with_a_word(home, measure):

@@ -106,7 +106,8 @@ class CompareConfig:
     count: int = option(5000, "images of every row", least=2)
     tune_count: int = option(
         1000,
-        "images by which a solver's best spacing is chosen, an eighth of them at first",
+        "images by which a solver's best spacing is chosen, an eighth of them at first; by the "
+        "kernel distance where they are no more than the features",
         least=2,
     )
     seed: int = option(

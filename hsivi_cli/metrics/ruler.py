@@ -21,7 +21,7 @@ from ..files.digest import digest
 from ..files.images import NotFinite, read_npz, save_npz
 from ..files.whole import read_json, write_text
 from ..models.draw import Sampler, chain_digest, draw
-from .frechet import frechet_distance, precision_recall
+from .frechet import frechet_distance, kernel_distance, precision_recall
 from .judge import Judge
 from .statistics import Statistics, load_statistics, moments_of, random_rows, save_statistics
 
@@ -97,12 +97,31 @@ class Ruler:
         distance = frechet_distance(statistics.moments, self.judge.reference.moments)
         return distance, seconds, statistics
 
-    def distance_or_inf(self, sampler: Sampler, count: int) -> float:
-        """The distance of the first `count` images, infinite where they hold NaN."""
+    @property
+    def tune_count(self) -> int:
+        """Images by which spacings are chosen."""
+        return min(self.config.tune_count, self.config.count)
+
+    @property
+    def tunes_by_kernel(self) -> bool:
+        """Whether spacings are chosen by the kernel distance, which needs no covariance: where
+        their images are no more than the features, and the reference keeps features.
+        """
+        return self.tune_count <= self.judge.detector.feature_dim and self.real is not None
+
+    def tuning_distance(self, sampler: Sampler, count: int) -> float:
+        """By which spacings are chosen: the Fréchet or the kernel distance of the first `count`
+        images, infinite where they hold NaN.
+        """
         try:
-            return self.distance(sampler, self.config.seed, count)[0]
+            statistics, _ = self.statistics(sampler, self.config.seed, count)
         except NotFinite:
             return float("inf")
+        if not self.tunes_by_kernel:
+            return frechet_distance(statistics.moments, self.judge.reference.moments)
+        rng = torch.Generator().manual_seed(self.config.seed)
+        fake = statistics.features.to(self.device)
+        return kernel_distance(fake, self.real, subsets=1, subset_size=count, rng=rng)[0]
 
     def file(self, sampler: Sampler, seed: int, count: int) -> Path:
         """Where the cache keeps a draw, without suffix: a name made of all that decides it."""

@@ -25,7 +25,7 @@ from ..files.whole import read_json, write_bytes, write_text
 from ..metrics.detectors import Detector
 from ..metrics.judge import open_judge
 from ..metrics.ruler import Ruler, cache_of
-from ..metrics.statistics import Statistics, few_images, unsure_of
+from ..metrics.statistics import few_images, unsure_of
 from ..models.draw import Sampler, chain_digest, solver_sampler, student_sampler
 from ..models.loading import load_teacher
 from ..models.spacings import SOLVERS, parse_solver, solver_names
@@ -58,7 +58,7 @@ def run(config: CompareConfig) -> None:
     reference = config.reference or embedded_reference(teacher)
     judge = open_judge(config, reference, device, keep_features=True)
     ruler = Ruler(config, judge, device)
-    caution(config, reference, judge.reference)
+    caution(ruler, reference, tunes=bool(teacher and set(solvers) & set(SOLVERS)))
 
     samplers, curves = [], []
     for nfe in budgets:
@@ -83,10 +83,20 @@ def run(config: CompareConfig) -> None:
     write_files(config, rows, curves, samplers, ruler, reference)
 
 
-def caution(config: CompareConfig, path: str, reference: Statistics) -> None:
-    """Warn of too few images, and of a reference whose detector is not known."""
-    width, drawn = len(reference.moments.mean), f"--count {config.count}"
-    warnings = [few_images(drawn, config.count, width), *unsure_of(path, reference)]
+def caution(ruler: Ruler, path: str, tunes: bool) -> None:
+    """Warn of too few images, and of a reference whose detector is not known.
+
+    tunes  whether solvers' spacings are to be chosen
+    """
+    config, reference, width = ruler.config, ruler.judge.reference, ruler.judge.detector.feature_dim
+    warnings = [few_images(f"--count {config.count}", config.count, width)]
+    warnings += unsure_of(path, reference)
+    if tunes and ruler.tune_count <= width and not ruler.tunes_by_kernel:
+        warnings.append(
+            f"warning: --tune-count {ruler.tune_count} images for {width} features: their "
+            "covariances are singular, and spacings chosen by them may not be the best; give more, "
+            "or a reference that keeps features"
+        )
     for line in filter(None, warnings):
         print(line, file=sys.stderr)
 
@@ -99,6 +109,7 @@ def write_files(
     ruler: Ruler,
     reference: str,
 ) -> None:
+    kind = "kernel" if ruler.tunes_by_kernel else "Fréchet"
     size = ruler.judge.reference.moments.count or "unknown number of"
     about = {
         "date": date.today().isoformat(),
@@ -106,8 +117,8 @@ def write_files(
         "detector": ruler.judge.detector.stamp,
         "images per row": f"{config.count}, seeds from {config.seed}, {config.repeats} time(s)",
         "command": command_line(),
-        "solvers": f"each at its spacing best on {config.tune_count} images; linear, so x0 is "
-        "never clipped",
+        "solvers": f"each at its spacing best by the {kind} distance on {ruler.tune_count} images; "
+        "linear, so x0 is never clipped",
     }
     if config.json:
         found = {"rows": rows, "training": curves, "about": about}
@@ -235,9 +246,9 @@ def tuned(name: str, nfe: int, teacher: Teacher, ruler: Ruler) -> Sampler | None
         return None
 
     def by_distance(count: int) -> list[Sampler]:
-        return sorted(left, key=lambda sampler: ruler.distance_or_inf(sampler, count))
+        return sorted(left, key=lambda sampler: ruler.tuning_distance(sampler, count))
 
-    left, count = list(candidates.values()), min(config.tune_count, config.count)
+    left, count = list(candidates.values()), ruler.tune_count
     few = count // FIRST_RUNG
     if len(left) > KEPT and few > ruler.judge.detector.feature_dim:
         left = by_distance(few)[:KEPT]
