@@ -1,8 +1,10 @@
 """`hsivi compare`: rows, verdicts and files, and that nothing is drawn twice."""
 
 import json
+import math
 import re
 import shutil
+import statistics
 from dataclasses import replace
 
 import diffusers
@@ -17,7 +19,7 @@ from hsivi_cli.files.images import NotFinite, grid_png, save_npz
 from hsivi_cli.files.places import weights_folder
 from hsivi_cli.metrics import judge, ruler
 from hsivi_cli.metrics.detectors import load_detector
-from hsivi_cli.metrics.frechet import frechet_distance, kernel_distance
+from hsivi_cli.metrics.frechet import frechet_distance, kernel_distance, standard_error
 from hsivi_cli.metrics.statistics import Statistics, moments_of, random_rows, save_statistics
 from hsivi_cli.models.draw import draw, solver_sampler, student_sampler
 from hsivi_cli.models.loading import load_teacher
@@ -194,6 +196,27 @@ def test_all_rows_use_the_same_seeds_and_repeats_use_others(home, measure, drawi
         assert row["distance"] == pytest.approx(sum(row["distances"]) / 2)
         low, high = sorted(row["distances"])
         assert f"{low:.2f}-{high:.2f}" in result.stdout and low < high
+
+
+def test_the_error_of_a_row_is_that_of_its_images_or_of_its_repeats(home, measure):
+    (alone,), result = measure(home / "two", "--solvers", "none")
+    detector, sampler = (
+        load_detector(str(home / "detector")),
+        student_sampler(load_student(home / "two")),
+    )
+    real, _ = moments_of([torch.from_numpy(real_images(home))], detector)
+
+    def error(seeds):
+        seen, features = moments_of(draw(sampler, seeds, 16, "cpu"), detector, keep_features=True)
+        return standard_error(seen, real, features)
+
+    # the cache keeps features in float16
+    assert alone["standard_error"] == pytest.approx(error(range(40)), rel=1e-2)
+    assert f"{alone['standard_error']:.2f}" in result.stdout.splitlines()[1].split()
+    (twice,), _ = measure(home / "two", "--solvers", "none", "--repeats", 2)
+    of_images = math.hypot(error(range(40)), error(range(40, 80))) / 2
+    of_sets = statistics.stdev(twice["distances"]) / math.sqrt(2)
+    assert twice["standard_error"] == pytest.approx(max(of_images, of_sets), rel=1e-2)
 
 
 def test_each_run_is_compared_at_the_calls_it_was_trained_for(home, measure):
@@ -599,14 +622,38 @@ def test_recall_stands_beside_the_distance():
     assert told == "4 calls: a (student) wins, 2.00 (recall 0.61) against 90.00 of ddim-quad."
 
 
-def test_distances_that_print_alike_tie_and_ranges_that_overlap_are_said():
-    (told,) = report.verdicts([row("student", "a", 4, 2.001), row("solver", "b", 4, 2.004)])
-    assert told == "4 calls: a (student) and b (solver) tie, 2.00 against 2.00."
-    near = row("solver", "b", 4, 2.2, distances=[2.0, 2.4])
-    (told,) = report.verdicts([row("student", "a", 4, 2.0, distances=[1.9, 2.1]), near])
-    assert told.endswith("wins, 2.00 against 2.20 of b, but their ranges over the repeats overlap.")
-    (told,) = report.verdicts([row("student", "a", 4, 1.8, distances=[1.7, 1.9]), near])
-    assert told.endswith("of b.")
+def test_a_difference_within_its_noise_is_no_win():
+    near = row("solver", "b", 4, 2.2, standard_error=0.06)
+    (told,) = report.verdicts([row("student", "a", 4, 2.0, standard_error=0.09), near])
+    assert told == (
+        "4 calls: a (student) and b (solver) are not told apart, 2.00 against 2.20: differences "
+        "up to 0.22 are noise."  # 2 sqrt(.06^2 + .09^2)
+    )
+    (told,) = report.verdicts([row("student", "a", 4, 1.97, standard_error=0.09), near])
+    assert told == "4 calls: a (student) wins, 1.97 against 2.20 of b."
+    (told,) = report.verdicts([row("student", "a", 4, 1.97, standard_error=0.12), near])
+    assert "not told apart" in told
+
+
+def test_two_students_or_two_solvers_may_not_be_told_apart_either():
+    rows = [row("student", name, 1, d, standard_error=0.1) for name, d in (("a", 3.0), ("b", 2.9))]
+    (told,) = report.verdicts(rows)
+    assert told == (
+        "1 call: b (student) and a (student) are not told apart, 2.90 against 3.00: differences "
+        "up to 0.28 are noise; there is no solver to compare them with."
+    )
+
+
+def test_the_noise_of_rows_that_tell_none_is_read_off_their_repeats_or_the_other_row():
+    told = row("student", "a", 4, 2.0, distances=[1.9, 2.0, 2.1])  # sd .1 over sqrt(3)
+    assert report.noise(told, row("solver", "b", 4, 3.0)) == pytest.approx(2 * 0.1 * (2 / 3) ** 0.5)
+    assert report.noise(row("solver", "b", 4, 3.0), row("student", "c", 4, 3.0)) is None
+    lone = [row("student", "a", 4, 2.001), row("solver", "b", 4, 2.1)]
+    (sentence,) = report.verdicts(lone)
+    assert sentence == "4 calls: a (student) wins, 2.00 against 2.10 of b."
+    assert any("no ± are of one set of images, whose noise is not" in n for n in report.notes(lone))
+    (sentence,) = report.verdicts([lone[0], row("solver", "b", 4, 2.004)])
+    assert sentence == "4 calls: a (student) and b (solver) are not told apart, 2.00 against 2.00."
 
 
 def test_only_students_of_the_teacher_at_hand_have_an_excess():

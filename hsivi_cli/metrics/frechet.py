@@ -6,6 +6,7 @@ pytorch-fid (`np.mean`, `np.cov`, hence n - 1).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -84,6 +85,27 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     overlap = torch.linalg.svdvals(_root(cov_a).T @ _root(cov_b)).sum()
     distance = (mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * overlap
     return max(distance.item(), 0.0)  # rounding leaves equal Gaussians a hair below 0
+
+
+def standard_error(seen: Moments, reference: Moments, features: Tensor) -> float:
+    """How much `frechet_distance(seen, reference)` varies between sets of `seen.count` images of
+    one sampler, to first order: the standard deviation of the distance's influence function
+
+    i(x) = 2 (m - m_r).d + d.d - d^T T d,   d = x - m,   T = R (R^T C R)^(-1/2) R^T,   C_r = R R^T
+
+    over the images, divided by sqrt(count). T maps the one Gaussian onto the other.
+
+    features [N, D]  of the images or a part of them, however many `seen` are
+    """
+    root = _root(reference.cov.double())
+    values, vectors = torch.linalg.eigh(root.T @ seen.cov.double() @ root)
+    keep = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
+    transport = root @ vectors[:, keep] * values[keep] ** -0.25
+    mean = seen.mean.double()
+    deviation = features.double().cpu() - mean
+    slope = 2 * deviation @ (mean - reference.mean.double())
+    curve = deviation.square().sum(1) - (deviation @ transport).square().sum(1)
+    return (slope + curve).std().item() / math.sqrt(seen.count)
 
 
 def _root(cov: Tensor) -> Tensor:

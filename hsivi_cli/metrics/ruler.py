@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import platform
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from statistics import stdev
 
 import torch
 from torch import Tensor
@@ -21,7 +23,7 @@ from ..files.digest import digest
 from ..files.images import NotFinite, read_npz, save_npz
 from ..files.whole import read_json, write_text
 from ..models.draw import Sampler, chain_digest, draw
-from .frechet import frechet_distance, kernel_distance, precision_recall
+from .frechet import frechet_distance, kernel_distance, precision_recall, standard_error
 from .judge import Judge
 from .statistics import Statistics, load_statistics, moments_of, random_rows, save_statistics
 
@@ -56,46 +58,51 @@ class Ruler:
         self.real = random_rows(real, size, config.seed).to(device) if size else None
 
     def measure(self, sampler: Sampler) -> dict:
-        """A row: the mean over repeats, on seeds that do not overlap."""
-        config, distances, seconds, pairs, broken = self.config, [], [], [], {}
-        for repeat in range(config.repeats):
-            seed = config.seed + repeat * config.count
-            try:
-                distance, spent, statistics = self.distance(sampler, seed, config.count)
-            except NotFinite as error:  # one sampler's fault; the others go on
-                distances, seconds, pairs, broken = [], [], [], {"error": str(error)}
-                break
-            distances.append(distance)
-            seconds.append(spent)
-            if self.real is not None and len(self.real) > NEIGHBOURS:
-                # as many of both, or one manifold would be the finer
-                fake = statistics.features[: len(self.real)].to(self.device)
-                pairs.append(precision_recall(self.real, fake, NEIGHBOURS))
-        precision, recall = (
-            (sum(part) / len(pairs) for part in zip(*pairs, strict=True)) if pairs else (None, None)
-        )
+        """A row, as docs/formats.md describes it: means over the repeats, on seeds that do not
+        overlap.
+        """
+        config, parts, broken = self.config, [], {}
+        try:
+            for repeat in range(config.repeats):
+                parts.append(self.measure_set(sampler, config.seed + repeat * config.count))
+        except NotFinite as error:  # one sampler's fault; the others go on
+            parts, broken = [], {"error": str(error)}
+
+        def mean(key: str) -> float | None:
+            values = [part[key] for part in parts]
+            return sum(values) / len(values) if values and None not in values else None
+
+        distances = [part["distance"] for part in parts]
         return {
             "name": sampler.name,
             "kind": sampler.kind,
             "nfe": sampler.nfe,
-            "distance": sum(distances) / len(distances) if distances else None,
+            "distance": mean("distance"),
             "distances": distances,
-            "precision": precision,
-            "recall": recall,
+            "standard_error": error_of_mean(distances, [part["error"] for part in parts]),
+            "precision": mean("precision"),
+            "recall": mean("recall"),
             "count": config.count,
-            "seconds": sum(seconds) / len(seconds) if seconds and None not in seconds else None,
+            "seconds": mean("seconds"),
             "how": "measured",
         } | broken
 
-    def distance(
-        self, sampler: Sampler, seed: int, count: int
-    ) -> tuple[float, float | None, Statistics]:
-        """The distance of images of seeds seed.. to the reference, and what `statistics` tells of
-        them.
-        """
-        statistics, seconds = self.statistics(sampler, seed, count)
-        distance = frechet_distance(statistics.moments, self.judge.reference.moments)
-        return distance, seconds, statistics
+    def measure_set(self, sampler: Sampler, seed: int) -> dict[str, float | None]:
+        """What the images of seeds seed.. say of a sampler."""
+        seen, seconds = self.statistics(sampler, seed, self.config.count)
+        precision = recall = None
+        if self.real is not None and len(self.real) > NEIGHBOURS:
+            # as many of both, or one manifold would be the finer
+            fake = seen.features[: len(self.real)].to(self.device)
+            precision, recall = precision_recall(self.real, fake, NEIGHBOURS)
+        reference = self.judge.reference.moments
+        return {
+            "distance": frechet_distance(seen.moments, reference),
+            "error": standard_error(seen.moments, reference, seen.features),
+            "precision": precision,
+            "recall": recall,
+            "seconds": seconds,
+        }
 
     @property
     def tune_count(self) -> int:
@@ -182,6 +189,16 @@ class Ruler:
             return read_npz(grid)
         seeds = range(seed, seed + min(count, GRID_COUNT))  # the cache has lost them
         return torch.cat(list(draw(sampler, seeds, len(seeds), self.device)))
+
+
+def error_of_mean(distances: list[float], errors: list[float]) -> float | None:
+    """The standard error of the mean over sets of images: by the errors of the sets, or by their
+    spread where that is larger; None where there is no set.
+    """
+    if not distances:
+        return None
+    spread = stdev(distances) / math.sqrt(len(distances)) if len(distances) > 1 else 0.0
+    return max(math.hypot(*errors) / len(errors), spread)
 
 
 class Clock:

@@ -4,11 +4,13 @@ and a training curve.
 
 from __future__ import annotations
 
+import math
+from statistics import stdev
+
 from .text import columns
 
-WORDS = {"student": "student", "solver": "solver", "teacher": "teacher", "floor": "real data"}
 COLUMNS = (
-    *("", "kind", "calls", "distance", "range", "precision", "recall", "images/s"),
+    *("", "kind", "calls", "distance", "±", "range", "precision", "recall", "images/s"),
     *("training min", "count", "how"),
 )
 WORDY = ("", "kind", "how")  # columns that hold no number
@@ -16,12 +18,13 @@ WORDY = ("", "kind", "how")  # columns that hold no number
 
 def cells(row: dict) -> list[str]:
     """A row in the table's columns."""
-    distances = row.get("distances", ())
+    distances, error = row.get("distances", ()), error_of(row)
     return [
         row["name"],
         row["kind"],
         str(row["nfe"] or ""),
         "NaN" if row["distance"] is None else f"{row['distance']:.2f}",
+        "" if error is None else f"{error:.2f}",
         f"{min(distances):.2f}-{max(distances):.2f}" if len(distances) > 1 else "",
         *("" if row.get(key) is None else f"{row[key]:.2f}" for key in ("precision", "recall")),
         f"{row['count'] / row['seconds']:.0f}" if row.get("seconds") else "",
@@ -91,30 +94,59 @@ def verdict(rows: list[dict], nfe: int) -> str:
     mine = [r for r in ordered(rows) if r["nfe"] == nfe and r["kind"] in ("student", "solver")]
     if not mine:
         return "nothing to compare was drawn"
-    first, student, solver = mine[0], best(mine, "student"), best(mine, "solver")
+    student, solver = best(mine, "student"), best(mine, "solver")
     if len(mine) == 1:
-        return f"{first['name']} {value(first)}, with nothing to compare it with"
+        return f"{mine[0]['name']} {value(mine[0])}, with nothing to compare it with"
     if student is None or solver is None:
-        lone = "student" if student else "solver"
+        first, second = mine[:2]
         other = "no solver" if student else "no student"
+        if not told_apart(first, second):
+            return f"{alike(first, second)}; there is {other} to compare them with"
         return (
-            f"{first['name']} is the best {lone}, {value(first)} against {value(mine[1])} of "
-            f"{mine[1]['name']}; there is {other} to compare it with"
+            f"{first['name']} is the best {first['kind']}, {value(first)} against {value(second)} "
+            f"of {second['name']}; there is {other} to compare it with"
         )
-    won, lost = (student, solver) if first is student else (solver, student)
-    if f"{won['distance']:.2f}" == f"{lost['distance']:.2f}":
-        sentence = (
-            f"{student['name']} (student) and {solver['name']} (solver) tie, {value(student)} "
-            f"against {value(solver)}"
-        )
-    else:
-        sentence = (
-            f"{won['name']} ({WORDS[won['kind']]}) wins, {value(won)} against {value(lost)} of "
-            f"{lost['name']}"
-        )
-        if max(won.get("distances") or [0]) >= min(lost.get("distances") or [float("inf")]):
-            sentence += ", but their ranges over the repeats overlap"
+    won, lost = (student, solver) if mine[0] is student else (solver, student)
+    sentence = (
+        f"{won['name']} ({won['kind']}) wins, {value(won)} against {value(lost)} of {lost['name']}"
+        if told_apart(won, lost)
+        else alike(student, solver)
+    )
     return sentence + excess(mine, solver, best(rows, "teacher"))
+
+
+def error_of(row: dict) -> float | None:
+    """One standard error of a row's distance over sets of as many images; None where a row of one
+    set does not tell it.
+    """
+    distances = row.get("distances", ())
+    if row.get("standard_error") is None and len(distances) > 1:
+        return stdev(distances) / math.sqrt(len(distances))
+    return row.get("standard_error")
+
+
+def noise(a: dict, b: dict) -> float | None:
+    """The difference up to which two rows are not told apart: two standard errors of it. Where one
+    row's is not known it is taken for the other's; None where neither is.
+    """
+    errors = [error for error in map(error_of, (a, b)) if error is not None]
+    return 2 * math.hypot(errors[0], errors[-1]) if errors else None
+
+
+def told_apart(a: dict, b: dict) -> bool:
+    """Whether two distances differ by more than their noise, or, if that is unknown, in print."""
+    limit = noise(a, b)
+    if limit is None:
+        return f"{a['distance']:.2f}" != f"{b['distance']:.2f}"
+    return abs(a["distance"] - b["distance"]) > limit
+
+
+def alike(a: dict, b: dict) -> str:
+    """Two rows that are not told apart, in words."""
+    limit = noise(a, b)
+    names = " and ".join(f"{row['name']} ({row['kind']})" for row in (a, b))
+    reason = "" if limit is None else f": differences up to {limit:.2f} are noise"
+    return f"{names} are not told apart, {value(a)} against {value(b)}{reason}"
 
 
 def value(row: dict) -> str:
@@ -156,6 +188,14 @@ def notes(rows: list[dict]) -> list[str]:
             f"{unlike} rows are of another number of images and left out of sentences and plots: "
             "a distance falls as that number grows."
         )
+    errors = [error_of(row) for row in like if row["kind"] != "floor"]
+    if any(error is not None for error in errors):
+        lines.append(
+            "±: one standard error over sets of as many images (another training differs by more); "
+            "rows are told apart where they differ by more than twice that of their difference."
+        )
+    if None in errors:
+        lines.append("Rows with no ± are of one set of images, whose noise is not known.")
     recorded = {}
     for row in ordered(rows):
         if row["how"] == "recorded":
