@@ -26,7 +26,7 @@ from hsivi_cli.models.loading import load_teacher
 from hsivi_cli.models.spacings import solver_names
 from hsivi_cli.models.student import load_student
 from hsivi_cli.report import page as pages
-from hsivi_cli.report import plots
+from hsivi_cli.report import plots, sentences
 from hsivi_cli.report import rows as report
 from hsivi_cli.verbs import compare
 
@@ -515,12 +515,30 @@ def test_what_a_run_measured_in_training_is_kept_by_minutes(home, measure, tmp_p
 def test_recorded_rows_are_marked_with_their_date_and_command():
     told = json.loads((weights_folder() / "recorded.json").read_text())
     assert told["teacher"] == load_teacher().identity
-    rows = compare.recorded_rows(load_teacher(), set())
+    rows = compare.recorded_rows(load_teacher(), [], [1, 2, 3, 4, 5, 6, 8])
+    assert len(rows) == len(told["rows"])
     lines = report.table(rows).splitlines()
     assert all(line.split()[-2] == "recorded" for line in lines[1:])
-    notes = "\n".join(report.notes(rows))
+    made, said = "\n".join(sentences.commands(rows)), "\n".join(sentences.summary(rows))
+    page = pages.page(rows, {}, {})
     for row in rows:
-        assert re.fullmatch(r"\d{4}-\d\d-\d\d", row["date"]) and row["command"] in notes
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d", row["date"]) and row["command"] in made
+        assert row["command"] in page and row["command"] not in said
+
+
+def test_recorded_rows_are_those_of_the_calls_compared_and_means_of_their_sets():
+    known = json.loads((weights_folder() / "recorded.json").read_text())["rows"]
+    for row in known:
+        assert row["distance"] == pytest.approx(statistics.fmean(row["distances"]))
+    measured = row_of(known, "unipc-leading", 4) | {"how": "measured"}
+    rows = compare.recorded_rows(load_teacher(), [measured], [4])
+    assert {r["nfe"] for r in rows if r["kind"] in ("student", "solver")} == {4}
+    assert {r["nfe"] for r in rows} == {None, 4, 20, 200}
+    assert not [r for r in rows if r["name"] == "unipc-leading"]
+
+
+def row_of(rows, name, nfe):
+    return next(row for row in rows if (row["name"], row["nfe"]) == (name, nfe))
 
 
 @pytest.fixture
@@ -574,7 +592,7 @@ ROWS = [
 
 
 def test_the_excess_left_is_measured_from_the_teacher_to_the_best_solver():
-    (told,) = report.verdicts(ROWS)
+    (told,) = sentences.verdicts(ROWS)
     assert told == (
         "4 calls: runs/x (student) wins, 15.00 against 60.00 of deis-linspace; "
         "excess left 0.100 over the teacher's 10.00 at 200 calls."
@@ -582,17 +600,17 @@ def test_the_excess_left_is_measured_from_the_teacher_to_the_best_solver():
 
 
 def test_a_student_better_than_its_teacher_has_a_negative_excess():
-    (told,) = report.verdicts([*ROWS[:2], row("student", "runs/x", 4, 5.0), ROWS[3]])
+    (told,) = sentences.verdicts([*ROWS[:2], row("student", "runs/x", 4, 5.0), ROWS[3]])
     assert "excess left -0.100" in told
 
 
 def test_a_loss_of_the_student_is_said():
-    (told,) = report.verdicts([*ROWS[:2], row("student", "runs/x", 4, 75.0)])
+    (told,) = sentences.verdicts([*ROWS[:2], row("student", "runs/x", 4, 75.0)])
     assert told == "4 calls: deis-linspace (solver) wins, 60.00 against 75.00 of runs/x."
 
 
 def test_no_excess_is_told_where_a_solver_reaches_the_teacher():
-    (told,) = report.verdicts([row("solver", "deis", 4, 9.0), *ROWS[2:]])
+    (told,) = sentences.verdicts([row("solver", "deis", 4, 9.0), *ROWS[2:]])
     assert "deis (solver) wins" in told and "excess left" not in told
     assert told.endswith(
         "no excess is told, as deis itself is not above the teacher's 10.00 at 200 calls."
@@ -600,44 +618,44 @@ def test_no_excess_is_told_where_a_solver_reaches_the_teacher():
 
 
 def test_calls_that_only_one_side_has_are_said_so():
-    told = report.verdicts([*ROWS, row("student", "runs/y", 2, 30.0)])
+    told = sentences.verdicts([*ROWS, row("student", "runs/y", 2, 30.0)])
     assert told[0] == "2 calls: runs/y 30.00, with nothing to compare it with."
     assert told[1].startswith("4 calls: runs/x (student) wins")
-    (told,) = report.verdicts([row("student", "a", 1, 3.0), row("student", "b", 1, 2.0)])
+    (told,) = sentences.verdicts([row("student", "a", 1, 3.0), row("student", "b", 1, 2.0)])
     assert told == "1 call: b is the best student, 2.00 against 3.00 of a; there is no solver to " \
         "compare it with."  # fmt: skip
-    (told,) = report.verdicts(ROWS[:2])
+    (told,) = sentences.verdicts(ROWS[:2])
     assert told.endswith(
         "60.00 against 90.00 of ddim-quad; there is no student to compare it with."
     )
 
 
 def test_numbers_of_calls_that_end_in_one_are_many():
-    (told,) = report.verdicts([row("student", "a", 11, 2.0)])
+    (told,) = sentences.verdicts([row("student", "a", 11, 2.0)])
     assert told.startswith("11 calls: a 2.00")
 
 
 def test_recall_stands_beside_the_distance():
-    (told,) = report.verdicts([row("student", "a", 4, 2.0, recall=0.61), ROWS[0]])
+    (told,) = sentences.verdicts([row("student", "a", 4, 2.0, recall=0.61), ROWS[0]])
     assert told == "4 calls: a (student) wins, 2.00 (recall 0.61) against 90.00 of ddim-quad."
 
 
 def test_a_difference_within_its_noise_is_no_win():
     near = row("solver", "b", 4, 2.2, standard_error=0.06)
-    (told,) = report.verdicts([row("student", "a", 4, 2.0, standard_error=0.09), near])
+    (told,) = sentences.verdicts([row("student", "a", 4, 2.0, standard_error=0.09), near])
     assert told == (
         "4 calls: a (student) and b (solver) are not told apart, 2.00 against 2.20: differences "
         "up to 0.22 are noise."  # 2 sqrt(.06^2 + .09^2)
     )
-    (told,) = report.verdicts([row("student", "a", 4, 1.97, standard_error=0.09), near])
+    (told,) = sentences.verdicts([row("student", "a", 4, 1.97, standard_error=0.09), near])
     assert told == "4 calls: a (student) wins, 1.97 against 2.20 of b."
-    (told,) = report.verdicts([row("student", "a", 4, 1.97, standard_error=0.12), near])
+    (told,) = sentences.verdicts([row("student", "a", 4, 1.97, standard_error=0.12), near])
     assert "not told apart" in told
 
 
 def test_two_students_or_two_solvers_may_not_be_told_apart_either():
     rows = [row("student", name, 1, d, standard_error=0.1) for name, d in (("a", 3.0), ("b", 2.9))]
-    (told,) = report.verdicts(rows)
+    (told,) = sentences.verdicts(rows)
     assert told == (
         "1 call: b (student) and a (student) are not told apart, 2.90 against 3.00: differences "
         "up to 0.28 are noise; there is no solver to compare them with."
@@ -649,37 +667,60 @@ def test_the_noise_of_rows_that_tell_none_is_read_off_their_repeats_or_the_other
     assert report.noise(told, row("solver", "b", 4, 3.0)) == pytest.approx(2 * 0.1 * (2 / 3) ** 0.5)
     assert report.noise(row("solver", "b", 4, 3.0), row("student", "c", 4, 3.0)) is None
     lone = [row("student", "a", 4, 2.001), row("solver", "b", 4, 2.1)]
-    (sentence,) = report.verdicts(lone)
+    (sentence,) = sentences.verdicts(lone)
     assert sentence == "4 calls: a (student) wins, 2.00 against 2.10 of b."
-    assert any("no ± are of one set of images, whose noise is not" in n for n in report.notes(lone))
-    (sentence,) = report.verdicts([lone[0], row("solver", "b", 4, 2.004)])
+    assert any(
+        "no ± are of one set of images, whose noise is not" in n for n in sentences.notes(lone)
+    )
+    (sentence,) = sentences.verdicts([lone[0], row("solver", "b", 4, 2.004)])
     assert sentence == "4 calls: a (student) and b (solver) are not told apart, 2.00 against 2.00."
+
+
+def test_the_last_word_is_on_the_student_just_measured():
+    old = {"how": "recorded", "date": "2026-01-01", "command": "hsivi compare one --nfe 4"}
+    shipped = row("student", "shipped", 4, 2.0, **old)
+    others = [row("solver", "b", 2, 30.0, **old), row("student", "other", 2, 20.0, **old)]
+    rows = [
+        *(*ROWS[:2], row("student", "runs/x", 4, 15.0, recall=0.7)),
+        *(row("teacher", "t", 200, 10.0, **old), shipped, *others),
+    ]
+    said = sentences.summary(rows)
+    assert said[-1] == (
+        "runs/x at 4 calls: 15.00 (recall 0.70), nearer to the data than deis-linspace, the best "
+        "solver (60.00) and farther from the data than its teacher's 200 calls (10.00); excess "
+        "left 0.100 over the teacher's 10.00 at 200 calls."
+    )
+    assert said[0].startswith("4 calls: shipped (student) wins, 2.00 against 60.00")
+    assert "2 calls" not in "".join(said) and "hsivi compare one" not in "".join(said)
+    assert sum("Excess left: " in line for line in said) == 1
+    alone = sentences.summary([r for r in rows if r is not shipped])
+    assert not [line for line in alone if line.startswith("4 calls")]  # the last word says it
 
 
 def test_only_students_of_the_teacher_at_hand_have_an_excess():
     stranger = row("student", "far", 4, 12.0, own_teacher=False)
-    (told,) = report.verdicts([*ROWS, stranger])
+    (told,) = sentences.verdicts([*ROWS, stranger])
     assert "far (student) wins, 12.00" in told and "excess left 0.100 over" in told
-    (told,) = report.verdicts([*ROWS[:2], stranger, ROWS[3]])
+    (told,) = sentences.verdicts([*ROWS[:2], stranger, ROWS[3]])
     assert "excess" not in told
 
 
 def test_rows_of_another_number_of_images_are_not_weighed():
     old = row("solver", "dpm++3", 4, 1.0, count=50_000, how="recorded", date="2026-01-01")
-    (told,) = report.verdicts([*ROWS, old])
+    (told,) = sentences.verdicts([*ROWS, old])
     assert "runs/x (student) wins, 15.00 against 60.00" in told
-    assert any("1 rows are of another number" in line for line in report.notes([*ROWS, old]))
+    assert any("1 rows are of another number" in line for line in sentences.notes([*ROWS, old]))
     teacher = row("teacher", "dpm++2", 200, 10.0, count=1000)
     rows = [*ROWS[:3], teacher]
-    (told,) = report.verdicts(rows)
-    assert "excess" not in told and any("--teacher-calls" in line for line in report.notes(rows))
+    (told,) = sentences.verdicts(rows)
+    assert "excess" not in told and any("--teacher-calls" in line for line in sentences.notes(rows))
 
 
 def test_a_row_without_a_distance_comes_last_and_wins_nothing():
     broken = row("solver", "b", 4, None, distances=[], error="9 of 9 images hold NaN")
     rows = [row("student", "a", 4, 2.0), broken]
-    assert report.verdicts(rows) == ["4 calls: a 2.00, with nothing to compare it with."]
-    assert report.verdicts([broken]) == ["4 calls: nothing to compare was drawn."]
+    assert sentences.verdicts(rows) == ["4 calls: a 2.00, with nothing to compare it with."]
+    assert sentences.verdicts([broken]) == ["4 calls: nothing to compare was drawn."]
     assert "NaN" in report.table(rows).splitlines()[-1].split()
     assert plots.plot_png(rows).startswith(b"\x89PNG")
     assert plots.plot_png([broken]).startswith(b"\x89PNG")

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..files.images import grid_png
 from .plots import figure_png, panels
-from .rows import WORDY, filled, notes, ordered, verdicts
+from .rows import WORDY, filled, ordered
+from .sentences import commands, notes, verdicts
 
 TEMPLATE = Path(__file__).with_name("page.html")
 
@@ -34,7 +35,7 @@ def page(
     return template.render(
         zip=zip,
         verdicts=verdicts(rows),
-        notes=notes(rows),
+        notes=[*notes(rows), *commands(rows)],
         plots=[picture(title, figure_png([panel])) for title, panel in plots],
         columns=[{"head": name, "number": name not in WORDY} for name in head],
         rows=[

@@ -11,6 +11,7 @@ import json
 import sys
 from datetime import date
 from pathlib import Path
+from statistics import fmean
 
 import torch
 
@@ -33,7 +34,8 @@ from ..models.student import Student, is_student, load_student
 from ..models.teacher import Teacher, difference
 from ..report import page as pages
 from ..report import plots
-from ..report import rows as report
+from ..report.rows import table
+from ..report.sentences import summary
 
 # successive halving over a family's spacings, in two rungs
 FIRST_RUNG = 8  # all spacings draw --tune-count / 8 images
@@ -71,14 +73,14 @@ def run(config: CompareConfig) -> None:
     for row in rows:
         row |= training_facts(row, students, teacher)
     if config.recorded:
-        rows += recorded_rows(teacher, {(row["name"], row["nfe"]) for row in rows})
+        rows += recorded_rows(teacher, rows, budgets)
     if not rows:
         raise HsiviError(
             "nothing to compare: name runs, numbers of calls they were trained for, or solvers"
         )
-    print(report.table(rows))
+    print(table(rows))
     print()
-    print("\n".join([*report.verdicts(rows), *report.notes(rows)]))
+    print("\n".join(summary(rows)))
     curves = [curve for curve in curves if curve["points"]]
     write_files(config, rows, curves, samplers, ruler, reference)
 
@@ -255,19 +257,22 @@ def tuned(name: str, nfe: int, teacher: Teacher, ruler: Ruler) -> Sampler | None
     return by_distance(count)[0] if len(left) > 1 else left[0]
 
 
-def recorded_rows(teacher: Teacher | None, have: set[tuple[str, int]]) -> list[dict]:
-    """Rows of weights/recorded.json, each with the command that made it, if they are of this
-    teacher.
+def recorded_rows(teacher: Teacher | None, rows: list[dict], budgets: list[int]) -> list[dict]:
+    """Rows of weights/recorded.json, each with the command that made it: those of the budgets, the
+    teacher's and the floor's, but for those measured. Refused if they are of another teacher.
     """
-    file = weights_folder() / "recorded.json"
-    known = read_json(file)
+    known = read_json(weights_folder() / "recorded.json")
     if teacher is None or difference(known["teacher"], teacher.identity):
         raise HsiviError(
             "--recorded holds rows of the embedded teacher, which is not the one compared here: "
             "leave it out"
         )
+    have = {(row["name"], row["nfe"]) for row in rows}
     return [
-        row | {"how": "recorded"} for row in known["rows"] if (row["name"], row["nfe"]) not in have
+        row | {"how": "recorded", "distance": fmean(row["distances"])}
+        for row in known["rows"]
+        if (row["name"], row["nfe"]) not in have
+        and (row["kind"] not in ("student", "solver") or row["nfe"] in budgets)
     ]
 
 
