@@ -9,7 +9,7 @@ from command import refusal, save_detector, train, tree
 
 from hsivi_cli.config import FidConfig
 from hsivi_cli.errors import HsiviError
-from hsivi_cli.files.images import save_npz, save_png
+from hsivi_cli.files.images import save_grid, save_npz, save_png
 from hsivi_cli.files.places import weights_folder
 from hsivi_cli.metrics.detectors import load_detector
 from hsivi_cli.metrics.frechet import precision_recall
@@ -249,6 +249,16 @@ def test_sources_that_do_not_exist_are_named(sets, capsys):
         HsiviError, match=r"cifar11-train: neither a file, nor a folder, nor one of"
     ):
         report_of(capsys, sets / "a", "cifar11-train")
+
+
+def test_a_single_picture_is_told_for_what_it_is(sets):
+    save_grid(FIRST[:9], sets / "grid.png")
+    for pair in ((sets / "grid.png", sets / "a"), (sets / "a", sets / "grid.png")):
+        told = refusal("fid", *pair)
+        assert "grid.png is one picture, and a distance is between sets of images" in told
+        assert "folder" in told and ".npz" in told
+    (sets / "words.txt").write_text("no images")
+    assert "words.txt: not a readable .npz file" in refusal("fid", sets / "words.txt", sets / "a")
 
 
 def test_statistics_take_the_place_of_statistics_alone(sets):

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import HsiviError
-from ..files.images import DATASET_NAMES, dataset_images, open_images, open_npz
+from ..files.images import DATASET_NAMES, SUFFIXES, dataset_images, open_images, open_npz
 from ..files.places import embedded
 from ..files.whole import replacing
 from .detectors import EMBEDDED, INCEPTION, Detector
@@ -120,6 +120,11 @@ def kind_of(source: str | Path) -> str:
     if str(source) in DATASET_NAMES:
         return "data set"
     if path.is_file():
+        if path.suffix.lower() in SUFFIXES:
+            raise HsiviError(
+                f"{source} is one picture, and a distance is between sets of images: give a folder "
+                "of them, such as `hsivi sample --out FOLDER` writes, or an .npz file"
+            )
         with open_npz(path) as file:
             return "statistics" if "mu" in file.files else "npz"
     if not path.is_dir():
