@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from hsivi_cli.config import CompareConfig
 from hsivi_cli.files.images import NotFinite, grid_png, save_npz
 from hsivi_cli.files.places import weights_folder
-from hsivi_cli.metrics import judge, ruler
+from hsivi_cli.metrics import judge, recorded, ruler
 from hsivi_cli.metrics.detectors import load_detector
 from hsivi_cli.metrics.frechet import frechet_distance, kernel_distance, standard_error
 from hsivi_cli.metrics.statistics import Statistics, moments_of, random_rows, save_statistics
@@ -515,7 +515,7 @@ def test_what_a_run_measured_in_training_is_kept_by_minutes(home, measure, tmp_p
 def test_recorded_rows_are_marked_with_their_date_and_command():
     told = json.loads((weights_folder() / "recorded.json").read_text())
     assert told["teacher"] == load_teacher().identity
-    rows = compare.recorded_rows(load_teacher(), [], [1, 2, 3, 4, 5, 6, 8])
+    rows = recorded.recorded(load_teacher(), [1, 2, 3, 4, 5, 6, 8])
     assert len(rows) == len(told["rows"])
     lines = report.table(rows).splitlines()
     assert all(line.split()[-2] == "recorded" for line in lines[1:])
@@ -530,15 +530,35 @@ def test_recorded_rows_are_those_of_the_calls_compared_and_means_of_their_sets()
     known = json.loads((weights_folder() / "recorded.json").read_text())["rows"]
     for row in known:
         assert row["distance"] == pytest.approx(statistics.fmean(row["distances"]))
-    measured = row_of(known, "unipc-leading", 4) | {"how": "measured"}
-    rows = compare.recorded_rows(load_teacher(), [measured], [4])
+    rows = recorded.recorded(load_teacher(), [4])
     assert {r["nfe"] for r in rows if r["kind"] in ("student", "solver")} == {4}
     assert {r["nfe"] for r in rows} == {None, 4, 20, 200}
-    assert not [r for r in rows if r["name"] == "unipc-leading"]
 
 
-def row_of(rows, name, nfe):
-    return next(row for row in rows if (row["name"], row["nfe"]) == (name, nfe))
+def test_without_names_the_shipped_students_are_compared_and_nothing_slow_is_drawn(
+    drawings, tmp_path
+):
+    here = ("--device", "cpu", "--cache", tmp_path / "cache", "--json", tmp_path / "rows.json")
+    known = json.loads((weights_folder() / "recorded.json").read_text())["rows"]
+    result = hsivi("compare", *here)
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    shipped = {r["nfe"] for r in known if r["kind"] == "student"}
+    wanted = [r for r in known if r["kind"] in ("teacher", "floor") or r["nfe"] in shipped]
+    assert not drawings and {(r["name"], r["nfe"]) for r in rows} == {
+        (r["name"], r["nfe"]) for r in wanted
+    }
+    for nfe in shipped:
+        assert re.search(rf"^{nfe} calls?: embedded:students/{nfe} ", result.stdout, re.MULTILINE)
+    small = ("--count", 70, *here)
+    hsivi("compare", "embedded:students/1", "--solvers", "none", *small)
+    hsivi("compare", "embedded:teacher", "--nfe", 2, "--solvers", "ipndm-leading", *small)
+    drawings.clear()  # what is in the cache is measured
+    hsivi("compare", "--nfe", "1,2", *small)
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    found = {(r["name"], r["nfe"]) for r in rows if r["how"] == "measured"}
+    assert not drawings and found == {("embedded:students/1", 1), ("ipndm-leading", 2)}
+    told = refusal("compare", "--nfe", 7, *here)
+    assert "no student of 7 calls is shipped, but of 1, 2, 3, 4, 5, 8" in told
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from command import refusal, save_detector, train, tree
+from command import hsivi, refusal, save_detector, train, tree
 
 from hsivi_cli.config import FidConfig
 from hsivi_cli.errors import HsiviError
@@ -268,6 +268,16 @@ def test_statistics_take_the_place_of_statistics_alone(sets):
         assert ("holds something else" in told or "is a folder" in told) and tree(sets) == before
     told = refusal("fid", sets / "b.npz", "--save-stats", sets / "b.npz")
     assert "named twice" in told
+
+
+def test_without_names_the_shipped_student_is_held_against_the_embedded_reference():
+    bare = hsivi("fid", "--count", 80, "--device", "cpu")
+    named = hsivi(
+        *("fid", "embedded:students/4", "embedded:reference.npz"),
+        *("--count", 80, "--device", "cpu"),
+    )
+    assert bare.stdout == named.stdout and bare.stdout.startswith("frechet0.08k ")
+    assert "embedded:students/4 against embedded:reference.npz" in bare.stderr
 
 
 def test_numbers_that_mean_nothing_are_refused(sets):

@@ -130,6 +130,13 @@ class Ruler:
         fake = statistics.features.to(self.device)
         return kernel_distance(fake, self.real, subsets=1, subset_size=count, rng=rng)[0]
 
+    def is_slow(self, sampler: Sampler) -> bool:
+        """Whether a row would take minutes: on a CPU, but for what the cache has."""
+        config = self.config
+        seeds = range(config.seed, config.seed + config.repeats * config.count, config.count)
+        files = [self.file(sampler, seed, config.count) for seed in seeds]
+        return self.device.type == "cpu" and not all(f.with_suffix(".json").exists() for f in files)
+
     def file(self, sampler: Sampler, seed: int, count: int) -> Path:
         """Where the cache keeps a draw, without suffix: a name made of all that decides it."""
         key = {

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
-from statistics import fmean
 
 import torch
 
@@ -19,12 +19,13 @@ from ..config import ORIGIN, CompareConfig, parse_numbers
 from ..errors import HsiviError
 from ..files.device import pick_device
 from ..files.images import has_picture, save_grid
-from ..files.places import check_file, check_place, embedded, weights_folder
+from ..files.places import check_file, check_place, embedded
 from ..files.progress import command_line
 from ..files.run import whole_lines
-from ..files.whole import read_json, write_bytes, write_text
+from ..files.whole import write_bytes, write_text
 from ..metrics.detectors import Detector
 from ..metrics.judge import open_judge
+from ..metrics.recorded import recorded, recorded_samplers, shipped
 from ..metrics.ruler import Ruler, cache_of
 from ..metrics.statistics import few_images, unsure_of
 from ..models.draw import Sampler, chain_digest, solver_sampler, student_sampler
@@ -49,6 +50,9 @@ def run(config: CompareConfig) -> None:
         check_file(file, *files[:i], *config.sources, config.reference, config.grids)
     for folder in (config.grids, cache_of(config)):
         check_place(folder, folder=True)
+    bare = not config.sources
+    if bare:
+        config = replace(config, sources=shipped(config.nfe), recorded=True)
     device = pick_device(config.device)
     students, teacher = open_sources(config, device)
     budgets, solvers = parse_budgets(config, students), parse_solvers(config)
@@ -60,20 +64,24 @@ def run(config: CompareConfig) -> None:
     reference = config.reference or embedded_reference(teacher)
     judge = open_judge(config, reference, device, keep_features=True)
     ruler = Ruler(config, judge, device)
-    caution(ruler, reference, tunes=bool(teacher and set(solvers) & set(SOLVERS)))
+    caution(ruler, reference, tunes=bool(not bare and teacher and set(solvers) & set(SOLVERS)))
 
     samplers, curves = [], []
     for nfe in budgets:
         samplers += [student_sampler(s, nfe, config.dtype) for s in students if nfe in s.chains]
-        found = [tuned(name, nfe, teacher, ruler) for name in solvers if teacher]
+        found = [tuned(name, nfe, teacher, ruler) for name in solvers if teacher and not bare]
         samplers += [sampler for sampler in found if sampler]
         curves += [training_curve(s, nfe, judge.detector) for s in students if nfe in s.chains]
     samplers += teachers
+    if bare:
+        samplers += recorded_samplers(teacher, budgets, config.dtype)
+        samplers = [sampler for sampler in samplers if not ruler.is_slow(sampler)]
     rows = [ruler.measure(sampler) for sampler in samplers]
     for row in rows:
         row |= training_facts(row, students, teacher)
     if config.recorded:
-        rows += recorded_rows(teacher, rows, budgets)
+        have = {(row["name"], row["nfe"]) for row in rows}
+        rows += [r for r in recorded(teacher, budgets) if (r["name"], r["nfe"]) not in have]
     if not rows:
         raise HsiviError(
             "nothing to compare: name runs, numbers of calls they were trained for, or solvers"
@@ -255,25 +263,6 @@ def tuned(name: str, nfe: int, teacher: Teacher, ruler: Ruler) -> Sampler | None
     if len(left) > KEPT and few > ruler.judge.detector.feature_dim:
         left = by_distance(few)[:KEPT]
     return by_distance(count)[0] if len(left) > 1 else left[0]
-
-
-def recorded_rows(teacher: Teacher | None, rows: list[dict], budgets: list[int]) -> list[dict]:
-    """Rows of weights/recorded.json, each with the command that made it: those of the budgets, the
-    teacher's and the floor's, but for those measured. Refused if they are of another teacher.
-    """
-    known = read_json(weights_folder() / "recorded.json")
-    if teacher is None or difference(known["teacher"], teacher.identity):
-        raise HsiviError(
-            "--recorded holds rows of the embedded teacher, which is not the one compared here: "
-            "leave it out"
-        )
-    have = {(row["name"], row["nfe"]) for row in rows}
-    return [
-        row | {"how": "recorded", "distance": fmean(row["distances"])}
-        for row in known["rows"]
-        if (row["name"], row["nfe"]) not in have
-        and (row["kind"] not in ("student", "solver") or row["nfe"] in budgets)
-    ]
 
 
 def training_facts(row: dict, students: list[Student], teacher: Teacher | None) -> dict:
