@@ -707,7 +707,7 @@ def test_the_last_word_is_on_the_student_just_measured():
     said = sentences.summary(rows)
     assert said[-1] == (
         "runs/x at 4 calls: 15.00 (recall 0.70), nearer to the data than deis-linspace, the best "
-        "solver (60.00) and farther from the data than its teacher's 200 calls (10.00); excess "
+        "solver, at 60.00, and farther from the data than its teacher's 200 calls at 10.00; excess "
         "left 0.100 over the teacher's 10.00 at 200 calls."
     )
     assert said[0].startswith("4 calls: shipped (student) wins, 2.00 against 60.00")
@@ -757,6 +757,8 @@ def test_the_table_marks_recorded_rows_and_the_floor():
         "ddim-quad",
     ]
     assert "500" in lines[3].split()  # 5,000 images in 10 seconds
+    elsewhere = row("solver", "deis", 4, 3.0, how="recorded", seconds=7.0)
+    assert "714" not in report.table([*ROWS, elsewhere])  # another machine's seconds
     assert plots.plot_png([*ROWS, floor]).startswith(b"\x89PNG")
     assert "train against test" in pages.page([*ROWS, floor], {}, {})
 

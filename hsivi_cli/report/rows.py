@@ -19,6 +19,7 @@ WORDY = ("", "kind", "how")  # columns that hold no number
 def cells(row: dict) -> list[str]:
     """A row in the table's columns."""
     distances, error = row.get("distances", ()), error_of(row)
+    seconds = row.get("seconds") if row["how"] == "measured" else None  # else on another machine
     return [
         row["name"],
         row["kind"],
@@ -27,7 +28,7 @@ def cells(row: dict) -> list[str]:
         "" if error is None else f"{error:.2f}",
         f"{min(distances):.2f}-{max(distances):.2f}" if len(distances) > 1 else "",
         *("" if row.get(key) is None else f"{row[key]:.2f}" for key in ("precision", "recall")),
-        f"{row['count'] / row['seconds']:.0f}" if row.get("seconds") else "",
+        f"{row['count'] / seconds:.0f}" if seconds else "",
         "" if row.get("minutes") is None else f"{row['minutes']:.1f}",
         f"{row['count']:,}",
         f"{row['how']} {row.get('date', '')}".strip(),

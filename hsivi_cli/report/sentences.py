@@ -79,11 +79,11 @@ def standing(row: dict, rows: list[dict]) -> str:
     solver, beside = best(rows, "solver", row["nfe"]), []
     teacher = best(rows, "teacher") if row.get("own_teacher", True) else None
     if solver:
-        beside.append(f"{place(row, solver)} {solver['name']}, the best solver ({value(solver)})")
+        beside.append(f"{place(row, solver)} {solver['name']}, the best solver, at {value(solver)}")
     if teacher:
-        own = f"its teacher's {teacher['nfe']} calls ({value(teacher)})"
+        own = f"its teacher's {teacher['nfe']} calls at {value(teacher)}"
         beside.append(f"{place(row, teacher)} {own}")
-    where = ", ".join([value(row), " and ".join(beside)]) if beside else value(row)
+    where = ", ".join([value(row), ", and ".join(beside)]) if beside else value(row)
     left = excess([row], solver, teacher) if solver else ""
     return f"{row['name']} at {calls(row['nfe'])}: {where}{left}."
 
