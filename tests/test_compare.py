@@ -465,9 +465,9 @@ def test_calls_that_no_student_has_are_warned_of(home, measure):
 
 def test_too_few_images_for_the_detector_are_warned_of(home, measure):
     _, result = measure(home / "two", "--solvers", "none", "--count", 6)
-    assert "WARNING: --count 6 has 6 images for 6 features" in result.stderr
+    assert "warning: --count 6 has 6 images for 6 features" in result.stderr
     _, result = measure(home / "two", "--solvers", "none")
-    assert "WARNING" not in result.stderr
+    assert "warning" not in result.stderr
 
 
 def test_a_student_of_another_schedule_is_of_another_teacher(home, measure, tmp_path):

@@ -223,7 +223,7 @@ def few_images(source: str | Path, count: int, width: int) -> str | None:
     if not 0 < count <= width:
         return None
     return (
-        f"WARNING: {source} has {count} images for {width} features: its covariance is "
+        f"warning: {source} has {count} images for {width} features: its covariance is "
         f"singular and the distance far too large; use many more than {width} images, or "
         "`hsivi fid --kid`"
     )

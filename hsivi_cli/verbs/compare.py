@@ -22,7 +22,7 @@ from ..files.images import has_picture, save_grid
 from ..files.places import check_file, check_place, embedded
 from ..files.progress import command_line
 from ..files.run import whole_lines
-from ..files.whole import write_bytes, write_text
+from ..files.whole import write_bytes, write_json, write_text
 from ..metrics.detectors import Detector
 from ..metrics.judge import open_judge
 from ..metrics.recorded import recorded, recorded_samplers, shipped
@@ -119,7 +119,6 @@ def write_files(
     ruler: Ruler,
     reference: str,
 ) -> None:
-    kind = "kernel" if ruler.tunes_by_kernel else "Fréchet"
     size = ruler.judge.reference.moments.count or "unknown number of"
     about = {
         "date": date.today().isoformat(),
@@ -127,12 +126,16 @@ def write_files(
         "detector": ruler.judge.detector.stamp,
         "images per row": f"{config.count}, seeds from {config.seed}, {config.repeats} time(s)",
         "command": command_line(),
-        "solvers": f"each at its spacing best by the {kind} distance on {ruler.tune_count} images; "
-        "linear, so x0 is never clipped",
     }
+    if any(row["kind"] == "solver" and row["how"] == "measured" for row in rows):
+        kind = "kernel" if ruler.tunes_by_kernel else "Fréchet"
+        about["solvers"] = (
+            f"each at its spacing best by the {kind} distance on {ruler.tune_count} images; "
+            "linear, so x0 is never clipped"
+        )
     if config.json:
         found = {"rows": rows, "training": curves, "about": about}
-        write_text(Path(config.json), json.dumps(found, indent=1, allow_nan=False) + "\n")
+        write_json(Path(config.json), found)
     if config.plot:
         write_bytes(Path(config.plot), plots.plot_png(rows, curves))
     if config.grids or config.html:
