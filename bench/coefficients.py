@@ -16,16 +16,17 @@ from __future__ import annotations
 import argparse
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import gaussians25 as ground
 import torch
 
+from hsivi_cli.files.places import embedded
 from hsivi_cli.method import chain as chains
 from hsivi_cli.method.fit import fit_coefficients
 from hsivi_cli.method.steps import rng
+from hsivi_cli.metrics.detectors import EMBEDDED, load_detector
 from hsivi_cli.metrics.frechet import frechet_distance
-from hsivi_cli.metrics.statistics import detector_for, moments_of, statistics_of
+from hsivi_cli.metrics.statistics import load_statistics, moments_of
 from hsivi_cli.models.draw import draw, solver_sampler
 from hsivi_cli.models.loading import load_teacher
 from hsivi_cli.models.spacings import solver
@@ -47,9 +48,8 @@ def on_images(args) -> None:
         args.batch_size, args.rate,
     )  # fmt: skip
     spent = time.process_time() - began
-    reference = str(Path(__file__).parent.parent / "weights" / "reference.npz")
-    detector = detector_for([reference], None, None, "cpu")
-    there = statistics_of(reference, detector, None).moments
+    detector = load_detector(EMBEDDED)
+    there = load_statistics(embedded("embedded:reference.npz")).moments
     for name, sampler in (("solver", start), ("trained", replace(start, chain=chain))):
         images = draw(sampler, range(args.count), 50, "cpu")
         distance = frechet_distance(moments_of(images, detector)[0], there)

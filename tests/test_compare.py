@@ -1,8 +1,11 @@
 """`hsivi compare`: rows, verdicts and files, and that nothing is drawn twice."""
 
 import json
+import math
 import re
 import shutil
+import statistics
+from dataclasses import replace
 
 import diffusers
 import pytest
@@ -11,18 +14,19 @@ from command import TINY, hsivi, refusal, save_detector, train
 from conftest import edit_json
 from safetensors.torch import load_file, save_file
 
+from hsivi_cli.config import CompareConfig
 from hsivi_cli.files.images import NotFinite, grid_png, save_npz
 from hsivi_cli.files.places import weights_folder
-from hsivi_cli.metrics import judge
+from hsivi_cli.metrics import judge, recorded, ruler
 from hsivi_cli.metrics.detectors import load_detector
-from hsivi_cli.metrics.frechet import frechet_distance
-from hsivi_cli.metrics.statistics import moments_of
+from hsivi_cli.metrics.frechet import frechet_distance, kernel_distance, standard_error
+from hsivi_cli.metrics.statistics import Statistics, moments_of, random_rows, save_statistics
 from hsivi_cli.models.draw import draw, solver_sampler, student_sampler
 from hsivi_cli.models.loading import load_teacher
 from hsivi_cli.models.spacings import solver_names
 from hsivi_cli.models.student import load_student
 from hsivi_cli.report import page as pages
-from hsivi_cli.report import plots
+from hsivi_cli.report import plots, sentences
 from hsivi_cli.report import rows as report
 from hsivi_cli.verbs import compare
 
@@ -68,13 +72,13 @@ def small(home, tmp_path):
 @pytest.fixture
 def drawings(monkeypatch):
     """(name, calls, seeds) of everything that a comparison draws, as it goes on."""
-    seen, real = [], judge.draw
+    seen, real = [], ruler.draw
 
     def spied(sampler, seeds, *rest):
         seen.append((sampler.name, sampler.nfe, seeds))
         return real(sampler, seeds, *rest)
 
-    monkeypatch.setattr(judge, "draw", spied)
+    monkeypatch.setattr(ruler, "draw", spied)
     return seen
 
 
@@ -124,6 +128,38 @@ def test_a_second_run_draws_nothing_and_says_the_same(home, measure, drawings):
     assert third[:-1] == first[:-1]
 
 
+def test_a_draw_is_kept_by_all_that_decides_it(home, tmp_path, monkeypatch):
+    sampler, cpu = student_sampler(load_student(home / "two")), torch.device("cpu")
+    config = CompareConfig((), cache=str(tmp_path), detector=str(home / "detector"))
+    opened = judge.open_judge(config, str(home / "real.npz"), cpu)
+
+    def file(seed=0, count=40, device=cpu, sampler=sampler, judge=opened, **changes):
+        settings = replace(config, **changes)
+        return ruler.Ruler(settings, judge, device).file(sampler, seed, count)
+
+    graphics = torch.device("cuda")  # never drawn on here
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "one")
+    files = {
+        *(file(), file(seed=1), file(count=41), file(dtype="bfloat16"), file(batch_size=7)),
+        file(judge=judge.Judge(load_detector("fashion-mnist"), opened.reference)),
+        *(file(sampler=replace(sampler, digest="other")), file(device=graphics)),
+        file(sampler=replace(sampler, log_scale=sampler.log_scale + 1)),
+    }
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "another")
+    assert len(files | {file(device=graphics)}) == 10
+    assert file(repeats=3, seed=0) in files and file(plot="x.png") in files
+
+
+def test_what_another_machine_drew_is_read_without_its_speed(home, measure, tmp_path):
+    arguments = (home / "two", "--solvers", "none")
+    (row,), told = measure(*arguments)
+    assert row["seconds"] > 0 and "images/s" in told.stdout
+    (note,) = (tmp_path / "cache").glob("*.json")
+    edit_json(note, machine="elsewhere, 8 threads")
+    (again,), told = measure(*arguments)
+    assert again == row | {"seconds": None} and "images/s" not in told.stdout
+
+
 def test_a_damaged_cache_is_drawn_again(home, measure, tmp_path, drawings):
     first, _ = measure(home / "two", "--solvers", "none")
     for file in (tmp_path / "cache").iterdir():
@@ -143,12 +179,12 @@ def test_grids_show_the_images_that_were_measured_without_drawing_them_again(
     assert not drawings
     (file,) = (tmp_path / "grids").iterdir()
     sampler = student_sampler(load_student(home / "two"))
-    shown = torch.cat(list(draw(sampler, range(40), 16, "cpu")))[: judge.GRID_COUNT]
+    shown = torch.cat(list(draw(sampler, range(40), 16, "cpu")))[: ruler.GRID_COUNT]
     assert file.read_bytes() == grid_png(shown)
     (kept,) = (tmp_path / "cache").glob("*.first.npz")
     kept.unlink()  # a cache that has lost them draws them again
     measure(*arguments)
-    assert [seeds for _, _, seeds in drawings] == [range(judge.GRID_COUNT)]
+    assert [seeds for _, _, seeds in drawings] == [range(ruler.GRID_COUNT)]
 
 
 def test_all_rows_use_the_same_seeds_and_repeats_use_others(home, measure, drawings):
@@ -160,6 +196,27 @@ def test_all_rows_use_the_same_seeds_and_repeats_use_others(home, measure, drawi
         assert row["distance"] == pytest.approx(sum(row["distances"]) / 2)
         low, high = sorted(row["distances"])
         assert f"{low:.2f}-{high:.2f}" in result.stdout and low < high
+
+
+def test_the_error_of_a_row_is_that_of_its_images_or_of_its_repeats(home, measure):
+    (alone,), result = measure(home / "two", "--solvers", "none")
+    detector, sampler = (
+        load_detector(str(home / "detector")),
+        student_sampler(load_student(home / "two")),
+    )
+    real, _ = moments_of([torch.from_numpy(real_images(home))], detector)
+
+    def error(seeds):
+        seen, features = moments_of(draw(sampler, seeds, 16, "cpu"), detector, keep_features=True)
+        return standard_error(seen, real, features)
+
+    # the cache keeps features in float16
+    assert alone["standard_error"] == pytest.approx(error(range(40)), rel=1e-2)
+    assert f"{alone['standard_error']:.2f}" in result.stdout.splitlines()[1].split()
+    (twice,), _ = measure(home / "two", "--solvers", "none", "--repeats", 2)
+    of_images = math.hypot(error(range(40)), error(range(40, 80))) / 2
+    of_sets = statistics.stdev(twice["distances"]) / math.sqrt(2)
+    assert twice["standard_error"] == pytest.approx(max(of_images, of_sets), rel=1e-2)
 
 
 def test_each_run_is_compared_at_the_calls_it_was_trained_for(home, measure):
@@ -329,33 +386,65 @@ def test_a_sampler_that_draws_nan_has_a_row_that_says_so_and_the_others_go_on(ho
 
 
 def test_a_spacing_that_draws_nan_is_not_the_best(home, measure, monkeypatch):
-    real = judge.draw
+    real = ruler.draw
 
     def spied(sampler, *rest):
         if sampler.name != "ddim-quad":
             raise NotFinite("3 images hold NaN")
         return real(sampler, *rest)
 
-    monkeypatch.setattr(judge, "draw", spied)
+    monkeypatch.setattr(ruler, "draw", spied)
     rows, _ = measure(home / "teacher", "--nfe", 2, "--solvers", "ddim")
     assert [row["name"] for row in rows] == ["ddim-quad"] and rows[0]["distance"] > 0
 
 
-def test_many_spacings_run_a_heat_and_only_the_finalists_all_images(home, measure, drawings):
+def test_many_spacings_are_tried_by_successive_halving(home, measure, drawings):
     rows, _ = measure(
         *(home / "teacher", "--nfe", 3, "--solvers", "ddim"),
-        *("--count", 60, "--tune-count", 56),  # a heat of 7 images, more than the 6 features
+        *("--count", 60, "--tune-count", 56),  # 7 images at first, more than the 6 features
     )
-    heat = [name for name, _, seeds in drawings if seeds == range(7)]
-    final = [name for name, _, seeds in drawings if seeds == range(56)]
-    assert sorted(heat) == sorted(solver_names(("ddim",))) and len(final) == compare.FINALISTS
+    tried = [name for name, _, seeds in drawings if seeds == range(7)]
+    kept = [name for name, _, seeds in drawings if seeds == range(56)]
+    assert sorted(tried) == sorted(solver_names(("ddim",))) and len(kept) == compare.KEPT
     loaded = load_teacher(str(home / "teacher"))
 
     def far(name, count):
         return distance_of(solver_sampler(loaded, name, 3), home, range(count))
 
-    assert set(final) == set(sorted(heat, key=lambda name: far(name, 7))[: compare.FINALISTS])
-    assert [row["name"] for row in rows] == [min(final, key=lambda name: far(name, 56))]
+    assert set(kept) == set(sorted(tried, key=lambda name: far(name, 7))[: compare.KEPT])
+    assert [row["name"] for row in rows] == [min(kept, key=lambda name: far(name, 56))]
+
+
+def test_too_few_images_for_a_covariance_choose_spacings_by_the_kernel_distance(
+    home, measure, tmp_path
+):
+    """Five images span no covariance of six features."""
+    detector, loaded = load_detector(str(home / "detector")), load_teacher(str(home / "teacher"))
+    real = detector.features(torch.from_numpy(real_images(home)))
+    for nfe in (2, 3):
+        arguments = ("--nfe", nfe, "--solvers", "ddim", "--tune-count", 5)
+        (row,), _ = measure(home / "teacher", *arguments)
+        kernel = {}
+        for name in solver_names(("ddim",)):
+            drawn = torch.cat(list(draw(solver_sampler(loaded, name, nfe), range(5), 5, "cpu")))
+            features = detector.features(drawn).half().float()  # as the cache keeps them
+            chosen = random_rows(real, 40, seed=0)  # --count of the reference's, by --seed
+            rng = torch.Generator().manual_seed(0)
+            kernel[name], _ = kernel_distance(features, chosen, subsets=1, rng=rng)
+        assert row["name"] == min(kernel, key=kernel.get)
+    told = json.loads((tmp_path / "rows.json").read_text())["about"]["solvers"]
+    assert "best by the kernel distance on 5 images" in told
+
+
+def test_few_images_and_a_reference_without_features_are_warned_of(home, measure, tmp_path):
+    detector = load_detector(str(home / "detector"))
+    moments, _ = moments_of([torch.from_numpy(real_images(home))], detector)
+    save_statistics(tmp_path / "bare.npz", Statistics(moments, detector.stamp))
+    arguments = ("--nfe", 3, "--reference", tmp_path / "bare.npz", "--tune-count", 5)
+    _, result = measure(home / "teacher", *arguments, "--solvers", "ddim")
+    assert "warning: --tune-count 5 images for 6 features" in result.stderr
+    _, result = measure(home / "teacher", *arguments, "--solvers", "ddim-quad")  # nothing to tune
+    assert "--tune-count" not in result.stderr
 
 
 def test_a_solver_that_does_not_fit_the_calls_is_left_out_with_a_word(home, measure):
@@ -376,9 +465,9 @@ def test_calls_that_no_student_has_are_warned_of(home, measure):
 
 def test_too_few_images_for_the_detector_are_warned_of(home, measure):
     _, result = measure(home / "two", "--solvers", "none", "--count", 6)
-    assert "WARNING: --count 6 has 6 images for 6 features" in result.stderr
+    assert "warning: --count 6 has 6 images for 6 features" in result.stderr
     _, result = measure(home / "two", "--solvers", "none")
-    assert "WARNING" not in result.stderr
+    assert "warning" not in result.stderr
 
 
 def test_a_student_of_another_schedule_is_of_another_teacher(home, measure, tmp_path):
@@ -426,12 +515,79 @@ def test_what_a_run_measured_in_training_is_kept_by_minutes(home, measure, tmp_p
 def test_recorded_rows_are_marked_with_their_date_and_command():
     told = json.loads((weights_folder() / "recorded.json").read_text())
     assert told["teacher"] == load_teacher().identity
-    rows = compare.recorded_rows(load_teacher(), set())
+    rows = recorded.recorded(load_teacher(), [1, 2, 3, 4, 5, 6, 8])
+    assert len(rows) == len(told["rows"])
     lines = report.table(rows).splitlines()
     assert all(line.split()[-2] == "recorded" for line in lines[1:])
-    notes = "\n".join(report.notes(rows))
+    made, said = "\n".join(sentences.commands(rows)), "\n".join(sentences.summary(rows))
+    page = pages.page(rows, {}, {})
     for row in rows:
-        assert re.fullmatch(r"\d{4}-\d\d-\d\d", row["date"]) and row["command"] in notes
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d", row["date"]) and row["command"] in made
+        assert row["command"] in page and row["command"] not in said
+
+
+def test_recorded_rows_are_those_of_the_calls_compared_and_means_of_their_sets():
+    known = json.loads((weights_folder() / "recorded.json").read_text())["rows"]
+    for row in known:
+        assert row["distance"] == pytest.approx(statistics.fmean(row["distances"]))
+    rows = recorded.recorded(load_teacher(), [4])
+    assert {r["nfe"] for r in rows if r["kind"] in ("student", "solver")} == {4}
+    assert {r["nfe"] for r in rows} == {None, 4, 20, 200}
+
+
+def test_without_names_the_shipped_students_are_compared_and_nothing_slow_is_drawn(
+    drawings, tmp_path
+):
+    here = ("--device", "cpu", "--cache", tmp_path / "cache", "--json", tmp_path / "rows.json")
+    known = json.loads((weights_folder() / "recorded.json").read_text())["rows"]
+    result = hsivi("compare", *here)
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    shipped = {r["nfe"] for r in known if r["kind"] == "student"}
+    wanted = [r for r in known if r["kind"] in ("teacher", "floor") or r["nfe"] in shipped]
+    assert not drawings and {(r["name"], r["nfe"]) for r in rows} == {
+        (r["name"], r["nfe"]) for r in wanted
+    }
+    for nfe in shipped:
+        assert re.search(rf"^{nfe} calls?: embedded:students/{nfe} ", result.stdout, re.MULTILINE)
+    small = ("--count", 70, *here)
+    hsivi("compare", "embedded:students/1", "--solvers", "none", *small)
+    hsivi("compare", "embedded:teacher", "--nfe", 2, "--solvers", "ipndm-leading", *small)
+    drawings.clear()  # what is in the cache is measured
+    hsivi("compare", "--nfe", "1,2", *small)
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    found = {(r["name"], r["nfe"]) for r in rows if r["how"] == "measured"}
+    assert not drawings and found == {("embedded:students/1", 1), ("ipndm-leading", 2)}
+    told = refusal("compare", "--nfe", 7, *here)
+    assert "no student of 7 calls is shipped, but of 1, 2, 3, 4, 5, 8" in told
+
+
+@pytest.fixture
+def half_covered(home, tmp_path):
+    """A reference sorted by class: first 40 images that the student never draws, then 40 of its
+    own, of other seeds.
+    """
+    sampler = student_sampler(load_student(home / "two"))
+    own = torch.cat(list(draw(sampler, range(500, 540), 20, "cpu")))
+    strange = torch.zeros_like(own)
+    strange[:, ::2] = torch.arange(40).view(-1, 1, 1, 1).to(torch.uint8) + 215  # bright stripes
+    save_npz(torch.cat([strange, own]), tmp_path / "half.npz")
+    return ("--reference", tmp_path / "half.npz")
+
+
+def test_recall_is_of_a_random_part_of_a_sorted_reference(home, measure, half_covered, monkeypatch):
+    monkeypatch.setattr(ruler, "RECALL_COUNT", 40)
+    arguments = ("--solvers", "none", "--count", 60, *half_covered)
+    (row,), _ = measure(home / "two", *arguments)
+    # of its first 40 images the student draws none
+    assert row["precision"] > 0.5 and 0.2 < row["recall"] < 0.7
+    (again,), _ = measure(home / "two", *arguments)
+    assert again == row  # the same part, whether drawn or read
+
+
+def test_precision_is_of_what_is_drawn_and_recall_of_the_reference(home, measure, half_covered):
+    """All that the student draws is like images of the reference, half of which it never draws."""
+    (row,), _ = measure(home / "two", "--solvers", "none", "--count", 80, *half_covered)
+    assert row["precision"] > 0.75 and 0.3 < row["recall"] < 0.6
 
 
 def test_very_few_images_have_a_distance_and_no_recall(home, measure):
@@ -456,7 +612,7 @@ ROWS = [
 
 
 def test_the_excess_left_is_measured_from_the_teacher_to_the_best_solver():
-    (told,) = report.verdicts(ROWS)
+    (told,) = sentences.verdicts(ROWS)
     assert told == (
         "4 calls: runs/x (student) wins, 15.00 against 60.00 of deis-linspace; "
         "excess left 0.100 over the teacher's 10.00 at 200 calls."
@@ -464,17 +620,17 @@ def test_the_excess_left_is_measured_from_the_teacher_to_the_best_solver():
 
 
 def test_a_student_better_than_its_teacher_has_a_negative_excess():
-    (told,) = report.verdicts([*ROWS[:2], row("student", "runs/x", 4, 5.0), ROWS[3]])
+    (told,) = sentences.verdicts([*ROWS[:2], row("student", "runs/x", 4, 5.0), ROWS[3]])
     assert "excess left -0.100" in told
 
 
 def test_a_loss_of_the_student_is_said():
-    (told,) = report.verdicts([*ROWS[:2], row("student", "runs/x", 4, 75.0)])
+    (told,) = sentences.verdicts([*ROWS[:2], row("student", "runs/x", 4, 75.0)])
     assert told == "4 calls: deis-linspace (solver) wins, 60.00 against 75.00 of runs/x."
 
 
 def test_no_excess_is_told_where_a_solver_reaches_the_teacher():
-    (told,) = report.verdicts([row("solver", "deis", 4, 9.0), *ROWS[2:]])
+    (told,) = sentences.verdicts([row("solver", "deis", 4, 9.0), *ROWS[2:]])
     assert "deis (solver) wins" in told and "excess left" not in told
     assert told.endswith(
         "no excess is told, as deis itself is not above the teacher's 10.00 at 200 calls."
@@ -482,62 +638,109 @@ def test_no_excess_is_told_where_a_solver_reaches_the_teacher():
 
 
 def test_calls_that_only_one_side_has_are_said_so():
-    told = report.verdicts([*ROWS, row("student", "runs/y", 2, 30.0)])
+    told = sentences.verdicts([*ROWS, row("student", "runs/y", 2, 30.0)])
     assert told[0] == "2 calls: runs/y 30.00, with nothing to compare it with."
     assert told[1].startswith("4 calls: runs/x (student) wins")
-    (told,) = report.verdicts([row("student", "a", 1, 3.0), row("student", "b", 1, 2.0)])
+    (told,) = sentences.verdicts([row("student", "a", 1, 3.0), row("student", "b", 1, 2.0)])
     assert told == "1 call: b is the best student, 2.00 against 3.00 of a; there is no solver to " \
         "compare it with."  # fmt: skip
-    (told,) = report.verdicts(ROWS[:2])
+    (told,) = sentences.verdicts(ROWS[:2])
     assert told.endswith(
         "60.00 against 90.00 of ddim-quad; there is no student to compare it with."
     )
 
 
 def test_numbers_of_calls_that_end_in_one_are_many():
-    (told,) = report.verdicts([row("student", "a", 11, 2.0)])
+    (told,) = sentences.verdicts([row("student", "a", 11, 2.0)])
     assert told.startswith("11 calls: a 2.00")
 
 
 def test_recall_stands_beside_the_distance():
-    (told,) = report.verdicts([row("student", "a", 4, 2.0, recall=0.61), ROWS[0]])
+    (told,) = sentences.verdicts([row("student", "a", 4, 2.0, recall=0.61), ROWS[0]])
     assert told == "4 calls: a (student) wins, 2.00 (recall 0.61) against 90.00 of ddim-quad."
 
 
-def test_distances_that_print_alike_tie_and_ranges_that_overlap_are_said():
-    (told,) = report.verdicts([row("student", "a", 4, 2.001), row("solver", "b", 4, 2.004)])
-    assert told == "4 calls: a (student) and b (solver) tie, 2.00 against 2.00."
-    near = row("solver", "b", 4, 2.2, distances=[2.0, 2.4])
-    (told,) = report.verdicts([row("student", "a", 4, 2.0, distances=[1.9, 2.1]), near])
-    assert told.endswith("wins, 2.00 against 2.20 of b, but their ranges over the repeats overlap.")
-    (told,) = report.verdicts([row("student", "a", 4, 1.8, distances=[1.7, 1.9]), near])
-    assert told.endswith("of b.")
+def test_a_difference_within_its_noise_is_no_win():
+    near = row("solver", "b", 4, 2.2, standard_error=0.06)
+    (told,) = sentences.verdicts([row("student", "a", 4, 2.0, standard_error=0.09), near])
+    assert told == (
+        "4 calls: a (student) and b (solver) are not told apart, 2.00 against 2.20: differences "
+        "up to 0.22 are noise."  # 2 sqrt(.06^2 + .09^2)
+    )
+    (told,) = sentences.verdicts([row("student", "a", 4, 1.97, standard_error=0.09), near])
+    assert told == "4 calls: a (student) wins, 1.97 against 2.20 of b."
+    (told,) = sentences.verdicts([row("student", "a", 4, 1.97, standard_error=0.12), near])
+    assert "not told apart" in told
+
+
+def test_two_students_or_two_solvers_may_not_be_told_apart_either():
+    rows = [row("student", name, 1, d, standard_error=0.1) for name, d in (("a", 3.0), ("b", 2.9))]
+    (told,) = sentences.verdicts(rows)
+    assert told == (
+        "1 call: b (student) and a (student) are not told apart, 2.90 against 3.00: differences "
+        "up to 0.28 are noise; there is no solver to compare them with."
+    )
+
+
+def test_the_noise_of_rows_that_tell_none_is_read_off_their_repeats_or_the_other_row():
+    told = row("student", "a", 4, 2.0, distances=[1.9, 2.0, 2.1])  # sd .1 over sqrt(3)
+    assert report.noise(told, row("solver", "b", 4, 3.0)) == pytest.approx(2 * 0.1 * (2 / 3) ** 0.5)
+    assert report.noise(row("solver", "b", 4, 3.0), row("student", "c", 4, 3.0)) is None
+    lone = [row("student", "a", 4, 2.001), row("solver", "b", 4, 2.1)]
+    (sentence,) = sentences.verdicts(lone)
+    assert sentence == "4 calls: a (student) wins, 2.00 against 2.10 of b."
+    assert any(
+        "no ± are of one set of images, whose noise is not" in n for n in sentences.notes(lone)
+    )
+    (sentence,) = sentences.verdicts([lone[0], row("solver", "b", 4, 2.004)])
+    assert sentence == "4 calls: a (student) and b (solver) are not told apart, 2.00 against 2.00."
+
+
+def test_the_last_word_is_on_the_student_just_measured():
+    old = {"how": "recorded", "date": "2026-01-01", "command": "hsivi compare one --nfe 4"}
+    shipped = row("student", "shipped", 4, 2.0, **old)
+    others = [row("solver", "b", 2, 30.0, **old), row("student", "other", 2, 20.0, **old)]
+    rows = [
+        *(*ROWS[:2], row("student", "runs/x", 4, 15.0, recall=0.7)),
+        *(row("teacher", "t", 200, 10.0, **old), shipped, *others),
+    ]
+    said = sentences.summary(rows)
+    assert said[-1] == (
+        "runs/x at 4 calls: 15.00 (recall 0.70), nearer to the data than deis-linspace, the best "
+        "solver, at 60.00, and farther from the data than its teacher's 200 calls at 10.00; excess "
+        "left 0.100 over the teacher's 10.00 at 200 calls."
+    )
+    assert said[0].startswith("4 calls: shipped (student) wins, 2.00 against 60.00")
+    assert "2 calls" not in "".join(said) and "hsivi compare one" not in "".join(said)
+    assert sum("Excess left: " in line for line in said) == 1
+    alone = sentences.summary([r for r in rows if r is not shipped])
+    assert not [line for line in alone if line.startswith("4 calls")]  # the last word says it
 
 
 def test_only_students_of_the_teacher_at_hand_have_an_excess():
     stranger = row("student", "far", 4, 12.0, own_teacher=False)
-    (told,) = report.verdicts([*ROWS, stranger])
+    (told,) = sentences.verdicts([*ROWS, stranger])
     assert "far (student) wins, 12.00" in told and "excess left 0.100 over" in told
-    (told,) = report.verdicts([*ROWS[:2], stranger, ROWS[3]])
+    (told,) = sentences.verdicts([*ROWS[:2], stranger, ROWS[3]])
     assert "excess" not in told
 
 
 def test_rows_of_another_number_of_images_are_not_weighed():
     old = row("solver", "dpm++3", 4, 1.0, count=50_000, how="recorded", date="2026-01-01")
-    (told,) = report.verdicts([*ROWS, old])
+    (told,) = sentences.verdicts([*ROWS, old])
     assert "runs/x (student) wins, 15.00 against 60.00" in told
-    assert any("1 rows are of another number" in line for line in report.notes([*ROWS, old]))
+    assert any("1 rows are of another number" in line for line in sentences.notes([*ROWS, old]))
     teacher = row("teacher", "dpm++2", 200, 10.0, count=1000)
     rows = [*ROWS[:3], teacher]
-    (told,) = report.verdicts(rows)
-    assert "excess" not in told and any("--teacher-calls" in line for line in report.notes(rows))
+    (told,) = sentences.verdicts(rows)
+    assert "excess" not in told and any("--teacher-calls" in line for line in sentences.notes(rows))
 
 
 def test_a_row_without_a_distance_comes_last_and_wins_nothing():
     broken = row("solver", "b", 4, None, distances=[], error="9 of 9 images hold NaN")
     rows = [row("student", "a", 4, 2.0), broken]
-    assert report.verdicts(rows) == ["4 calls: a 2.00, with nothing to compare it with."]
-    assert report.verdicts([broken]) == ["4 calls: nothing to compare was drawn."]
+    assert sentences.verdicts(rows) == ["4 calls: a 2.00, with nothing to compare it with."]
+    assert sentences.verdicts([broken]) == ["4 calls: nothing to compare was drawn."]
     assert "NaN" in report.table(rows).splitlines()[-1].split()
     assert plots.plot_png(rows).startswith(b"\x89PNG")
     assert plots.plot_png([broken]).startswith(b"\x89PNG")
@@ -554,6 +757,8 @@ def test_the_table_marks_recorded_rows_and_the_floor():
         "ddim-quad",
     ]
     assert "500" in lines[3].split()  # 5,000 images in 10 seconds
+    elsewhere = row("solver", "deis", 4, 3.0, how="recorded", seconds=7.0)
+    assert "714" not in report.table([*ROWS, elsewhere])  # another machine's seconds
     assert plots.plot_png([*ROWS, floor]).startswith(b"\x89PNG")
     assert "train against test" in pages.page([*ROWS, floor], {}, {})
 

@@ -14,8 +14,6 @@ from hsivi_cli.metrics.detectors import Classifier, _Inception, load_detector
 from hsivi_cli.metrics.frechet import Moments, frechet_distance
 from hsivi_cli.metrics.statistics import (
     Statistics,
-    check_stamps,
-    detector_for,
     kind_of,
     load_statistics,
     moments_of,
@@ -371,31 +369,3 @@ def test_images_of_a_folder_and_of_an_npz_file_have_the_same_statistics(tmp_path
     a = statistics_of(tmp_path / "folder", detector, batch_size=3)
     b = statistics_of(tmp_path / "images.npz", detector, batch_size=3)
     assert torch.equal(a.moments.cov, b.moments.cov) and a.stamp == b.stamp == detector.stamp
-
-
-def test_a_statistics_file_chooses_its_own_detector(tmp_path):
-    embedded = load_detector("fashion-mnist").stamp
-    save_statistics(tmp_path / "own.npz", random_statistics(stamp=embedded))
-    save_npz(random_images(2), tmp_path / "images.npz")
-    assert detector_for([tmp_path / "images.npz", tmp_path / "own.npz"]).stamp == embedded
-    save_statistics(tmp_path / "other.npz", random_statistics(stamp="tiny 8x8 sha256:0"))
-    with pytest.raises(HsiviError, match=r"made by the detector 'tiny 8x8.*name its folder"):
-        detector_for([tmp_path / "other.npz"])
-
-
-def test_statistics_of_another_detector_are_refused_with_both_names(tmp_path):
-    write_detector(tmp_path / "d")
-    detector = load_detector(str(tmp_path / "d"))
-    save_statistics(tmp_path / "s.npz", random_statistics(stamp="other net"))
-    with pytest.raises(HsiviError, match=r"s\.npz is of the detector 'other net', .* of 'tiny 8x8"):
-        statistics_of(tmp_path / "s.npz", detector)
-    save_statistics(tmp_path / "wide.npz", random_statistics(stamp=None, width=7))
-    with pytest.raises(HsiviError, match=r"wide\.npz: 7 features, but .* has 5"):
-        statistics_of(tmp_path / "wide.npz", detector)
-    check_stamps(("a", None), ("b", "any"))  # what does not tell is believed
-
-
-def test_a_run_is_no_set_of_images(tmp_path):
-    write_detector(tmp_path / "d")  # a network's directory, as a run is
-    with pytest.raises(HsiviError, match="a run or pipeline holds no images; give a folder"):
-        statistics_of(tmp_path / "d", load_detector(str(tmp_path / "d")))

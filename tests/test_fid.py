@@ -1,22 +1,21 @@
 """The verb from argument to printed number: every kind of input, every refusal."""
 
 import json
-import sys
-import types
 
 import numpy as np
 import pytest
 import torch
-from command import refusal, tree
+from command import hsivi, refusal, save_detector, train, tree
 
-import hsivi_cli
 from hsivi_cli.config import FidConfig
 from hsivi_cli.errors import HsiviError
-from hsivi_cli.files.images import save_npz, save_png
+from hsivi_cli.files.images import save_grid, save_npz, save_png
 from hsivi_cli.files.places import weights_folder
 from hsivi_cli.metrics.detectors import load_detector
 from hsivi_cli.metrics.frechet import precision_recall
-from hsivi_cli.metrics.statistics import load_statistics
+from hsivi_cli.metrics.statistics import load_statistics, moments_of
+from hsivi_cli.models.draw import draw, student_sampler
+from hsivi_cli.models.student import load_student
 from hsivi_cli.verbs import fid
 
 REFERENCE = str(weights_folder() / "reference.npz")
@@ -78,7 +77,7 @@ def test_folder_and_npz_and_statistics_of_the_same_images_are_at_no_distance(set
 def test_the_report_tells_what_was_measured(sets, capsys):
     report = report_of(capsys, sets / "a.npz", REFERENCE)
     assert report.keys() >= {"fid", "count", "detector", "reference", "kid"}
-    assert report["name"] == "fid0.1k" and report["kid"] is None
+    assert report["name"] == "frechet0.1k" and report["kid"] is None
     assert report["count"] == 100 and report["reference_count"] == 60_000
     assert report["reference"] == REFERENCE
     assert report["detector"] == load_detector("fashion-mnist").stamp
@@ -88,24 +87,26 @@ def test_the_printed_line_starts_with_name_and_number(sets, capsys):
     fid.run(FidConfig(str(sets / "a.npz"), REFERENCE))  # the reference chooses the detector
     lines = capsys.readouterr().out.splitlines()
     name, number = lines[0].split()
-    assert name == "fid0.1k" and float(number) > 0
+    assert name == "frechet0.1k" and float(number) > 0
     assert lines[1] == "images 100 against 60000"
     assert lines[2].startswith("detector fashion-mnist 28x28")
 
 
 @pytest.mark.parametrize(
-    ("count", "name"),
+    ("count", "stamp", "width", "name"),
     [
-        (50_000, "fid"),
-        (60_000, "fid"),
-        (49_999, "fid49.999k"),
-        (5000, "fid5k"),
-        (500, "fid0.5k"),
-        (None, "fid"),
+        (50_000, "inception-pool3 bilinear-299 sha256:0", 2048, "fid"),
+        (60_000, "inception-pool3 bilinear-299 sha256:0", 2048, "fid"),
+        (49_999, "inception-pool3 bilinear-299 sha256:0", 2048, "fid49.999k"),
+        (500, "inception-pool3 bilinear-299 sha256:0", 2048, "fid0.5k"),
+        (None, None, 2048, "fid"),  # a plain file: pytorch-fid writes no others
+        (5000, "fashion-mnist 28x28 no-resize sha256:0", 64, "frechet5k"),
+        (50_000, "other 32x32 sha256:0", 2048, "frechet"),
+        (5000, None, 64, "frechet5k"),
     ],
 )
-def test_distances_of_fewer_than_50000_images_say_so(count, name):
-    assert fid.distance_name(count) == name
+def test_a_distance_is_called_fid_of_inception_alone_and_says_its_images(count, stamp, width, name):
+    assert fid.distance_name(count, stamp, width) == name
 
 
 def test_kid_precision_and_recall_come_on_request(sets, capsys):
@@ -118,6 +119,32 @@ def test_kid_precision_and_recall_come_on_request(sets, capsys):
     assert (far["precision"], far["recall"]) == precision_recall(real=b, fake=a)
     assert far["precision"] != far["recall"]
     assert far == report_of(capsys, sets / "a", sets / "b.npz", kid=True)  # the seed decides
+
+
+def test_features_never_leave_their_device_one_batch_at_a_time(sets, monkeypatch):
+    """Only their moments come to the CPU."""
+    detector, moved, real = load_detector("fashion-mnist"), [], torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: moved.append(self.shape) or real(self))
+    moments_of(FIRST.split(30), detector, keep_features=True)
+    assert moved == [(64,), (64, 64)]
+
+
+@pytest.mark.gpu
+def test_kid_precision_and_recall_run_on_the_gpu_and_agree(sets, capsys, monkeypatch):
+    seen, real = [], fid.kernel_distance
+
+    def spied(x, *rest, **more):
+        seen.append(x.device.type)
+        return real(x, *rest, **more)
+
+    monkeypatch.setattr(fid, "kernel_distance", spied)
+    report_of(capsys, sets / "b.npz", save_stats=str(sets / "s.npz"))
+    for other in ("b.npz", "s.npz"):  # images, and features from a file
+        there = report_of(capsys, sets / "a", sets / other, kid=True, device="cuda")
+        here = report_of(capsys, sets / "a", sets / other, kid=True)
+        for key in ("fid", "kid", "precision", "recall"):
+            assert there[key] == pytest.approx(here[key], rel=1e-3)
+    assert seen == ["cuda", "cpu"] * 2
 
 
 def test_kid_runs_against_a_saved_statistics_file(sets, capsys):
@@ -157,10 +184,10 @@ def test_plain_statistics_files_are_accepted_with_a_warning(sets, capsys):
     plain = FidConfig(str(sets / "a"), str(sets / "plain.npz"), detector="fashion-mnist", json=True)
     fid.run(plain)
     streams = capsys.readouterr()
-    assert "plain.npz does not tell its detector" in streams.err and "WARNING" not in streams.err
+    assert "plain.npz does not tell its detector" in streams.err and "singular" not in streams.err
     report = json.loads(streams.out)
     assert report["fid"] == pytest.approx(report_of(capsys, sets / "a", REFERENCE)["fid"])
-    assert report["reference_count"] is None and report["name"] == "fid0.1k"
+    assert report["reference_count"] is None and report["name"] == "frechet0.1k"
 
 
 def test_too_few_images_are_computed_with_a_loud_warning(tmp_path, capsys):
@@ -168,10 +195,10 @@ def test_too_few_images_are_computed_with_a_loud_warning(tmp_path, capsys):
     save_npz(blobs(65, 0), tmp_path / "enough.npz")
     fid.run(FidConfig(str(tmp_path / "few.npz"), REFERENCE))
     streams = capsys.readouterr()
-    assert "WARNING" in streams.err and "64 images for 64 features" in streams.err
-    assert streams.out.startswith("fid0.064k ")
+    assert "warning: " in streams.err and "64 images for 64 features" in streams.err
+    assert streams.out.startswith("frechet0.064k ")
     fid.run(FidConfig(str(tmp_path / "enough.npz"), REFERENCE))
-    assert "WARNING" not in capsys.readouterr().err
+    assert "warning" not in capsys.readouterr().err
 
 
 def test_two_statistics_files_need_no_detector(sets, capsys, monkeypatch):
@@ -179,7 +206,7 @@ def test_two_statistics_files_need_no_detector(sets, capsys, monkeypatch):
         target = str(sets / f"stats_{name}")
         fid.run(FidConfig(str(sets / name), save_stats=target, detector="fashion-mnist"))
     direct = report_of(capsys, sets / "a.npz", sets / "b.npz")
-    monkeypatch.setattr(fid, "detector_for", None)  # would fail
+    monkeypatch.setattr(fid, "open_detector", None)  # would fail
     saved = report_of(capsys, sets / "stats_a.npz", sets / "stats_b.npz", detector=None)
     assert saved["fid"] == direct["fid"] and saved["detector"] == direct["detector"]
 
@@ -205,24 +232,16 @@ def test_one_set_alone_is_refused_unless_its_statistics_are_wanted(sets):
         fid.run(FidConfig(str(sets / "a")))
 
 
-def test_images_of_a_run_are_drawn_in_memory(sets, capsys, monkeypatch):
-    (sets / "run").mkdir()
-    (sets / "run" / "model_index.json").write_text("{}")
-    asked = []
-
-    def images_of(path, nfe, seeds, batch_size, device):
-        asked.append((path.name, nfe, list(seeds), batch_size, device))
-        yield from FIRST[: len(seeds)].split(batch_size)
-
-    draw = types.ModuleType("hsivi_cli.models.draw")
-    draw.images_of = images_of
-    monkeypatch.setitem(sys.modules, "hsivi_cli.models.draw", draw)
-    monkeypatch.setattr(hsivi_cli.models, "draw", draw, raising=False)
-    report = report_of(
-        capsys, sets / "run", sets / "a.npz", nfe=4, count=100, seed=7, batch_size=30
-    )
-    assert report["fid"] == pytest.approx(0, abs=1e-9) and report["count"] == 100
-    assert asked == [("run", 4, list(range(7, 107)), 30, torch.device("cpu"))]
+def test_images_of_a_run_are_those_of_its_seeds(save_teacher, tmp_path, capsys):
+    train(save_teacher(), tmp_path / "run", "--steps", 0)
+    save_detector(tmp_path / "detector")
+    drawn = draw(student_sampler(load_student(tmp_path / "run")), range(7, 47), 30, "cpu")
+    save_npz(torch.cat(list(drawn)), tmp_path / "drawn.npz")
+    chosen = {"detector": str(tmp_path / "detector"), "count": 40, "batch_size": 30}
+    run, images = tmp_path / "run", tmp_path / "drawn.npz"
+    report = report_of(capsys, run, images, seed=7, **chosen)
+    assert report["fid"] == pytest.approx(0, abs=1e-9) and report["count"] == 40
+    assert report_of(capsys, run, images, seed=8, **chosen)["fid"] > 1e-6
 
 
 def test_sources_that_do_not_exist_are_named(sets, capsys):
@@ -232,6 +251,16 @@ def test_sources_that_do_not_exist_are_named(sets, capsys):
         report_of(capsys, sets / "a", "cifar11-train")
 
 
+def test_a_single_picture_is_told_for_what_it_is(sets):
+    save_grid(FIRST[:9], sets / "grid.png")
+    for pair in ((sets / "grid.png", sets / "a"), (sets / "a", sets / "grid.png")):
+        told = refusal("fid", *pair)
+        assert "grid.png is one picture, and a distance is between sets of images" in told
+        assert "folder" in told and ".npz" in told
+    (sets / "words.txt").write_text("no images")
+    assert "words.txt: not a readable .npz file" in refusal("fid", sets / "words.txt", sets / "a")
+
+
 def test_statistics_take_the_place_of_statistics_alone(sets):
     for other in (sets / "b.npz", sets / "a"):
         before = tree(sets)
@@ -239,6 +268,16 @@ def test_statistics_take_the_place_of_statistics_alone(sets):
         assert ("holds something else" in told or "is a folder" in told) and tree(sets) == before
     told = refusal("fid", sets / "b.npz", "--save-stats", sets / "b.npz")
     assert "named twice" in told
+
+
+def test_without_names_the_shipped_student_is_held_against_the_embedded_reference():
+    bare = hsivi("fid", "--count", 80, "--device", "cpu")
+    named = hsivi(
+        *("fid", "embedded:students/4", "embedded:reference.npz"),
+        *("--count", 80, "--device", "cpu"),
+    )
+    assert bare.stdout == named.stdout and bare.stdout.startswith("frechet0.08k ")
+    assert "embedded:students/4 against embedded:reference.npz" in bare.stderr
 
 
 def test_numbers_that_mean_nothing_are_refused(sets):

@@ -13,6 +13,7 @@ from hsivi_cli.metrics.frechet import (
     frechet_distance,
     kernel_distance,
     precision_recall,
+    standard_error,
 )
 
 
@@ -149,6 +150,31 @@ def test_feature_widths_must_agree():
         frechet_distance(
             moments(torch.zeros(2), torch.eye(2)), moments(torch.zeros(3), torch.eye(3))
         )
+
+
+def test_the_standard_error_of_one_gaussian_coordinate_is_the_closed_form():
+    """Of (m - m_r)^2 + (s - s_r)^2, where m varies by s^2 / n and s by s^2 / 2n."""
+    mean, sd, count = 1.5, 2.0, 400
+    rows = mean + sd * torch.randn(400_000, 1, generator=rng(), dtype=torch.float64)
+    seen = moments(torch.tensor([mean]), torch.tensor([[sd**2]]), count)
+    real = moments(torch.zeros(1), torch.eye(1))
+    expected = math.sqrt(4 * mean**2 * sd**2 / count + 4 * (sd - 1) ** 2 * sd**2 / (2 * count))
+    assert standard_error(seen, real, rows) == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize("rank", [6, 4])
+def test_the_standard_error_is_the_spread_of_distances_over_sets(rank):
+    """Of features that are no Gaussian's, and a reference of any rank."""
+    mix = torch.randn(6, 6, generator=rng(), dtype=torch.float64)
+    real = moments(torch.zeros(6), random_cov(6, rank, seed=1))
+    sets = [
+        torch.rand(500, 6, generator=rng(seed), dtype=torch.float64).square() @ mix
+        for seed in range(200)
+    ]
+    distances = torch.tensor([frechet_distance(moments_of_rows(rows), real) for rows in sets])
+    told = [standard_error(moments_of_rows(rows), real, rows) for rows in sets[:20]]
+    # a standard deviation of 200 numbers is good to 5 %
+    assert torch.tensor(told).mean() == pytest.approx(distances.std().item(), rel=0.15)
 
 
 def direct_mmd(x, y):

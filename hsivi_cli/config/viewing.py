@@ -23,10 +23,10 @@ class FidConfig:
     """`hsivi fid A B`: the distance between two sets of images.
 
     Each is a folder, an .npz file of images or of statistics, a run directory, or a data set by
-    name.
+    name; without any, the shipped student of 4 calls and the embedded reference.
     """
 
-    a: str
+    a: str | None = None
     b: str | None = None
     detector: str | None = option(
         None,
@@ -82,10 +82,10 @@ class SampleConfig:
 @dataclass(frozen=True)
 class CompareConfig:
     """`hsivi compare`: students, the best solvers and the teacher at equal calls, seeds and noises,
-    judged by one distance.
+    judged by one distance; without sources, the shipped students.
     """
 
-    sources: tuple[str, ...]
+    sources: tuple[str, ...] = ()
     nfe: str | None = option(
         None, "numbers of calls, such as 2,4,8; default: those the runs were trained for"
     )
@@ -106,7 +106,8 @@ class CompareConfig:
     count: int = option(5000, "images of every row", least=2)
     tune_count: int = option(
         1000,
-        "images by which a solver's best spacing is chosen, after a heat on an eighth of them",
+        "images by which a solver's best spacing is chosen, an eighth of them at first; by the "
+        "kernel distance where they are no more than the features",
         least=2,
     )
     seed: int = option(

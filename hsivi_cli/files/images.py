@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import HsiviError
-from .whole import replacing
+from .whole import replacing, write_bytes
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 NPZ_KEYS = ("images", "arr_0")
@@ -179,8 +179,7 @@ def dataset_images(name: str, data_root: Path) -> Tensor:
 def save_png(images: Tensor, seeds: Sequence[int], folder: Path) -> None:
     """One PNG for each image, uint8 [N, H, W, C], named by its seed."""
     for image, seed in zip(images, seeds, strict=True):
-        with replacing(Path(folder) / f"{seed:05d}.png") as temporary:
-            _picture(image).save(temporary, format="PNG")
+        write_bytes(Path(folder) / f"{seed:05d}.png", image_png(image))
 
 
 PNG_END = b"IEND\xaeB`\x82"  # a PNG's last chunk, which a power cut may have cut off
@@ -240,21 +239,21 @@ def grid_of(images: Tensor, columns: int | None = None) -> Tensor:
 
 def grid_png(images: Tensor, columns: int | None = None) -> bytes:
     """`grid_of` as the bytes of a PNG."""
-    buffer = io.BytesIO()
-    _picture(grid_of(images, columns)).save(buffer, format="PNG")
-    return buffer.getvalue()
+    return image_png(grid_of(images, columns))
 
 
 def save_grid(images: Tensor, path: Path, columns: int | None = None) -> None:
     """`grid_of` as a PNG file."""
-    with replacing(path) as temporary:
-        temporary.write_bytes(grid_png(images, columns))
+    write_bytes(path, grid_png(images, columns))
 
 
-def _picture(image: Tensor) -> Image.Image:
+def image_png(image: Tensor) -> bytes:
+    """One image, uint8 [H, W, C], as the bytes of a PNG."""
     if not has_picture(image.shape[2]):
         raise HsiviError(
             f"images of {image.shape[2]} channels have no picture: write them to an .npz file"
         )
     array = image.cpu().numpy()
-    return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+    buffer = io.BytesIO()
+    Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -1,7 +1,7 @@
 """Images -> features, the statistics of a set of images, and their files.
 
 A *detector* is a frozen network whose features stand for images. Its `stamp` names the network,
-what it does to the size of images, and a hash of its weights: distances between statistics of
+what it does to the size of images, and the digest of its weights: distances between statistics of
 different stamps mean nothing and are refused.
 
 Two kinds exist: `inception`, pytorch-fid's InceptionV3 (features of the last pooling, width 2048),
@@ -11,7 +11,6 @@ and small convolutional classifiers, each a folder with config.json and model.sa
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..errors import HsiviError
+from ..files.digest import digest
 from ..files.places import weights_folder
 
 EMBEDDED = "fashion-mnist"
@@ -159,7 +159,7 @@ def _load_classifier(folder: Path, device: str | torch.device) -> Detector:
         with _exact_float32(device):
             return trunk(images.to(device).permute(0, 3, 1, 2).float() / 127.5 - 1)
 
-    stamp = f"{name} {side}x{side} no-resize {_weights_hash(state)}"
+    stamp = f"{name} {side}x{side} no-resize {_weights_digest(state)}"
     return Detector(stamp, config["feature_dim"], features)
 
 
@@ -232,7 +232,7 @@ def _load_inception(weights: Path | None, device: str | torch.device) -> Detecto
         with _exact_float32(device):
             return network(x.expand(-1, 3, -1, -1).contiguous(memory_format=layout))
 
-    stamp = f"{INCEPTION} bilinear-299 {_weights_hash(wanted)}"
+    stamp = f"{INCEPTION} bilinear-299 {_weights_digest(wanted)}"
     return Detector(stamp, 2048, features)
 
 
@@ -283,10 +283,9 @@ def _exact_float32(device: str | torch.device) -> Iterator[None]:
             setting.fp32_precision = value
 
 
-def _weights_hash(state: dict[str, Tensor]) -> str:
-    """A short hash of the numbers themselves: the same weights in another container hash alike."""
-    digest = hashlib.sha256()
+def _weights_digest(state: dict[str, Tensor]) -> str:
+    """The digest of the numbers themselves: the same weights in another container have the same."""
+    parts = []
     for key in sorted(key for key in state if not key.endswith("num_batches_tracked")):
-        digest.update(f"{key} {state[key].dtype} {tuple(state[key].shape)}".encode())
-        digest.update(state[key].detach().cpu().contiguous().numpy().tobytes())
-    return f"sha256:{digest.hexdigest()[:12]}"
+        parts += [f"{key} {state[key].dtype} {tuple(state[key].shape)}", state[key]]
+    return f"sha256:{digest(*parts)[:12]}"

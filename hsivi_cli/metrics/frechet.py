@@ -6,6 +6,7 @@ pytorch-fid (`np.mean`, `np.cov`, hence n - 1).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -86,6 +87,27 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     return max(distance.item(), 0.0)  # rounding leaves equal Gaussians a hair below 0
 
 
+def standard_error(seen: Moments, reference: Moments, features: Tensor) -> float:
+    """How much `frechet_distance(seen, reference)` varies between sets of `seen.count` images of
+    one sampler, to first order: the standard deviation of the distance's influence function
+
+    i(x) = 2 (m - m_r).d + d.d - d^T T d,   d = x - m,   T = R (R^T C R)^(-1/2) R^T,   C_r = R R^T
+
+    over the images, divided by sqrt(count). T maps the one Gaussian onto the other.
+
+    features [N, D]  of the images or a part of them, however many `seen` are
+    """
+    root = _root(reference.cov.double())
+    values, vectors = torch.linalg.eigh(root.T @ seen.cov.double() @ root)
+    keep = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
+    transport = root @ vectors[:, keep] * values[keep] ** -0.25
+    mean = seen.mean.double()
+    deviation = features.double().cpu() - mean
+    slope = 2 * deviation @ (mean - reference.mean.double())
+    curve = deviation.square().sum(1) - (deviation @ transport).square().sum(1)
+    return (slope + curve).std().item() / math.sqrt(seen.count)
+
+
 def _root(cov: Tensor) -> Tensor:
     """R with R R^T = cov [D, rank]; eigenvalues at the level of rounding are dropped."""
     values, vectors = torch.linalg.eigh((cov + cov.T) / 2)
@@ -138,15 +160,15 @@ def precision_recall(real: Tensor, fake: Tensor, neighbours: int = 3) -> tuple[f
 
     A set's manifold is the union of balls about its points that reach their `neighbours`-th
     neighbour. real [N, D], fake [M, D]
-    Returns (precision: the share of fakes inside the real manifold, recall: the share of reals
-    inside the fake one)
+    Returns (precision: the fraction of fakes inside the real manifold, recall: that of reals inside
+    the fake one)
     """
     if min(len(real), len(fake)) <= neighbours:
         raise ValueError(f"precision and recall need more than {neighbours} rows on each side")
-    return _share_inside(fake, real, neighbours), _share_inside(real, fake, neighbours)
+    return _fraction_inside(fake, real, neighbours), _fraction_inside(real, fake, neighbours)
 
 
-def _share_inside(points: Tensor, manifold: Tensor, neighbours: int) -> float:
+def _fraction_inside(points: Tensor, manifold: Tensor, neighbours: int) -> float:
     points, manifold = points.double(), manifold.double()
     # a point's nearest neighbour in its own set is itself, hence + 1
     radius = torch.cat([d.kthvalue(neighbours + 1).values for d in _distances(manifold, manifold)])

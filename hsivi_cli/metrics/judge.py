@@ -1,193 +1,89 @@
-"""A detector with a reference: what samplers are judged by."""
+"""A judge, a detector with a reference: what images are judged by in training and by `compare`;
+`fid` has the two sides that it compares share a detector in the same way.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
-import os
-import time
-from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
-from tqdm import tqdm
 
-from ..config import CompareConfig, TrainConfig
-from ..errors import HsiviError
-from ..files.images import NotFinite, read_npz, save_npz
+from ..config import CompareConfig, FidConfig, TrainConfig
 from ..files.places import embedded
-from ..files.whole import read_json, write_text
-from ..models.draw import Sampler, chain_digest, draw
 from ..models.teacher import Teacher
-from .detectors import Detector
-from .frechet import frechet_distance, precision_recall
+from .detectors import Detector, load_detector
 from .statistics import (
     Statistics,
-    detector_for,
+    check_detector,
+    kind_of,
     load_statistics,
-    moments_of,
-    save_statistics,
+    name_of_detector,
     statistics_of,
 )
 
 
-def make_judge(config: TrainConfig, teacher: Teacher) -> tuple[Detector, Statistics] | None:
-    """The detector and the reference's statistics, where there is a --reference. Refuses a detector
-    that does not take the teacher's images.
+class Judge(NamedTuple):
+    """detector   a frozen network that turns images into features
+    reference  statistics of the images that others are measured from
+    """
+
+    detector: Detector
+    reference: Statistics
+
+
+def open_judge(
+    config: TrainConfig | CompareConfig,
+    reference: str,
+    device: torch.device,
+    keep_features: bool = False,
+) -> Judge:
+    """The judge of a configuration; images of the reference are seen now.
+
+    keep_features  of a reference's images, for precision and recall
+    """
+    files = read_files(reference)
+    detector = open_detector(config, files, device)
+    if reference in files:
+        return Judge(detector, files[reference])
+    seen = statistics_of(reference, detector, config.data_root, keep_features=keep_features)
+    return Judge(detector, seen)
+
+
+def make_judge(config: TrainConfig, teacher: Teacher) -> Judge | None:
+    """The judge of a training, where there is a --reference. Refuses a detector that does not take
+    the teacher's images.
     """
     if config.reference is None:
         return None
-    weights = Path(config.detector_weights) if config.detector_weights else None
-    reference = str(embedded(config.reference))
-    detector = detector_for([reference], config.detector, weights, teacher.unet.device)
-    detector.features(torch.zeros(2, *teacher.shape[1:], teacher.shape[0], dtype=torch.uint8))
-    return detector, statistics_of(reference, detector, config.data_root)
+    judge = open_judge(config, config.reference, teacher.unet.device)
+    judge.detector.features(torch.zeros(2, *teacher.shape[1:], teacher.shape[0], dtype=torch.uint8))
+    return judge
 
 
-RECALL_COUNT = 2000  # features a side for precision and recall: their cost grows with its square
-GRID_COUNT = 36
+def read_files(*sources: str) -> dict[str, Statistics]:
+    """The statistics files among the sources, each read once, by the names that were given."""
+    return {
+        source: load_statistics(embedded(source))
+        for source in sources
+        if kind_of(source) == "statistics"
+    }
 
 
-def cache_of(config: CompareConfig) -> Path:
-    """Where what was drawn is kept."""
-    chosen = config.cache or os.environ.get("HSIVI_CACHE")
-    return Path(chosen) if chosen else Path.home() / ".cache" / "hsivi"
+def open_detector(
+    config: TrainConfig | FidConfig | CompareConfig,
+    files: dict[str, Statistics],
+    device: torch.device,
+) -> Detector:
+    """The detector named, or without one that of the first of the statistics files to tell it;
+    where no file does, it is `inception`.
 
-
-class Ruler:
-    """Draws samplers and measures how far they are from the reference, remembering what was
-    drawn.
+    A file of another detector is refused; one that does not tell its detector is believed.
     """
-
-    def __init__(
-        self, config: CompareConfig, detector: Detector, reference: Statistics, device: torch.device
-    ):
-        self.config, self.detector, self.reference, self.device = (
-            config,
-            detector,
-            reference,
-            device,
-        )
-        self.cache = cache_of(config)
-
-    def measure(self, sampler: Sampler) -> dict:
-        """A row: the mean over repeats, on seeds that do not overlap."""
-        config, distances, seconds, shares, broken = self.config, [], [], [], {}
-        for repeat in range(config.repeats):
-            seed = config.seed + repeat * config.count
-            try:
-                distance, spent, statistics = self.distance(sampler, seed, config.count)
-            except NotFinite as error:  # one sampler's fault; the others go on
-                distances, seconds, shares, broken = [], [], [], {"error": str(error)}
-                break
-            distances.append(distance)
-            seconds.append(spent)
-            real, fake = self.reference.features, statistics.features
-            size = 0 if real is None else min(len(real), len(fake), RECALL_COUNT)
-            if size > 3:  # as many of both, or one manifold would be the finer
-                pair = (features[:size].to(self.device) for features in (real, fake))
-                shares.append(precision_recall(*pair))
-        precision, recall = (
-            (sum(part) / len(shares) for part in zip(*shares, strict=True))
-            if shares
-            else (None, None)
-        )
-        return {
-            "name": sampler.name,
-            "kind": sampler.kind,
-            "nfe": sampler.nfe,
-            "distance": sum(distances) / len(distances) if distances else None,
-            "distances": distances,
-            "precision": precision,
-            "recall": recall,
-            "count": config.count,
-            "seconds": sum(seconds) / len(seconds) if seconds else None,
-            "how": "measured",
-        } | broken
-
-    def distance(self, sampler: Sampler, seed: int, count: int) -> tuple[float, float, Statistics]:
-        """The distance of images of seeds seed.. to the reference, the seconds that drawing took,
-        and the images' statistics.
-        """
-        statistics, seconds = self.statistics(sampler, seed, count)
-        return frechet_distance(statistics.moments, self.reference.moments), seconds, statistics
-
-    def distance_or_inf(self, sampler: Sampler, count: int) -> float:
-        """The distance of the first `count` images, infinite where they hold NaN."""
-        try:
-            return self.distance(sampler, self.config.seed, count)[0]
-        except NotFinite:
-            return float("inf")
-
-    def file(self, sampler: Sampler, seed: int, count: int) -> Path:
-        """Where the cache keeps a draw, without suffix: a name made of all that decides it."""
-        key = {
-            "network": sampler.digest,
-            "chain": chain_digest(sampler),
-            "seeds": [seed, count],
-            "dtype": self.config.dtype,
-            "batch_size": self.config.batch_size,
-            "detector": self.detector.stamp,
-        }
-        return (
-            self.cache / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
-        )
-
-    def statistics(self, sampler: Sampler, seed: int, count: int) -> tuple[Statistics, float]:
-        """The statistics of images of seeds seed.. and the seconds that drawing took, from the
-        cache or drawn; then the first images are kept too.
-        """
-        file = self.file(sampler, seed, count)
-        kept, note, grid = (file.with_suffix(end) for end in (".npz", ".json", ".first.npz"))
-        if kept.exists() and note.exists():
-            with contextlib.suppress(HsiviError, KeyError):  # damaged: draw again
-                return load_statistics(kept), read_json(note)["seconds"]
-        clock, first = Clock(), []
-
-        def looked_at(batches: Iterator[Tensor]) -> Iterator[Tensor]:
-            for images in batches:
-                first.extend(images[: GRID_COUNT - len(first)])
-                yield images
-
-        with tqdm(
-            total=count,
-            unit=" images",
-            desc=f"{sampler.name}, {sampler.nfe} calls",
-            disable=None,
-            leave=False,
-        ) as bar:
-            seeds, size = range(seed, seed + count), min(count, self.config.batch_size)
-            batches = clock.time(draw(sampler, seeds, size, self.device), bar)
-            moments, features = moments_of(looked_at(batches), self.detector, keep_features=True)
-        save_statistics(kept, Statistics(moments, self.detector.stamp, features[:RECALL_COUNT]))
-        save_npz(torch.stack(first), grid)
-        facts = {"name": sampler.name, "nfe": sampler.nfe, "seconds": clock.seconds}
-        write_text(note, json.dumps(facts) + "\n")
-        return load_statistics(kept), clock.seconds  # features rounded, as a later run reads them
-
-    def first_images(self, sampler: Sampler) -> Tensor:
-        """The first of the images that a row was measured on."""
-        seed, count = self.config.seed, self.config.count
-        grid = self.file(sampler, seed, count).with_suffix(".first.npz")
-        with contextlib.suppress(HsiviError):
-            return read_npz(grid)
-        seeds = range(seed, seed + min(count, GRID_COUNT))  # the cache has lost them
-        return torch.cat(list(draw(sampler, seeds, len(seeds), self.device)))
-
-
-class Clock:
-    """Seconds spent inside an iterator."""
-
-    seconds = 0.0
-
-    def time(self, batches, bar):
-        while True:
-            begin = time.perf_counter()
-            images = next(batches, None)
-            self.seconds += time.perf_counter() - begin
-            if images is None:
-                return
-            bar.update(len(images))
-            yield images
+    stamps = ((source, statistics.stamp) for source, statistics in files.items())
+    told = (name_of_detector(source, stamp) for source, stamp in stamps if stamp is not None)
+    weights = Path(config.detector_weights) if config.detector_weights else None
+    detector = load_detector(config.detector or next(told, None), weights, device)
+    for source, statistics in files.items():
+        check_detector(source, statistics, detector)
+    return detector

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ..errors import HsiviError
-from ..files.images import DATASET_NAMES, dataset_images, open_images, open_npz
+from ..files.images import DATASET_NAMES, SUFFIXES, dataset_images, open_images, open_npz
 from ..files.places import embedded
 from ..files.whole import replacing
-from .detectors import EMBEDDED, INCEPTION, Detector, load_detector
+from .detectors import EMBEDDED, INCEPTION, Detector
 from .frechet import Moments, MomentSum
 
 
@@ -24,7 +25,8 @@ class Statistics:
 
     moments          of the features
     stamp            the detector's; None where a file does not say
-    features [N, D]  float32, all or some of them, for KID and recall; None where none are kept
+    features [N, D]  float32, all or some of them, for KID and recall, on the detector's device or
+                     from a file on the CPU; None where none are kept
     """
 
     moments: Moments
@@ -36,16 +38,22 @@ def moments_of(
     batches: Iterable[Tensor], detector: Detector, keep_features: bool = False
 ) -> tuple[Moments, Tensor | None]:
     """Moments of the features of uint8 image batches, and with keep_features the features [N, D]
-    themselves."""
+    themselves, on the detector's device."""
     moments, kept = MomentSum(), []
     for images in batches:
         features = detector.features(images)
         moments.update(features)
         if keep_features:
-            kept.append(features.cpu())
+            kept.append(features)
     if moments.count < 2:
         raise HsiviError(f"a distance needs at least 2 images on each side; found {moments.count}")
     return moments.result(), torch.cat(kept) if keep_features else None
+
+
+def random_rows(features: Tensor, count: int, seed: int) -> Tensor:
+    """`count` of the features [N, D], chosen and ordered by a seed."""
+    rng = torch.Generator().manual_seed(seed)
+    return features[torch.randperm(len(features), generator=rng)[:count]]
 
 
 def save_statistics(path: Path, statistics: Statistics) -> None:
@@ -112,6 +120,11 @@ def kind_of(source: str | Path) -> str:
     if str(source) in DATASET_NAMES:
         return "data set"
     if path.is_file():
+        if path.suffix.lower() in SUFFIXES:
+            raise HsiviError(
+                f"{source} is one picture, and a distance is between sets of images: give a folder "
+                "of them, such as `hsivi sample --out FOLDER` writes, or an .npz file"
+            )
         with open_npz(path) as file:
             return "statistics" if "mu" in file.files else "npz"
     if not path.is_dir():
@@ -122,26 +135,8 @@ def kind_of(source: str | Path) -> str:
     return "network" if any((path / mark).exists() for mark in marks) else "folder"
 
 
-def detector_for(
-    sources: Iterable[str | Path],
-    name: str | None = None,
-    weights: Path | None = None,
-    device: str | torch.device = "cpu",
-) -> Detector:
-    """The detector `name`, or without one the detector of the statistics files among `sources`.
-
-    Where no file tells, it is `inception`.
-    """
-    if name is None:
-        for source in sources:
-            stamp = load_statistics(source).stamp if kind_of(source) == "statistics" else None
-            if stamp is not None:
-                name = _detector_of_stamp(source, stamp)
-                break
-    return load_detector(name, weights, device)
-
-
-def _detector_of_stamp(source: str | Path, stamp: str) -> str:
+def name_of_detector(source: str | Path, stamp: str) -> str:
+    """What `load_detector` calls the detector of a stamp."""
     names = {EMBEDDED: EMBEDDED, INCEPTION: "inception"}
     word = stamp.split()[0]
     if word not in names:
@@ -156,7 +151,7 @@ def image_batches(
     if str(source) in DATASET_NAMES:
         images = dataset_images(str(source), data_root or "data")
         return len(images), iter(images.split(batch_size))
-    return open_images(source, batch_size)
+    return open_images(embedded(source), batch_size)
 
 
 def statistics_of(
@@ -166,27 +161,39 @@ def statistics_of(
     batch_size: int = 256,
     keep_features: bool = False,
 ) -> Statistics:
-    """Statistics of anything but a network: read from a file, or computed from images.
-
-    A file of another detector is refused; one that does not tell its detector is believed.
-    """
-    kind = kind_of(source)
-    if kind == "network":
+    """Statistics of the images of a folder, an .npz file or a data set."""
+    if kind_of(source) == "network":
         raise HsiviError(
             f"{source}: a run or pipeline holds no images; give a folder that `hsivi sample` wrote"
         )
-    if kind == "statistics":
-        statistics = load_statistics(source)
-        check_stamps((source, statistics.stamp), ("--detector", detector.stamp))
-        if len(statistics.moments.mean) != detector.feature_dim:
-            raise HsiviError(
-                f"{source}: {len(statistics.moments.mean)} features, but the detector "
-                f"'{detector.stamp}' has {detector.feature_dim}"
-            )
-        return statistics
-    _, batches = image_batches(source, data_root, batch_size)
-    moments, features = moments_of(batches, detector, keep_features)
+    count, batches = image_batches(source, data_root, batch_size)
+    return statistics_of_batches(batches, count, str(source), detector, keep_features)
+
+
+def statistics_of_batches(
+    batches: Iterable[Tensor], count: int, name: str, detector: Detector, keep_features: bool
+) -> Statistics:
+    """Statistics of `count` images in batches, with a bar that says how many it has seen."""
+
+    def counted() -> Iterator[Tensor]:
+        # disable=None: quiet where stderr is no terminal
+        with tqdm(total=count, unit=" images", desc=Path(name).name, disable=None) as bar:
+            for images in batches:
+                yield images
+                bar.update(len(images))
+
+    moments, features = moments_of(counted(), detector, keep_features)
     return Statistics(moments, detector.stamp, features)
+
+
+def check_detector(source: str | Path, statistics: Statistics, detector: Detector) -> None:
+    """Refuse a statistics file of another detector than this one."""
+    check_stamps((source, statistics.stamp), ("--detector", detector.stamp))
+    if len(statistics.moments.mean) != detector.feature_dim:
+        raise HsiviError(
+            f"{source}: {len(statistics.moments.mean)} features, but the detector "
+            f"'{detector.stamp}' has {detector.feature_dim}"
+        )
 
 
 def check_stamps(a: tuple[str | Path, str | None], b: tuple[str | Path, str | None]) -> None:
@@ -216,7 +223,7 @@ def few_images(source: str | Path, count: int, width: int) -> str | None:
     if not 0 < count <= width:
         return None
     return (
-        f"WARNING: {source} has {count} images for {width} features: its covariance is "
+        f"warning: {source} has {count} images for {width} features: its covariance is "
         f"singular and the distance far too large; use many more than {width} images, or "
         "`hsivi fid --kid`"
     )

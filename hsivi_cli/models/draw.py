@@ -8,7 +8,6 @@ of calls.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import HsiviError
+from ..files.digest import digest
 from ..files.images import to_images
 from ..method.chain import Chain, Network, Noise, draw_noise, join_noise, sample
 from .spacings import solver
@@ -51,9 +51,8 @@ class Sampler:
 
 
 def chain_digest(sampler: Sampler) -> str:
-    """A hash of the layers and their noise scale."""
-    parts = [getattr(sampler.chain, f.name) for f in fields(Chain)] + [sampler.log_scale]
-    return hashlib.sha256(b"".join(t.detach().cpu().numpy().tobytes() for t in parts)).hexdigest()
+    """The digest of the layers and their noise scale."""
+    return digest(*(getattr(sampler.chain, f.name) for f in fields(Chain)), sampler.log_scale)
 
 
 def student_sampler(student: Student, nfe: int | None = None, dtype: str = "float32") -> Sampler:

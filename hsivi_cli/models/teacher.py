@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +16,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from torch import Tensor
 
+from ..files.digest import digest
 from ..method import schedule
 from ..method.chain import Network
 
@@ -53,7 +53,7 @@ class Teacher:
         kind, betas = config.beta_schedule, config.trained_betas
         if betas is not None:
             numbers = np.asarray(betas, dtype=np.float64)
-            kind = f"trained betas {hashlib.sha256(numbers.tobytes()).hexdigest()[:12]}"
+            kind = f"trained betas {digest(numbers.tobytes())[:12]}"
         elif kind != "squaredcos_cap_v2":  # which has no ends
             kind += f" {config.beta_start:g} to {config.beta_end:g}"
         return f"{kind}, {len(self.table)} times"
@@ -129,8 +129,5 @@ def eps_network(
 
 def digest_of(module: torch.nn.Module) -> str:
     """A short hash of a module's weights, whatever file or precision they came from."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    weights = sorted(module.state_dict().items())
+    return digest(*(part for name, tensor in weights for part in (name, tensor.float())))[:16]

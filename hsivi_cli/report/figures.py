@@ -9,6 +9,7 @@ from torch import Tensor
 
 
 def png(figure) -> bytes:
+    """A matplotlib figure as the bytes of a PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .text import columns
+
 COLUMNS = {
     "name": ("", "{}"),
     "mean_error": ("mean error", "{:.3f}"),
@@ -24,11 +26,4 @@ def table(rows: list[dict]) -> str:
         lines.append(
             [COLUMNS[key][1].format(row[key]) if row.get(key) is not None else "" for key in used]
         )
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
+    return columns(lines)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 
+from .figures import png
 from .rows import best, comparable
 
 WIDE, HIGH = 5.4, 4.4  # inches of a panel, small enough that its words stay readable on a phone
@@ -41,9 +41,7 @@ def figure_png(fill: Sequence[Callable]) -> bytes:
         axes.grid(alpha=0.25)
         if axes.get_legend_handles_labels()[0]:
             part.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return png(figure)
 
 
 def draw_calls(axes, rows: list[dict]) -> None:

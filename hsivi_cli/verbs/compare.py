@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -18,13 +19,15 @@ from ..config import ORIGIN, CompareConfig, parse_numbers
 from ..errors import HsiviError
 from ..files.device import pick_device
 from ..files.images import has_picture, save_grid
-from ..files.places import check_file, check_place, embedded, weights_folder
+from ..files.places import check_file, check_place, embedded
 from ..files.progress import command_line
 from ..files.run import whole_lines
-from ..files.whole import read_json, replacing, write_text
+from ..files.whole import write_bytes, write_json, write_text
 from ..metrics.detectors import Detector
-from ..metrics.judge import Ruler, cache_of
-from ..metrics.statistics import Statistics, detector_for, few_images, statistics_of, unsure_of
+from ..metrics.judge import open_judge
+from ..metrics.recorded import recorded, recorded_samplers, shipped
+from ..metrics.ruler import Ruler, cache_of
+from ..metrics.statistics import few_images, unsure_of
 from ..models.draw import Sampler, chain_digest, solver_sampler, student_sampler
 from ..models.loading import load_teacher
 from ..models.spacings import SOLVERS, parse_solver, solver_names
@@ -32,10 +35,12 @@ from ..models.student import Student, is_student, load_student
 from ..models.teacher import Teacher, difference
 from ..report import page as pages
 from ..report import plots
-from ..report import rows as report
+from ..report.rows import table
+from ..report.sentences import summary
 
-FINALISTS = 3  # spacings that a family's first heat leaves
-HEAT_SHARE = 8  # it is run on this part of --tune-count
+# successive halving over a family's spacings, in two rungs
+FIRST_RUNG = 8  # all spacings draw --tune-count / 8 images
+KEPT = 3  # those that go on to draw them all
 
 
 def run(config: CompareConfig) -> None:
@@ -45,6 +50,9 @@ def run(config: CompareConfig) -> None:
         check_file(file, *files[:i], *config.sources, config.reference, config.grids)
     for folder in (config.grids, cache_of(config)):
         check_place(folder, folder=True)
+    bare = not config.sources
+    if bare:
+        config = replace(config, sources=shipped(config.nfe), recorded=True)
     device = pick_device(config.device)
     students, teacher = open_sources(config, device)
     budgets, solvers = parse_budgets(config, students), parse_solvers(config)
@@ -53,42 +61,52 @@ def run(config: CompareConfig) -> None:
         solver_sampler(teacher, config.teacher_solver, calls, "teacher", config.dtype)
         for calls in (many if teacher else ())
     ]
-    reference_path = (
-        str(embedded(config.reference)) if config.reference else embedded_reference(teacher)
-    )
-    weights = Path(config.detector_weights) if config.detector_weights else None
-    detector = detector_for([reference_path], config.detector, weights, device)
-    reference = statistics_of(reference_path, detector, config.data_root, keep_features=True)
-    ruler = Ruler(config, detector, reference, device)
-    caution(config, reference_path, reference)
+    reference = config.reference or embedded_reference(teacher)
+    judge = open_judge(config, reference, device, keep_features=True)
+    ruler = Ruler(config, judge, device)
+    caution(ruler, reference, tunes=bool(not bare and teacher and set(solvers) & set(SOLVERS)))
 
     samplers, curves = [], []
     for nfe in budgets:
         samplers += [student_sampler(s, nfe, config.dtype) for s in students if nfe in s.chains]
-        found = [tuned(name, nfe, teacher, ruler) for name in solvers if teacher]
+        found = [tuned(name, nfe, teacher, ruler) for name in solvers if teacher and not bare]
         samplers += [sampler for sampler in found if sampler]
-        curves += [training_curve(s, nfe, detector) for s in students if nfe in s.chains]
+        curves += [training_curve(s, nfe, judge.detector) for s in students if nfe in s.chains]
     samplers += teachers
+    if bare:
+        samplers += recorded_samplers(teacher, budgets, config.dtype)
+        samplers = [sampler for sampler in samplers if not ruler.is_slow(sampler)]
     rows = [ruler.measure(sampler) for sampler in samplers]
     for row in rows:
         row |= training_facts(row, students, teacher)
     if config.recorded:
-        rows += recorded_rows(teacher, {(row["name"], row["nfe"]) for row in rows})
+        have = {(row["name"], row["nfe"]) for row in rows}
+        rows += [r for r in recorded(teacher, budgets) if (r["name"], r["nfe"]) not in have]
     if not rows:
         raise HsiviError(
             "nothing to compare: name runs, numbers of calls they were trained for, or solvers"
         )
-    print(report.table(rows))
+    print(table(rows))
     print()
-    print("\n".join([*report.verdicts(rows), *report.notes(rows)]))
+    print("\n".join(summary(rows)))
     curves = [curve for curve in curves if curve["points"]]
-    write_files(config, rows, curves, samplers, ruler, reference_path)
+    write_files(config, rows, curves, samplers, ruler, reference)
 
 
-def caution(config: CompareConfig, path: str, reference: Statistics) -> None:
-    """Warn of too few images, and of a reference whose detector is not known."""
-    width, drawn = len(reference.moments.mean), f"--count {config.count}"
-    warnings = [few_images(drawn, config.count, width), *unsure_of(path, reference)]
+def caution(ruler: Ruler, path: str, tunes: bool) -> None:
+    """Warn of too few images, and of a reference whose detector is not known.
+
+    tunes  whether solvers' spacings are to be chosen
+    """
+    config, reference, width = ruler.config, ruler.judge.reference, ruler.judge.detector.feature_dim
+    warnings = [few_images(f"--count {config.count}", config.count, width)]
+    warnings += unsure_of(path, reference)
+    if tunes and ruler.tune_count <= width and not ruler.tunes_by_kernel:
+        warnings.append(
+            f"warning: --tune-count {ruler.tune_count} images for {width} features: their "
+            "covariances are singular, and spacings chosen by them may not be the best; give more, "
+            "or a reference that keeps features"
+        )
     for line in filter(None, warnings):
         print(line, file=sys.stderr)
 
@@ -101,22 +119,25 @@ def write_files(
     ruler: Ruler,
     reference: str,
 ) -> None:
-    size = ruler.reference.moments.count or "unknown number of"
+    size = ruler.judge.reference.moments.count or "unknown number of"
     about = {
         "date": date.today().isoformat(),
         "reference": f"{Path(reference).name} ({size} images)",
-        "detector": ruler.detector.stamp,
+        "detector": ruler.judge.detector.stamp,
         "images per row": f"{config.count}, seeds from {config.seed}, {config.repeats} time(s)",
         "command": command_line(),
-        "solvers": f"each at its spacing best on {config.tune_count} images; linear, so x0 is "
-        "never clipped",
     }
+    if any(row["kind"] == "solver" and row["how"] == "measured" for row in rows):
+        kind = "kernel" if ruler.tunes_by_kernel else "Fréchet"
+        about["solvers"] = (
+            f"each at its spacing best by the {kind} distance on {ruler.tune_count} images; "
+            "linear, so x0 is never clipped"
+        )
     if config.json:
         found = {"rows": rows, "training": curves, "about": about}
-        write_text(Path(config.json), json.dumps(found, indent=1, allow_nan=False) + "\n")
+        write_json(Path(config.json), found)
     if config.plot:
-        with replacing(Path(config.plot)) as temporary:
-            temporary.write_bytes(plots.plot_png(rows, curves))
+        write_bytes(Path(config.plot), plots.plot_png(rows, curves))
     if config.grids or config.html:
         sound = {(row["name"], row["nfe"]) for row in rows if row["distance"] is not None}
         grids = {
@@ -192,7 +213,7 @@ def embedded_reference(teacher: Teacher | None) -> str:
             "--reference is needed: only the embedded teacher and its students have one of their "
             "own"
         )
-    return str(weights_folder() / "reference.npz")
+    return "embedded:reference.npz"
 
 
 def parse_budgets(config: CompareConfig, students: list[Student]) -> list[int]:
@@ -223,7 +244,7 @@ def tuned(name: str, nfe: int, teacher: Teacher, ruler: Ruler) -> Sampler | None
     """A solver on the teacher: the one named, or a family's best spacing. None, with a warning,
     where nothing fits this many calls.
 
-    Many spacings run a first heat on few images, and only the finalists run the full distance.
+    Many spacings are tried by successive halving: all on few images, the best of them on all.
     """
     config = ruler.config
     candidates, reason = {}, None
@@ -238,29 +259,13 @@ def tuned(name: str, nfe: int, teacher: Teacher, ruler: Ruler) -> Sampler | None
         return None
 
     def by_distance(count: int) -> list[Sampler]:
-        return sorted(left, key=lambda sampler: ruler.distance_or_inf(sampler, count))
+        return sorted(left, key=lambda sampler: ruler.tuning_distance(sampler, count))
 
-    left, count = list(candidates.values()), min(config.tune_count, config.count)
-    heat = count // HEAT_SHARE
-    if len(left) > FINALISTS and heat > ruler.detector.feature_dim:
-        left = by_distance(heat)[:FINALISTS]
+    left, count = list(candidates.values()), ruler.tune_count
+    few = count // FIRST_RUNG
+    if len(left) > KEPT and few > ruler.judge.detector.feature_dim:
+        left = by_distance(few)[:KEPT]
     return by_distance(count)[0] if len(left) > 1 else left[0]
-
-
-def recorded_rows(teacher: Teacher | None, have: set[tuple[str, int]]) -> list[dict]:
-    """Rows of weights/recorded.json, each with the command that made it, if they are of this
-    teacher.
-    """
-    file = weights_folder() / "recorded.json"
-    known = read_json(file)
-    if teacher is None or difference(known["teacher"], teacher.identity):
-        raise HsiviError(
-            "--recorded holds rows of the embedded teacher, which is not the one compared here: "
-            "leave it out"
-        )
-    return [
-        row | {"how": "recorded"} for row in known["rows"] if (row["name"], row["nfe"]) not in have
-    ]
 
 
 def training_facts(row: dict, students: list[Student], teacher: Teacher | None) -> dict:

@@ -3,41 +3,38 @@ and recall.
 
 The number is pytorch-fid's where the detector is `inception`. It falls as the number of images
 grows, so its name tells it: `fid` from 50,000 images on, else `fid5k`, `fid2.5k`, ... after the
-smaller of the two sets.
+smaller of the two sets. By another detector it is no FID, and called `frechet5k` and so on.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from tqdm import tqdm
 
 from ..config import FidConfig
 from ..errors import HsiviError
 from ..files.device import pick_device
 from ..files.images import check_npz
-from ..files.places import check_file, embedded
-from ..metrics.detectors import Detector
+from ..files.places import check_file
+from ..metrics.detectors import INCEPTION, Detector
 from ..metrics.frechet import frechet_distance, kernel_distance, precision_recall
+from ..metrics.judge import open_detector, read_files
 from ..metrics.statistics import (
     Statistics,
     check_stamps,
-    detector_for,
-    image_batches,
     kind_of,
-    load_statistics,
-    moments_of,
+    random_rows,
     save_statistics,
     statistics_of,
+    statistics_of_batches,
     unsure_of,
 )
 
+SHIPPED = "embedded:students/4"  # what is scored where nothing is named
 FULL_COUNT = 50_000  # images from which on a distance may be called FID
 SUBSET = 1000  # images in each of KID's subsets
 KEPT_FEATURES = 5000  # in a statistics file, for KID and recall of later comparisons
@@ -45,6 +42,9 @@ KEPT_FEATURES = 5000  # in a statistics file, for KID and recall of later compar
 
 def run(config: FidConfig) -> None:
     """Print the distance between config.a and config.b; write config.a's statistics where asked."""
+    if config.a is None:
+        config = replace(config, a=SHIPPED, b="embedded:reference.npz")
+        print(f"{config.a} against {config.b}", file=sys.stderr)
     if config.b is None and config.save_stats is None:
         raise HsiviError(
             "nothing to compare with: give a second set (folder, .npz, run or data set), "
@@ -53,15 +53,16 @@ def run(config: FidConfig) -> None:
     check_file(config.save_stats, config.a, config.b)
     if config.save_stats:
         check_npz(config.save_stats, {"mu"})
-    config = replace(config, a=str(embedded(config.a)), b=config.b and str(embedded(config.b)))
     sources = [source for source in (config.a, config.b) if source is not None]
-    detector = _detector(config, sources)
-    a = _statistics(config.a, detector, config)
+    files, detector = read_files(*sources), None
+    if config.detector is not None or len(files) < len(sources):  # statistics alone need none
+        detector = open_detector(config, files, pick_device(config.device))
+    a = files.get(config.a) or _seen(config.a, detector, config)
     if config.save_stats is not None:
         _save(Path(config.save_stats), a, config.seed)
     if config.b is None:
         return
-    b = _statistics(config.b, detector, config)
+    b = files.get(config.b) or _seen(config.b, detector, config)
     for source, statistics in ((config.a, a), (config.b, b)):
         for line in unsure_of(source, statistics):
             print(line, file=sys.stderr)
@@ -81,7 +82,7 @@ def compare(a: Statistics, b: Statistics, config: FidConfig) -> dict:
     counts = [count for count in (a.moments.count, b.moments.count) if count]
     report = {
         "fid": frechet_distance(a.moments, b.moments),
-        "name": distance_name(min(counts, default=None)),
+        "name": distance_name(min(counts, default=None), a.stamp or b.stamp, widths[0]),
         "count": a.moments.count or None,
         "reference_count": b.moments.count or None,
         "detector": a.stamp or b.stamp,
@@ -95,26 +96,30 @@ def compare(a: Statistics, b: Statistics, config: FidConfig) -> dict:
                     f"--kid: {source} keeps no features; give its images, or a statistics file "
                     "written by `hsivi fid IMAGES --save-stats FILE`"
                 )
+        device = pick_device(config.device)
+        fake, real = (side.features.to(device) for side in (a, b))
         rng = torch.Generator().manual_seed(config.seed)
-        whole = max(len(a.features), len(b.features)) <= SUBSET
-        kid, deviation = kernel_distance(
-            a.features, b.features, 1 if whole else 100, SUBSET, rng=rng
-        )
+        whole = max(len(fake), len(real)) <= SUBSET
+        kid, deviation = kernel_distance(fake, real, 1 if whole else 100, SUBSET, rng=rng)
         report["kid"], report["kid_sd"] = kid, None if whole else deviation
         # both manifolds from equally many points, or the larger set's would be the finer one
-        size = min(len(a.features), len(b.features), KEPT_FEATURES)
+        size = min(len(fake), len(real), KEPT_FEATURES)
         if size > 3:
-            few = (_some(statistics.features, size, config.seed) for statistics in (b, a))
+            few = (random_rows(side, size, config.seed) for side in (real, fake))
             report["precision"], report["recall"] = precision_recall(*few)
     return report
 
 
-def distance_name(count: int | None) -> str:
-    """What a Fréchet distance of that many images is called: "fid", "fid10k", "fid0.5k".
+def distance_name(count: int | None, stamp: str | None, width: int) -> str:
+    """What a Fréchet distance of that many images is called: "fid", "fid10k", "fid0.5k" of
+    Inception's features, "frechet10k" and the like of others, which measure in other units.
 
-    A count that is not known is taken for a full one, as plain statistics files are.
+    A count that is not known is taken for a full one; a detector that is not known for Inception
+    where its features are as many, as in plain statistics files.
     """
-    return "fid" if count is None or count >= FULL_COUNT else f"fid{count / 1000:g}k"
+    inception = width == 2048 if stamp is None else stamp.split()[0] == INCEPTION
+    size = "" if count is None or count >= FULL_COUNT else f"{count / 1000:g}k"
+    return ("fid" if inception else "frechet") + size
 
 
 def _line(report: dict) -> str:
@@ -129,52 +134,20 @@ def _line(report: dict) -> str:
     return "\n".join(lines)
 
 
-def _detector(config: FidConfig, sources: list[str]) -> Detector | None:
-    """The detector that both sides share; none is loaded where both are statistics files."""
-    if config.detector is None and all(kind_of(source) == "statistics" for source in sources):
-        return None
-    weights = None if config.detector_weights is None else Path(config.detector_weights)
-    return detector_for(sources, config.detector, weights, pick_device(config.device))
-
-
-def _statistics(source: str, detector: Detector | None, config: FidConfig) -> Statistics:
-    if detector is None:
-        return load_statistics(Path(source))
-    kind = kind_of(source)
-    if kind == "statistics":
-        return statistics_of(source, detector)
-    if kind == "network":
-        from ..models import draw  # loads diffusers
-
-        seeds = range(config.seed, config.seed + config.count)
-        count = config.count
-        batches = draw.images_of(
-            Path(source), config.nfe, seeds, config.batch_size, pick_device(config.device)
-        )
-    else:
-        count, batches = image_batches(source, config.data_root, config.batch_size)
+def _seen(source: str, detector: Detector, config: FidConfig) -> Statistics:
+    """Statistics of images, those of a network drawn now."""
     keep = config.kid or config.save_stats is not None
-    moments, features = moments_of(_with_progress(batches, count, source), detector, keep)
-    return Statistics(moments, detector.stamp, features)
+    if kind_of(source) != "network":
+        return statistics_of(source, detector, config.data_root, config.batch_size, keep)
+    from ..models import draw  # loads diffusers
 
-
-def _with_progress(batches: Iterable[Tensor], count: int, source: str) -> Iterator[Tensor]:
-    # disable=None: quiet where stderr is no terminal
-    with tqdm(total=count, unit=" images", desc=Path(source).name, disable=None) as bar:
-        for images in batches:
-            yield images
-            bar.update(len(images))
+    seeds, device = range(config.seed, config.seed + config.count), pick_device(config.device)
+    batches = draw.images_of(source, config.nfe, seeds, config.batch_size, device)
+    return statistics_of_batches(batches, config.count, source, detector, keep)
 
 
 def _save(path: Path, statistics: Statistics, seed: int) -> None:
-    features = statistics.features
-    if features is not None:
-        features = _some(features, min(len(features), KEPT_FEATURES), seed)
-    save_statistics(path, Statistics(statistics.moments, statistics.stamp, features))
-
-
-def _some(features: Tensor, size: int, seed: int) -> Tensor:
-    if size == len(features):
-        return features
-    rng = torch.Generator().manual_seed(seed)
-    return features[torch.randperm(len(features), generator=rng)[:size]]
+    if statistics.features is not None and len(statistics.features) > KEPT_FEATURES:
+        few = random_rows(statistics.features, KEPT_FEATURES, seed)
+        statistics = replace(statistics, features=few)
+    save_statistics(path, statistics)
