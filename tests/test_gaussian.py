@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
+from hsivi_cli.density.datasets import waveform
 from hsivi_cli.density.gaussian import Affine, curvature, fit_gaussian, laplace
-from hsivi_cli.density.posteriors import logistic_regression, waveform
+from hsivi_cli.density.posteriors import logistic_regression
 from hsivi_cli.density.targets import Density, GaussianMixture
 
 

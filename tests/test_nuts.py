@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from hsivi_cli.density.gaussian import Affine
-from hsivi_cli.density.nuts import diagnosis, nuts, quietly
+from hsivi_cli.density.nuts import diagnosis, nuts
+from hsivi_cli.density.packages import quietly
 from hsivi_cli.density.targets import Density, GaussianMixture
 from hsivi_cli.density.truth import errors, exact_truth, nuts_truth
 from hsivi_cli.errors import HsiviError
@@ -22,7 +23,6 @@ def normal(count, seed=0):
 @pytest.fixture(scope="module")
 def chains():
     """NUTS on a correlated Gaussian, in a frame that is not its own."""
-    pytest.importorskip("nutpie")
     target = GaussianMixture(MEAN[None], COV)
     return nuts(Affine(target, torch.ones(2), 2 * torch.eye(2)), 2, 400, 0)
 
@@ -76,7 +76,6 @@ def test_a_package_that_is_missing_says_how_to_have_it(monkeypatch):
 
 
 def test_a_density_that_nuts_cannot_start_on_is_refused_in_one_line():
-    pytest.importorskip("nutpie")
     target = Density(lambda x: (x * torch.nan).sum(1), 2)
     with pytest.raises(HsiviError, match="NUTS fails on this target"):
         nuts(Affine(target, torch.zeros(2), torch.eye(2)), 1, 10, 0)

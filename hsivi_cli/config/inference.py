@@ -24,12 +24,14 @@ class InferConfig:
         below=24,
     )
     start_scale: float = option(0.5, "every layer's sd before training", above=0)
-    base_scale: float = option(1.0, "sd of the base that x_K is drawn from, in the frame", above=0)
+    base_scale: float = option(
+        1.0, "sd of the base that x_K is drawn from, in whitened coordinates", above=0
+    )
     frame: str = option(
         "auto",
-        "coordinates of the layers: those in which the target's best Gaussian is N(0, I), or the "
-        "target's own; auto: the target's own where they are one or two or with --bridge "
-        "diffusion, else the Gaussian's",
+        "whitening: the layers' coordinates are those in which the target's best Gaussian is "
+        "N(0, I), or the target's own; auto: the target's own where they are one or two or with "
+        "--bridge diffusion, else the Gaussian's",
         choices=("auto", "gaussian", "none"),
     )
 
@@ -48,7 +50,8 @@ class InferConfig:
     )
     lambdas: str = option(
         "auto",
-        "the target's share at layers 0 to K: auto, or K+1 numbers falling from 1 to 0",
+        "the tempering schedule, the target's share at layers 0 to K: auto, or K+1 numbers falling "
+        "from 1 to 0",
     )
     levels: str = option(
         "falling",

@@ -2,45 +2,32 @@
 
 from __future__ import annotations
 
-import importlib.util
-import warnings
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import HsiviError
 from .gaussian import Affine
+from .packages import quietly
 
-EXTRA = "pip install 'hsivi[infer]' first"
 BURN_IN = 500  # draws of each chain, in which nutpie adapts
 
 
-def quietly(name: str):
-    """A package of the extra; what it has to announce when imported is not the user's concern."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # ArviZ 0.23 announces 1.0
-            return importlib.import_module(name)
-    except ImportError as error:
-        raise HsiviError(f"this needs {name} ({error}): {EXTRA}") from error
+def nuts(white: Affine, chains: int, draws: int, seed: int) -> Tensor:
+    """NUTS chains [chains, draws, dim] of a target [Hoffman & Gelman 2014].
 
-
-def nuts(frame: Affine, chains: int, draws: int, seed: int) -> Tensor:
-    """NUTS chains [chains, draws, dim] of the frame's target [Hoffman & Gelman 2014].
-
-    They run in the frame's coordinates, where few steps go far; they begin at draws of N(0, 4 I)
-    there. The frame changes no posterior.
+    They run in whitened coordinates, where few steps go far; they begin at draws of N(0, 4 I)
+    there. Whitening changes no posterior.
     """
     quietly("arviz")
     nutpie, pyfunc = quietly("nutpie"), quietly("nutpie.compiled_pyfunc")
-    dim = frame.dim
+    dim = white.dim
 
     def make_log_density():
         def log_density(y: np.ndarray) -> tuple[float, np.ndarray]:
-            point = torch.as_tensor(y[None]).to(frame.centre).requires_grad_()
+            point = torch.as_tensor(y[None]).to(white.centre).requires_grad_()
             with torch.enable_grad():
-                value = frame.log_prob(point)
+                value = white.log_prob(point)
                 (gradient,) = torch.autograd.grad(value.sum(), point)
             return value.item(), gradient[0].double().cpu().numpy()
 
@@ -61,12 +48,12 @@ def nuts(frame: Affine, chains: int, draws: int, seed: int) -> Tensor:
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise HsiviError(f"NUTS fails on this target: {reason}") from error
-    y = torch.as_tensor(trace.posterior["y"].to_numpy().copy()).to(frame.centre)
+    y = torch.as_tensor(trace.posterior["y"].to_numpy().copy()).to(white.centre)
     if y.shape[:2] != (chains, draws) or y.isnan().all(-1).any():  # nutpie ends so on a Ctrl-C
         raise KeyboardInterrupt
     if not y.isfinite().all():
         raise HsiviError("NUTS fails on this target: its draws are not finite")
-    return frame.out(y.flatten(0, 1)).view(chains, draws, dim)
+    return white.out(y.flatten(0, 1)).view(chains, draws, dim)
 
 
 def diagnosis(chains: Tensor) -> dict[str, float]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .nuts import quietly
+from .packages import quietly
 
 
 @dataclass(frozen=True)
