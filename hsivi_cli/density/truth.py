@@ -42,8 +42,8 @@ def errors(draws: Tensor, truth: Truth, own_error: Tensor | None = None) -> dict
     mean_z             the same in Monte Carlo standard errors of the two means together
     sd_error           |ratio of the sds - 1|
     correlation_error  |difference of the correlations|
-    js, w1             Jensen-Shannon divergence (60 x 60 bins over all the truth) and sliced W1,
-                       in two dimensions
+    js, w1             Jensen-Shannon divergence (60 x 60 bins over the middle 99 % of the truth
+                       along each coordinate, one for all outside) and sliced W1, in the plane
 
     own_error  [dim]  standard error of the draws' mean; that of independent ones if left out
     """
@@ -60,9 +60,17 @@ def errors(draws: Tensor, truth: Truth, own_error: Tensor | None = None) -> dict
     found = {key: value.item() for key, value in found.items()}
     if x.shape[1] == 2:
         count = min(len(x), len(y))
-        found["js"] = jensen_shannon(draws, truth.draws, reach=1.01 * y.abs().max().item())
+        found["js"] = jensen_shannon(*on_ruler(y, x, y), reach=1)
         found["w1"] = sliced_w1(draws[:count], truth.draws[:count])
     return found
+
+
+def on_ruler(truth: Tensor, *clouds: Tensor) -> list[Tensor]:
+    """Clouds of points [N, 2], moved and stretched so that the middle 99 % of the truth's values
+    along each coordinate lie in [-1, 1]: quantiles, which no outlier of heavy tails moves.
+    """
+    low, high = truth.quantile(torch.tensor([0.005, 0.995]).to(truth), dim=0)
+    return [(x - (low + high) / 2) / ((high - low) / 2) for x in clouds]
 
 
 def sliced_w1(a: Tensor, b: Tensor, directions: int = 64) -> float:
