@@ -170,6 +170,17 @@ def test_a_figure_at_a_level_is_the_density_of_its_noised_draws(name):
     torch.testing.assert_close(found, expected, rtol=0, atol=0.03)
 
 
+@pytest.mark.parametrize("name", [n for n in PLANE if TARGETS[n]().levels])
+@pytest.mark.parametrize("alpha_bar", [0.0, 1e-9, 1e-6])
+def test_a_figure_that_is_all_noise_is_the_base(name, alpha_bar):
+    target, x = TARGETS[name](), (1.5 * numbers(20, 2)).float()
+    level = torch.full((20,), alpha_bar)
+    base = torch.distributions.Normal(0.0, 1.0).log_prob(x).sum(1)
+    # what is left of the target moves x by at most sqrt(alpha_bar) |x0|, of some 4.5
+    torch.testing.assert_close(target.log_prob(x, level), base, rtol=0, atol=0.02)
+    torch.testing.assert_close(target.score(x, level), -x, rtol=0, atol=0.02)
+
+
 def test_the_funnels_first_coordinate_and_the_width_of_the_second():
     x = targets.funnel().sample(40_000, rng())
     assert x[:, 0].std().item() == pytest.approx(3, rel=0.02)

@@ -191,6 +191,7 @@ def checkerboard(side: int = 4, cell: float = 1.0, edge: float = 0.1) -> Density
         level = torch.ones_like(x[:, 0]) if alpha_bar is None else alpha_bar.to(x)
         level = level[:, None, None]
         half, width = level.sqrt() * cell / 2, (level * edge**2 + 1 - level).sqrt()
+        half = half.clamp(min=1e-3)  # at alpha_bar 0 a cell is a point: log 0 - log 0
         distance = (x[:, :, None] - level.sqrt() * line.to(x)).abs()  # [B, 2, side]
         high = torch.special.log_ndtr((half - distance) / width)
         low = torch.special.log_ndtr((-half - distance) / width)
