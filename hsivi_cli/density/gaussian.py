@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -40,8 +41,13 @@ class Affine(Target):
         """The points x that y [B, dim] stand for."""
         return self.centre.to(y) + y @ self.factor.to(y).T
 
+    @cached_property
+    def log_stretch(self) -> Tensor:
+        """log |determinant of the factor|"""
+        return torch.linalg.slogdet(self.factor)[1]
+
     def log_prob(self, y: Tensor) -> Tensor:
-        return self.target.log_prob(self.out(y)) + torch.linalg.slogdet(self.factor)[1]
+        return self.target.log_prob(self.out(y)) + self.log_stretch
 
     def score(self, y: Tensor) -> Tensor:
         return self.target.score(self.out(y)) @ self.factor.to(y)
