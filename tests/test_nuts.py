@@ -1,13 +1,10 @@
 """NUTS against a Gaussian's own moments, and the table of methods."""
 
-import sys
-
 import pytest
 import torch
 
 from hsivi_cli.density.gaussian import Affine
 from hsivi_cli.density.nuts import diagnosis, nuts
-from hsivi_cli.density.packages import quietly
 from hsivi_cli.density.targets import Density, GaussianMixture
 from hsivi_cli.density.truth import nuts_truth
 from hsivi_cli.errors import HsiviError
@@ -41,12 +38,6 @@ def test_the_table_leaves_out_what_no_row_has():
     first, second, third = text.splitlines()
     assert first.split() == ["mean", "error", "R-hat"]
     assert second.split() == ["hsivi", "0.010"] and third.split() == ["nuts", "1.002"]
-
-
-def test_a_package_that_is_missing_says_how_to_have_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "nutpie", None)
-    with pytest.raises(HsiviError, match=r"needs nutpie .*pip install 'hsivi\[infer\]'"):
-        quietly("nutpie")
 
 
 def test_a_density_that_nuts_cannot_start_on_is_refused_in_one_line():
