@@ -63,7 +63,7 @@ def methods(target, seed: int, chosen: dict, draws: int):
     yield "mean-field", lambda: gaussian(False)
     yield "hsivi", lambda: fit(target, target.dim, False, seed=seed, **chosen).sample(COUNT)
     if draws:
-        yield "nuts", lambda: nuts(whitened[True], 1, draws, seed)[0]
+        yield "nuts", lambda: nuts(whitened[True], 1, draws, seed).draws[0]
 
 
 @torch.no_grad()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,8 +15,23 @@ from .packages import quietly
 BURN_IN = 500  # draws of each chain, in which nutpie adapts
 
 
-def nuts(white: Affine, chains: int, draws: int, seed: int) -> Tensor:
-    """NUTS chains [chains, draws, dim] of a target [Hoffman & Gelman 2014].
+HIGHEST_RHAT = 1.01  # of chains that have mixed [Vehtari et al. 2021]
+
+
+@dataclass(frozen=True)
+class Chains:
+    """What NUTS drew.
+
+    draws        [chains, draws, dim]
+    divergences  how many of them come from a trajectory that was thrown off
+    """
+
+    draws: Tensor
+    divergences: int
+
+
+def nuts(white: Affine, chains: int, draws: int, seed: int) -> Chains:
+    """NUTS chains of a target [Hoffman & Gelman 2014].
 
     They run in whitened coordinates, where few steps go far; they begin at draws of N(0, 4 I)
     there. Whitening changes no posterior.
@@ -53,12 +70,29 @@ def nuts(white: Affine, chains: int, draws: int, seed: int) -> Tensor:
         raise KeyboardInterrupt
     if not y.isfinite().all():
         raise HsiviError("NUTS fails on this target: its draws are not finite")
-    return white.out(y.flatten(0, 1)).view(chains, draws, dim)
+    thrown_off = int(trace.sample_stats["diverging"].to_numpy().sum())
+    return Chains(white.out(y.flatten(0, 1)).view(chains, draws, dim), thrown_off)
 
 
-def diagnosis(chains: Tensor) -> dict[str, float]:
-    """ArviZ's worst R-hat and effective sample size of NUTS chains [chains, draws, dim]."""
+def diagnosis(chains: Chains) -> dict[str, float]:
+    """ArviZ's worst R-hat and effective sample size of NUTS's chains, beside their divergences."""
     arviz = quietly("arviz")
-    data = arviz.convert_to_dataset(chains.double().numpy())
+    data = arviz.convert_to_dataset(chains.draws.cpu().double().numpy())
     rhat, ess = (function(data)["x"].to_numpy() for function in (arviz.rhat, arviz.ess))
-    return {"rhat": float(np.max(rhat)), "ess": float(np.min(ess))}
+    return {
+        "rhat": float(np.max(rhat)),
+        "ess": float(np.min(ess)),
+        "divergences": chains.divergences,
+    }
+
+
+def doubt(found: dict[str, float], count: int) -> str | None:
+    """Why NUTS's `count` draws are not to be trusted, by their diagnosis; None where they are."""
+    reasons = []
+    if not found["rhat"] <= HIGHEST_RHAT:  # also where it is nan
+        reasons.append(f"R-hat {found['rhat']:.3f} is above {HIGHEST_RHAT}")
+    if found["divergences"]:
+        reasons.append(f"{found['divergences']} of {count} draws diverged")
+    if not reasons:
+        return None
+    return f"NUTS has not drawn this target well ({', '.join(reasons)}): give more --draws"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .nuts import Chains
 from .packages import quietly
 
 
@@ -29,10 +30,10 @@ def exact_truth(draws: Tensor) -> Truth:
     return Truth("exact", draws, draws.double().std(0) / len(draws) ** 0.5)
 
 
-def nuts_truth(chains: Tensor) -> Truth:
-    arviz = quietly("arviz")
-    error = arviz.mcse(arviz.convert_to_dataset(chains.double().numpy()))["x"].to_numpy()
-    return Truth("nuts", chains.flatten(0, 1), torch.as_tensor(error.copy()))
+def nuts_truth(chains: Chains) -> Truth:
+    arviz, draws = quietly("arviz"), chains.draws.cpu()
+    error = arviz.mcse(arviz.convert_to_dataset(draws.double().numpy()))["x"].to_numpy()
+    return Truth("nuts", draws.flatten(0, 1), torch.as_tensor(error.copy()))
 
 
 def errors(draws: Tensor, truth: Truth, own_error: Tensor | None = None) -> dict[str, float]:
@@ -58,11 +59,17 @@ def errors(draws: Tensor, truth: Truth, own_error: Tensor | None = None) -> dict
     if x.shape[1] > 1:
         found["correlation_error"] = (x.T.corrcoef() - y.T.corrcoef()).abs().max()
     found = {key: value.item() for key, value in found.items()}
-    if x.shape[1] == 2:
-        count = min(len(x), len(y))
-        found["js"] = jensen_shannon(*on_ruler(y, x, y), reach=1)
-        found["w1"] = sliced_w1(draws[:count], truth.draws[:count])
-    return found
+    return found | plane_errors(draws, truth)
+
+
+def plane_errors(draws: Tensor, truth: Truth) -> dict[str, float]:
+    """`js` and `w1` of `errors`; nothing for other than two coordinates."""
+    if draws.shape[1] != 2:
+        return {}
+    x, y = draws.double(), truth.draws.double()
+    count = min(len(x), len(y))
+    js = jensen_shannon(*on_ruler(y, x, y), reach=1)
+    return {"js": js, "w1": sliced_w1(draws[:count], truth.draws[:count])}
 
 
 def on_ruler(truth: Tensor, *clouds: Tensor) -> list[Tensor]:

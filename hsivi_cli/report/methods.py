@@ -12,6 +12,7 @@ COLUMNS = {
     "w1": ("W1", "{:.4f}"),
     "rhat": ("R-hat", "{:.3f}"),
     "ess": ("ESS", "{:.0f}"),
+    "divergences": ("divergences", "{:.0f}"),
     "cpu_seconds": ("CPU s", "{:.0f}"),
 }
 
