@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from hsivi_cli.density.truth import errors, exact_truth, jensen_shannon, sliced_w1
+from hsivi_cli.density.truth import (
+    errors,
+    exact_truth,
+    jensen_shannon,
+    largest_of_normals,
+    sliced_w1,
+)
 
 
 def test_sliced_w1_of_a_shift_is_its_mean_projection():
@@ -67,3 +73,14 @@ def test_draws_beyond_the_ruler_count_in_its_outside_cell():
     expected = (torch.xlogy(p, p / middle).sum() + torch.xlogy(q, q / middle).sum()) / 2
     # the cells within give up a tenth, evenly, which adds nothing; noise of the shares is .003
     assert errors(draws, truth)["js"] - floor == pytest.approx(expected.item(), abs=0.006)
+
+
+def test_perfect_draws_average_the_largest_of_so_many_normals():
+    assert largest_of_normals(1) == pytest.approx((2 / torch.pi) ** 0.5)
+    assert largest_of_normals(2) == pytest.approx(2 / torch.pi**0.5)
+    z = torch.randn(40_000, 31, generator=torch.Generator().manual_seed(0)).abs().amax(1)
+    assert largest_of_normals(31) == pytest.approx(z.mean().item(), abs=0.01)  # 4 standard errors
+    draws = torch.randn(400, 2, 500, 5, generator=torch.Generator().manual_seed(1))
+    found = [errors(one, exact_truth(other)) for one, other in draws]
+    average = sum(row["mean_z"] for row in found) / len(found)
+    assert found[0]["mean_z_perfect"] == pytest.approx(average, abs=0.12)

@@ -41,6 +41,7 @@ def errors(draws: Tensor, truth: Truth, own_error: Tensor | None = None) -> dict
 
     mean_error         |difference of the means| in the truth's sds
     mean_z             the same in Monte Carlo standard errors of the two means together
+    mean_z_perfect     what that is on average for independent draws of the truth itself
     sd_error           |ratio of the sds - 1|
     correlation_error  |difference of the correlations|
     js, w1             Jensen-Shannon divergence (60 x 60 bins over the middle 99 % of the truth
@@ -54,12 +55,22 @@ def errors(draws: Tensor, truth: Truth, own_error: Tensor | None = None) -> dict
     found = {
         "mean_error": (gap / sd).max(),
         "mean_z": (gap / (own_error.square() + truth.error.square()).sqrt()).max(),
+        "mean_z_perfect": torch.tensor(largest_of_normals(x.shape[1])),
         "sd_error": (x.std(0) / sd - 1).abs().max(),
     }
     if x.shape[1] > 1:
         found["correlation_error"] = (x.T.corrcoef() - y.T.corrcoef()).abs().max()
     found = {key: value.item() for key, value in found.items()}
     return found | plane_errors(draws, truth)
+
+
+def largest_of_normals(count: int) -> float:
+    """The mean of the largest |z| of independent standard normals.
+
+    E max |z| = integral over t > 0 of 1 - erf(t / sqrt 2)^count
+    """
+    t = torch.linspace(0, 10, 10_001, dtype=torch.float64)
+    return torch.trapezoid(1 - torch.erf(t / math.sqrt(2)) ** count, t).item()
 
 
 def plane_errors(draws: Tensor, truth: Truth) -> dict[str, float]:

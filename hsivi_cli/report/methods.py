@@ -6,6 +6,7 @@ COLUMNS = {
     "name": ("", "{}"),
     "mean_error": ("mean error", "{:.3f}"),
     "mean_z": ("in MC errors", "{:.1f}"),
+    "mean_z_perfect": ("perfect", "{:.1f}"),
     "sd_error": ("sd error", "{:.3f}"),
     "correlation_error": ("corr. error", "{:.3f}"),
     "js": ("JS", "{:.4f}"),
