@@ -1,11 +1,13 @@
-"""What a run says of its samples without a truth: the bound."""
+"""What a run says of its samples without a truth: the bound, and when its weights say more."""
+
+import sys
 
 import pytest
 import torch
 
 from hsivi_cli.config import InferConfig
 from hsivi_cli.density.family import Family
-from hsivi_cli.density.quality import lower_bound
+from hsivi_cli.density.quality import doubt, in_words, lower_bound
 from hsivi_cli.density.targets import GaussianMixture
 
 
@@ -30,3 +32,33 @@ def test_the_bounds_standard_error_is_its_sd_over_seeds():
     values = torch.tensor([row["lower_bound"] for row in found])
     said = sum(row["standard_error"] for row in found) / len(found)
     assert said == pytest.approx(values.std().item(), rel=0.2)  # 150 seeds know a sd to 6 %
+
+
+def test_above_the_plane_the_bound_is_told_to_be_loose_and_no_ess_is_claimed():
+    family, target = base(20)  # the truth is a bound of 0 and weights of 1
+    found = lower_bound(family, target, 2000, 500)
+    assert found["lower_bound"] < -5 and "importance_ess" not in found
+    # what half of the mixing samples give is lower still: that is how a loose bound is known
+    half = lower_bound(family, target, 2000, 250)["lower_bound"]
+    assert found["half_mixing"] == pytest.approx(half, abs=0.2)
+    assert "loose" in in_words(found) and "ESS" not in in_words(found)
+    assert doubt(found) is None
+
+
+def test_in_the_plane_the_weights_tell_how_much_of_the_target_is_covered():
+    found = lower_bound(*base(2), 2000, 2000)
+    assert "ESS 19" in in_words(found) and "loose" not in in_words(found)
+    assert found["pareto_k"] < 0.7 and doubt(found) is None
+    # weights of N(0, 5^2 I) under N(0, I) have no variance: their tail's index is 1 - 1/25, of
+    # which 2,000 normals see less
+    wide = lower_bound(*base(2, 5.0), 2000, 2000)
+    assert wide["importance_ess"] < 200
+    assert wide["pareto_k"] == pytest.approx(1 - 1 / 25, abs=0.3)
+    assert "the samples miss parts of the target" in doubt(wide)
+
+
+def test_without_arviz_the_bound_is_there_without_paretos_k(monkeypatch):
+    monkeypatch.setitem(sys.modules, "arviz", None)
+    found = lower_bound(*base(2), 200, 200)
+    assert "pareto_k" not in found and "importance_ess" in found
+    assert "ESS" in in_words(found) and doubt(found) is None
