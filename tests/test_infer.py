@@ -124,6 +124,20 @@ def test_compare_measures_all_from_exact_draws_or_from_nuts(tmp_path):
     assert "mean_error" not in chains
 
 
+def test_a_package_that_breaks_when_imported_does_not_break_a_finished_run(tmp_path, monkeypatch):
+    (tmp_path / "arviz.py").write_text("import sys\nsys.no_such_thing")
+    monkeypatch.delitem(sys.modules, "arviz", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    said = infer("banana", tmp_path / "y").stderr
+    (warning,) = [line for line in said.splitlines() if line.startswith("warning: ")]
+    assert "posterior.nc" in warning and "arviz cannot be imported (AttributeError: " in warning
+    names = {path.name for path in (tmp_path / "y").iterdir()}
+    assert {"samples.npz", "summary.json"} <= names and "posterior.nc" not in names
+    # what needs it is refused before anything is written
+    told = refused("banana", tmp_path / "z", "--compare")
+    assert "arviz cannot be imported" in told and not (tmp_path / "z").exists()
+
+
 def test_the_same_command_on_a_finished_run_changes_nothing(tmp_path):
     infer("banana", tmp_path / "y", "--objective", "lb")
     before = (tmp_path / "y" / "model.safetensors").read_bytes()

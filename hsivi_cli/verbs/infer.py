@@ -244,7 +244,11 @@ def report(out: Path, networks: Networks, config: InferConfig, target: Target) -
         write_bytes(out / "pairs.png", pairs_png(samples))
         write_bytes(out / "marginals.png", band_png(samples))
     if importlib.util.find_spec("arviz"):
-        write_arviz(out / "posterior.nc", samples)
+        try:
+            write_arviz(out / "posterior.nc", samples)
+        except Exception as error:  # whatever ArviZ raises, the run is over and its samples stand
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            say(f"warning: no posterior.nc, samples.npz has the same draws: {reason}")
 
 
 def write_arviz(path: Path, samples: Tensor) -> None:
