@@ -7,6 +7,10 @@ def good(x):
     return -x.square().sum(1)
 
 
+def normal(x):
+    return -x.square().sum(1) / 2
+
+
 def tilted(x):
     """Precision 10 along two axes; correlations of .9 in all."""
     return -(10 * x.square().sum(1) - 9 / 2.8 * x.sum(1).square()) / 2

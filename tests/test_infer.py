@@ -138,6 +138,17 @@ def test_a_package_that_breaks_when_imported_does_not_break_a_finished_run(tmp_p
     assert "arviz cannot be imported" in told and not (tmp_path / "z").exists()
 
 
+def test_a_run_ends_with_a_line_on_its_quality_and_a_warning_where_it_is_poor(tmp_path):
+    said = infer("densities:normal", tmp_path / "y", "--dim", 2).stderr  # it begins there
+    found = json.loads((tmp_path / "y" / "summary.json").read_text())["divergence"]
+    assert f"lower bound of log Z {found['lower_bound']:.3g} ±" in said
+    assert f"ESS {found['importance_ess']:.0f} of 2000" in said and "warning" not in said
+    # four steps from N(0, 1) do not reach the funnel's sd of 3
+    poor = infer("funnel", tmp_path / "z").stderr
+    (warning,) = [line for line in poor.splitlines() if line.startswith("warning: ")]
+    assert "the samples miss parts of the target" in warning and "--steps" in warning
+
+
 def test_the_same_command_on_a_finished_run_changes_nothing(tmp_path):
     infer("banana", tmp_path / "y", "--objective", "lb")
     before = (tmp_path / "y" / "model.safetensors").read_bytes()

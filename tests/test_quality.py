@@ -1,6 +1,7 @@
 """What a run says of its samples without a truth: the bound, and when its weights say more."""
 
 import sys
+from types import ModuleType
 
 import pytest
 import torch
@@ -57,8 +58,9 @@ def test_in_the_plane_the_weights_tell_how_much_of_the_target_is_covered():
     assert "the samples miss parts of the target" in doubt(wide)
 
 
-def test_without_arviz_the_bound_is_there_without_paretos_k(monkeypatch):
-    monkeypatch.setitem(sys.modules, "arviz", None)
+@pytest.mark.parametrize("arviz", [None, ModuleType("arviz")], ids=["missing", "of another time"])
+def test_without_arviz_the_bound_is_there_without_paretos_k(monkeypatch, arviz):
+    monkeypatch.setitem(sys.modules, "arviz", arviz)
     found = lower_bound(*base(2), 200, 200)
     assert "pareto_k" not in found and "importance_ess" in found
     assert "ESS" in in_words(found) and doubt(found) is None

@@ -8,7 +8,6 @@ import math
 import torch
 from torch import Tensor
 
-from ..errors import HsiviError
 from ..method.losses import lower_bound_loss, normal_log_density, pair_log_density
 from ..method.steps import rng
 from .family import Family
@@ -64,7 +63,7 @@ def tail_of(weight: Tensor) -> dict[str, float]:
     """importance_ess and pareto_k of log weights [N]."""
     ess = (2 * weight.logsumexp(0) - (2 * weight).logsumexp(0)).exp()
     found = {"importance_ess": ess.item()}
-    with contextlib.suppress(HsiviError):  # whoever needs ArviZ says so
+    with contextlib.suppress(Exception):  # ArviZ's troubles are told of where its file is written
         k = float(quietly("arviz").psislw(weight.cpu().numpy())[1])
         found |= {"pareto_k": k} if math.isfinite(k) else {}
     return found
@@ -81,23 +80,22 @@ def in_words(found: dict[str, float]) -> str:
         return text + (
             f", loose: half of the {found['mixing']} mixing samples give {found['half_mixing']:.3g}"
         )
-    if "importance_ess" in found:
-        text += f", importance weights' ESS {found['importance_ess']:.0f} of {found['draws']}"
-    if "pareto_k" in found:
-        text += f", their Pareto k {found['pareto_k']:.2f}"
-    return text
+    return text + (f"; {weights_in_words(found)}" if "importance_ess" in found else "")
+
+
+def weights_in_words(found: dict[str, float]) -> str:
+    tail = f", Pareto k {found['pareto_k']:.2f}" if "pareto_k" in found else ""
+    return f"importance weights: ESS {found['importance_ess']:.0f} of {found['draws']}{tail}"
 
 
 def doubt(found: dict[str, float]) -> str | None:
     """Why the samples are not to be trusted, as far as `lower_bound` can tell."""
     if loose(found) or "importance_ess" not in found:
         return None
-    if (
-        found["importance_ess"] >= LEAST_SHARE * found["draws"]
-        and found.get("pareto_k", 0) <= HIGHEST_K
-    ):
+    few = found["importance_ess"] < LEAST_SHARE * found["draws"]
+    if not few and found.get("pareto_k", 0) <= HIGHEST_K:
         return None
     return (
-        f"the samples miss parts of the target, or lie beyond it ({in_words(found)}): give more "
-        "--steps or --layers; --compare measures them"
+        f"the samples miss parts of the target, or lie beyond it ({weights_in_words(found)}): give "
+        "more --steps or --layers; --compare measures them"
     )

@@ -229,14 +229,21 @@ class Inference:
 
 
 def report(out: Path, networks: Networks, config: InferConfig, target: Target) -> None:
-    """samples.npz, summary.json, the plots and, where ArviZ is installed, posterior.nc."""
+    """samples.npz, summary.json, the plots and, where ArviZ is installed, posterior.nc; a line on
+    the samples' quality.
+    """
     drawn = networks.ema.sample(config.count, config.seed)
     with torch.no_grad():
         check_density(torch.cat([target.log_prob(x) for x in drawn[:2000].split(500)]), drawn)
     samples = drawn.cpu()
     with replacing(out / "samples.npz") as temporary:
         np.savez_compressed(temporary, x=samples.numpy())
-    write_json(out / "summary.json", {"step": config.steps} | summary(networks, samples, config))
+    divergence = quality.lower_bound(networks.ema, networks.bridge.target, 2000, 500, config.seed)
+    about = {"step": config.steps} | summary(samples) | {"divergence": divergence}
+    write_json(out / "summary.json", about)
+    say(quality.in_words(divergence))
+    if doubt := quality.doubt(divergence):
+        say(f"warning: {doubt}")
     if samples.shape[1] == 2:
         marginals = networks.ema.marginals(config.count, config.seed)
         write_bytes(out / "layers.png", layers_png(marginals, networks.bridge.log_prob))
@@ -285,12 +292,11 @@ def compare(
         say(f"warning: {found.doubt}")
 
 
-def summary(networks: Networks, samples: Tensor, config: InferConfig) -> dict:
-    """Mean, sd and quantiles of each coordinate, and how far the samples are from the target."""
+def summary(samples: Tensor) -> dict:
+    """The count, and mean, sd and quantiles of each coordinate."""
     draws = samples.double()
     sd = draws.std(0) if len(draws) > 1 else torch.zeros(draws.shape[1])
     quantiles = draws.quantile(torch.tensor(LEVELS, dtype=torch.float64), dim=0)
-    found = quality.lower_bound(networks.ema, networks.bridge.target, 2000, 500, config.seed)
     return {
         "count": len(draws),
         "mean": draws.mean(0).tolist(),
@@ -298,5 +304,4 @@ def summary(networks: Networks, samples: Tensor, config: InferConfig) -> dict:
         "quantiles": {
             f"{level:g}": row.tolist() for level, row in zip(LEVELS, quantiles, strict=True)
         },
-        "divergence": found,
     }
