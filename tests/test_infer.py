@@ -49,7 +49,9 @@ def test_a_run_leaves_its_layers_samples_summary_and_plots(tmp_path, objective):
     summary = json.loads((tmp_path / "y" / "summary.json").read_text())
     np.testing.assert_allclose(summary["mean"], x.mean(0), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(summary["sd"], x.std(0, ddof=1), rtol=1e-5)
-    np.testing.assert_allclose(summary["quantiles"]["0.5"], np.median(x, 0), rtol=1e-5)
+    assert summary["quantiles"].keys() == {"0.05", "0.25", "0.5", "0.75", "0.95"}
+    for level, row in summary["quantiles"].items():
+        np.testing.assert_allclose(row, np.quantile(x, float(level), 0), rtol=1e-5, atol=1e-6)
     assert finite(summary["divergence"])
     metrics = rows(tmp_path / "y" / "metrics.jsonl")
     assert [row["step"] for row in metrics] == [1, 2, 3, 4] and all(map(finite, metrics))

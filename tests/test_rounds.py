@@ -9,7 +9,7 @@ from hsivi_cli.density.family import Family
 from hsivi_cli.density.fit import first_round, fit
 from hsivi_cli.density.rounds import make_networks, play_round, resolved
 from hsivi_cli.errors import HsiviError
-from hsivi_cli.method.steps import rng
+from hsivi_cli.method.steps import rng, student_rate
 
 SMALL = {"layers": 2, "width": 16, "depth": 1, "batch_size": 16, "steps": 4, "fake_warmup": 2}
 MEAN, COV = torch.tensor([0.8, -0.5]), torch.tensor([[1.0, 0.6], [0.6, 0.8]])
@@ -154,6 +154,34 @@ def test_every_fake_score_update_takes_the_next_rows_of_the_roll_out(monkeypatch
     fit(targets.x_shape(), 2, False, **SMALL | options | {"steps": 1})
     (count, _), rows = seen[0], torch.cat([rows for _, rows in seen[:5]])
     assert count == 48 and torch.equal(rows, torch.arange(5 * 16) % count)
+
+
+def test_a_layers_scale_moves_at_ten_times_its_weights_rate():
+    config = resolved(InferConfig(**SMALL | {"layers": 1, "objective": "lb"}), targets.x_shape())
+    networks = make_networks(config, targets.x_shape())
+    layer = networks.family[1]
+    before = layer.log_scale.clone(), layer.net[-1].bias.clone()
+    play_round(networks, config, first_round(config))
+    # Adam's first step is the rate itself, whatever the gradient
+    for new, old, times in zip((layer.log_scale, layer.net[-1].bias), before, (10, 1), strict=True):
+        rate = torch.full((2,), times * student_rate(config, 0))
+        torch.testing.assert_close((new - old).abs(), rate, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("scale", [0.5, 3.0])
+def test_a_fake_scores_loss_is_weighted_by_the_layers_variance_up_to_one(scale):
+    options = {"layers": 1, "objective": "reverse-kl", "frame": "gaussian", "bridge": "geometric"}
+    config = InferConfig(**SMALL | options, start_scale=scale, base_scale=4.0, sines=0)
+    networks = make_networks(config, targets.x_shape(), (torch.zeros(2), torch.eye(2)))
+    pool = rounds.roll_out(networks, config, 1, 1)
+    noise = torch.randn(16, 2, generator=rng(0, "noise"))
+    found = rounds.fake_loss(networks, config, pool, 1, torch.arange(16), noise, 1)
+    # whitened and untrained the fake score is the base's, x / base_scale^2
+    x = pool.mean[1][:16] + scale * noise
+    gap = x / 4.0**2 - noise / scale
+    assert found.item() == pytest.approx(
+        (min(scale**2, 1) * gap.square().sum(1)).mean().item() / 2, rel=1e-4
+    )
 
 
 def test_a_function_is_fitted_in_three_lines():
