@@ -29,23 +29,22 @@ class InferConfig:
     )
     frame: str = option(
         "auto",
-        "whitening: the layers' coordinates are those in which the target's best Gaussian is "
-        "N(0, I), or the target's own; auto: the target's own where they are one or two or with "
-        "--bridge diffusion, else the Gaussian's",
+        "whitening by the target's best Gaussian, or none; auto: none up to two coordinates and "
+        "with --bridge diffusion",
         choices=("auto", "gaussian", "none"),
     )
 
     # the objective
     objective: str = option(
         "auto",
-        "the lower bound with --mixing samples, reverse KL by a fake score, score matching, or "
-        "kernel Stein; auto: lb up to two coordinates, else reverse-kl",
+        "the lower bound, reverse KL, score matching or kernel Stein; auto: lb up to two "
+        "coordinates, else reverse-kl",
         choices=("auto", "lb", "reverse-kl", "sm", "ksivi"),
     )
     bridge: str = option(
         "auto",
-        "what the layers are matched to: powers of base and target, or the diffused target, auto "
-        "where it is known (mixtures, checkerboard, swiss-roll, circles)",
+        "what layers are matched to: powers of base and target, or the diffused target; auto: the "
+        "latter where it is known",
         choices=("auto", "geometric", "diffusion"),
     )
     lambdas: str = option(
@@ -55,8 +54,8 @@ class InferConfig:
     )
     levels: str = option(
         "falling",
-        "where a layer is judged over the diffusion bridge: falling from the level above to its "
-        "own in the first half of the steps (sm: from the base's, 70 %), or at its own throughout",
+        "where the diffusion bridge judges a layer: at its own level, or at one that falls to it "
+        "as it trains",
         choices=("falling", "own"),
     )
     mixing: int = option(500, "lb's fresh mixing samples (J)", least=1)
