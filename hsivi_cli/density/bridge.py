@@ -31,23 +31,23 @@ class Bridge:
     kind: str
     base_scale: float
 
-    def log_prob(self, x: Tensor, k: int, share: float | None = None) -> Tensor:
-        """log p_k up to a constant [B]; share is a lambda in place of layer k's own."""
-        share = self.tempering[k] if share is None else share
-        if share == 1:
+    def log_prob(self, x: Tensor, k: int, level: float | None = None) -> Tensor:
+        """log p_k up to a constant [B]; level is a lambda in place of layer k's own."""
+        level = self.tempering[k] if level is None else level
+        if level == 1:
             return self.target.log_prob(x)
         if self.kind == "diffusion":
-            return self.target.log_prob(x, x.new_full((len(x),), share))
+            return self.target.log_prob(x, x.new_full((len(x),), level))
         base = normal_log_density(x, torch.zeros_like(x), torch.full_like(x, self.base_scale))
-        return (1 - share) * base + (share * self.target.log_prob(x) if share else 0)
+        return (1 - level) * base + (level * self.target.log_prob(x) if level else 0)
 
-    def score(self, x: Tensor, k: int, share: float | None = None) -> Tensor:
+    def score(self, x: Tensor, k: int, level: float | None = None) -> Tensor:
         """grad_x log p_k [B, dim]. Refuses a target whose gradient is not finite."""
-        share = self.tempering[k] if share is None else share
-        if self.kind == "diffusion" and share < 1:
-            return check_score(self.target.score(x, x.new_full((len(x),), share)), x)
-        score = share * check_score(self.target.score(x), x) if share else 0
-        return score if share == 1 else score - (1 - share) / self.base_scale**2 * x
+        level = self.tempering[k] if level is None else level
+        if self.kind == "diffusion" and level < 1:
+            return check_score(self.target.score(x, x.new_full((len(x),), level)), x)
+        score = level * check_score(self.target.score(x), x) if level else 0
+        return score if level == 1 else score - (1 - level) / self.base_scale**2 * x
 
 
 FAR = 1e6
@@ -125,8 +125,8 @@ def level_of(config: InferConfig, tempering: Sequence[float], k: int, step: int)
     return max(LOWEST, 1 - (own + left * (above - own)) ** 2) if left else tempering[k - 1]
 
 
-def noised(mean: Tensor, std: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """The normal N(mean, std^2) where x becomes sqrt(share) x + sqrt(1 - share) noise."""
-    if share == 1:
+def noised(mean: Tensor, std: Tensor, level: float) -> tuple[Tensor, Tensor]:
+    """The normal N(mean, std^2) where x becomes sqrt(level) x + sqrt(1 - level) noise."""
+    if level == 1:
         return mean, std
-    return math.sqrt(share) * mean, (share * std.square() + 1 - share).sqrt()
+    return math.sqrt(level) * mean, (level * std.square() + 1 - level).sqrt()
