@@ -19,16 +19,11 @@ from common import append_rows, refuse_unknown, settings
 from torch import Tensor
 
 from hsivi_cli.config import InferConfig
+from hsivi_cli.density.datasets import abalone, diabetes
 from hsivi_cli.density.fit import fit
 from hsivi_cli.density.gaussian import Affine
 from hsivi_cli.density.nuts import nuts
-from hsivi_cli.density.posteriors import (
-    abalone,
-    diabetes,
-    neural_network,
-    neural_regression,
-    standard,
-)
+from hsivi_cli.density.posteriors import neural_network, neural_regression
 from hsivi_cli.density.rounds import best_gaussian
 from hsivi_cli.method.steps import rng
 
@@ -38,7 +33,7 @@ COUNT, MOST = 1000, 1000  # draws of a posterior, rows that train
 
 def split(name: str, seed: int) -> list[Tensor]:
     """Inputs and outputs to train and to test, standardised together."""
-    inputs, outputs = (standard(part) for part in DATA[name]())
+    inputs, outputs = DATA[name]()
     order = torch.randperm(len(inputs), generator=rng(seed, "split"))
     held = len(inputs) // 10
     test, train = order[:held], order[held : held + MOST]
@@ -58,17 +53,17 @@ def score(draws: Tensor, inputs: Tensor, outputs: Tensor) -> dict[str, float]:
 
 def methods(target, seed: int, chosen: dict, draws: int):
     """Names and functions that draw from the target [COUNT, dim]."""
-    config, frames = InferConfig(seed=seed), {}
+    config, whitened = InferConfig(seed=seed), {}
 
     def gaussian(full: bool) -> Tensor:
-        frames[full] = Affine(target, *best_gaussian(config, target, full))
-        return frames[full].out(torch.randn(COUNT, target.dim, generator=rng(seed, "draws")))
+        whitened[full] = Affine(target, *best_gaussian(config, target, full))
+        return whitened[full].out(torch.randn(COUNT, target.dim, generator=rng(seed, "draws")))
 
     yield "full-rank", lambda: gaussian(True)
     yield "mean-field", lambda: gaussian(False)
     yield "hsivi", lambda: fit(target, target.dim, False, seed=seed, **chosen).sample(COUNT)
     if draws:
-        yield "nuts", lambda: nuts(frames[True], 1, draws, seed)[0]
+        yield "nuts", lambda: nuts(whitened[True], 1, draws, seed).draws[0]
 
 
 @torch.no_grad()

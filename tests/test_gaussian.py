@@ -1,12 +1,13 @@
-"""The nearest Gaussian: that of a Gaussian exactly, and a frame that changes no density."""
+"""The nearest Gaussian: that of a Gaussian exactly, and a whitening that changes no density."""
 
 import math
 
 import pytest
 import torch
 
+from hsivi_cli.density.datasets import waveform
 from hsivi_cli.density.gaussian import Affine, curvature, fit_gaussian, laplace
-from hsivi_cli.density.posteriors import logistic_regression, waveform
+from hsivi_cli.density.posteriors import logistic_regression
 from hsivi_cli.density.targets import Density, GaussianMixture
 
 
@@ -55,12 +56,22 @@ def test_a_density_without_second_derivatives_begins_at_the_scale_given():
     assert mean.abs().max() < 0.1
 
 
-def test_a_frame_has_the_targets_density_and_score():
+def test_a_whitened_target_has_the_targets_density_and_score():
     target = logistic_regression(*waveform(30, rng()))
     factor = 0.3 * torch.randn(22, 22, generator=rng(1))
-    frame = Affine(target, torch.randn(22, generator=rng(2)), factor)
+    white = Affine(target, torch.randn(22, generator=rng(2)), factor)
     y = torch.randn(4, 22, generator=rng(3)).requires_grad_()
-    expected = target.log_prob(frame.out(y)) + factor.slogdet()[1]
-    torch.testing.assert_close(frame.log_prob(y), expected)
+    expected = target.log_prob(white.out(y)) + factor.slogdet()[1]
+    torch.testing.assert_close(white.log_prob(y), expected)
     (slope,) = torch.autograd.grad(expected.sum(), y)
-    torch.testing.assert_close(frame.score(y), slope, rtol=1e-4, atol=1e-4)  # sums of 30 rows
+    torch.testing.assert_close(white.score(y), slope, rtol=1e-4, atol=1e-4)  # sums of 30 rows
+
+
+def test_a_whitenings_determinant_is_computed_once(monkeypatch):
+    calls, slogdet = [], torch.linalg.slogdet
+    monkeypatch.setattr(torch.linalg, "slogdet", lambda m: calls.append(m) or slogdet(m))
+    white = Affine(GaussianMixture(MEAN[None], COV), torch.zeros(3), 2 * torch.eye(3))
+    values = [white.log_prob(torch.ones(1, 3)) for _ in range(3)]  # as at NUTS's every leapfrog
+    assert len(calls) == 1
+    inside = white.target.log_prob(2 * torch.ones(1, 3))
+    torch.testing.assert_close(values[2], inside + 3 * math.log(2))

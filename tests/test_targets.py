@@ -7,7 +7,8 @@ import torch
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 from hsivi_cli.density import targets
-from hsivi_cli.density.posteriors import logistic_regression, neural_regression, waveform
+from hsivi_cli.density.datasets import waveform
+from hsivi_cli.density.posteriors import logistic_regression, neural_regression
 from hsivi_cli.density.targets import TARGETS, Density, GaussianMixture, grid_mixture
 from hsivi_cli.density.truth import jensen_shannon
 
@@ -169,30 +170,22 @@ def test_a_figure_at_a_level_is_the_density_of_its_noised_draws(name):
     torch.testing.assert_close(found, expected, rtol=0, atol=0.03)
 
 
+@pytest.mark.parametrize("name", [n for n in PLANE if TARGETS[n]().levels])
+@pytest.mark.parametrize("alpha_bar", [0.0, 1e-9, 1e-6])
+def test_a_figure_that_is_all_noise_is_the_base(name, alpha_bar):
+    target, x = TARGETS[name](), (1.5 * numbers(20, 2)).float()
+    level = torch.full((20,), alpha_bar)
+    base = torch.distributions.Normal(0.0, 1.0).log_prob(x).sum(1)
+    # what is left of the target moves x by at most sqrt(alpha_bar) |x0|, of some 4.5
+    torch.testing.assert_close(target.log_prob(x, level), base, rtol=0, atol=0.02)
+    torch.testing.assert_close(target.score(x, level), -x, rtol=0, atol=0.02)
+
+
 def test_the_funnels_first_coordinate_and_the_width_of_the_second():
     x = targets.funnel().sample(40_000, rng())
     assert x[:, 0].std().item() == pytest.approx(3, rel=0.02)
     z = x[:, 1] / (x[:, 0] / 2).exp()
     assert z.std().item() == pytest.approx(1, rel=0.02)
-
-
-def test_a_logistic_posterior_is_torchs_likelihood_and_prior():
-    inputs, labels = waveform(30, rng())
-    x = numbers(4, 22)
-    logit = inputs.double() @ x[:, :21].T + x[:, 21]
-    likelihood = torch.distributions.Bernoulli(logits=logit).log_prob(labels[:, None].double())
-    expected = likelihood.sum(0) - 0.005 * x.square().sum(1)
-    target = logistic_regression(inputs, labels)
-    torch.testing.assert_close(target.log_prob(x), expected, rtol=1e-6, atol=1e-6)
-
-
-def test_waveforms_have_breimans_means():
-    inputs, labels = waveform(60_000, rng())
-    assert labels.mean().item() == pytest.approx(1 / 3, abs=0.01)
-    wave = (6 - (torch.arange(1, 22) - 11).abs()).clamp(min=0) / 2
-    other = (6 - (torch.arange(1, 22) - 15).abs()).clamp(min=0) / 2
-    # 20,000 rows of sd at most 2.1: 5 standard errors are .075
-    torch.testing.assert_close(inputs[labels == 1].mean(0), wave + other, rtol=0, atol=0.075)
 
 
 def test_a_path_is_euler_steps_of_the_drift_and_twenty_observations_of_sd_a_tenth():

@@ -24,36 +24,38 @@ class InferConfig:
         below=24,
     )
     start_scale: float = option(0.5, "every layer's sd before training", above=0)
-    base_scale: float = option(1.0, "sd of the base that x_K is drawn from, in the frame", above=0)
+    base_scale: float = option(
+        1.0, "sd of the base that x_K is drawn from, in whitened coordinates", above=0
+    )
     frame: str = option(
         "auto",
-        "coordinates of the layers: those in which the target's best Gaussian is N(0, I), or the "
-        "target's own; auto: the target's own where they are one or two or with --bridge "
-        "diffusion, else the Gaussian's",
+        "whitening by the target's best Gaussian, or none; auto: none up to two coordinates and "
+        "with --bridge diffusion",
         choices=("auto", "gaussian", "none"),
     )
 
     # the objective
     objective: str = option(
         "auto",
-        "the lower bound with --mixing samples, reverse KL by a fake score, score matching, or "
-        "kernel Stein; auto: lb up to two coordinates, else reverse-kl",
+        "the lower bound, reverse KL, score matching or kernel Stein; auto: lb up to two "
+        "coordinates, else reverse-kl",
         choices=("auto", "lb", "reverse-kl", "sm", "ksivi"),
     )
     bridge: str = option(
         "auto",
-        "what the layers are matched to: powers of base and target, or the diffused target, auto "
-        "where it is known (mixtures, checkerboard, swiss-roll, circles)",
+        "what layers are matched to: powers of base and target, or the diffused target; auto: the "
+        "latter where it is known",
         choices=("auto", "geometric", "diffusion"),
     )
     lambdas: str = option(
         "auto",
-        "the target's share at layers 0 to K: auto, or K+1 numbers falling from 1 to 0",
+        "the tempering schedule, the target's share at layers 0 to K: auto, or K+1 numbers falling "
+        "from 1 to 0",
     )
     levels: str = option(
         "falling",
-        "where a layer is judged over the diffusion bridge: falling from the level above to its "
-        "own in the first half of the steps (sm: from the base's, 70 %), or at its own throughout",
+        "where the diffusion bridge judges a layer: at its own level, or at one that falls to it "
+        "as it trains",
         choices=("falling", "own"),
     )
     mixing: int = option(500, "lb's fresh mixing samples (J)", least=1)

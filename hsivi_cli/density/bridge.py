@@ -13,6 +13,7 @@ from torch import Tensor
 from ..config import InferConfig
 from ..errors import HsiviError
 from ..method.losses import normal_log_density
+from .targets import Target
 
 
 @dataclass(frozen=True)
@@ -22,32 +23,31 @@ class Bridge:
     geometric  p_base^(1 - lambda_k) p^lambda_k
     diffusion  the target at the VP level alpha_bar = lambda_k, where it knows its levels
 
-    target   has dim, log_prob and score
-    lambdas  [K+1]  from 1 down to 0
+    tempering  lambda_k, [K+1]: from 1 down to 0
     """
 
-    target: object
-    lambdas: tuple[float, ...]
+    target: Target
+    tempering: tuple[float, ...]
     kind: str
     base_scale: float
 
-    def log_prob(self, x: Tensor, k: int, share: float | None = None) -> Tensor:
-        """log p_k up to a constant [B]; share is a lambda in place of layer k's own."""
-        share = self.lambdas[k] if share is None else share
-        if share == 1:
+    def log_prob(self, x: Tensor, k: int, level: float | None = None) -> Tensor:
+        """log p_k up to a constant [B]; level is a lambda in place of layer k's own."""
+        level = self.tempering[k] if level is None else level
+        if level == 1:
             return self.target.log_prob(x)
         if self.kind == "diffusion":
-            return self.target.log_prob(x, x.new_full((len(x),), share))
+            return self.target.log_prob(x, x.new_full((len(x),), level))
         base = normal_log_density(x, torch.zeros_like(x), torch.full_like(x, self.base_scale))
-        return (1 - share) * base + (share * self.target.log_prob(x) if share else 0)
+        return (1 - level) * base + (level * self.target.log_prob(x) if level else 0)
 
-    def score(self, x: Tensor, k: int, share: float | None = None) -> Tensor:
+    def score(self, x: Tensor, k: int, level: float | None = None) -> Tensor:
         """grad_x log p_k [B, dim]. Refuses a target whose gradient is not finite."""
-        share = self.lambdas[k] if share is None else share
-        if self.kind == "diffusion" and share < 1:
-            return check_score(self.target.score(x, x.new_full((len(x),), share)), x)
-        score = share * check_score(self.target.score(x), x) if share else 0
-        return score if share == 1 else score - (1 - share) / self.base_scale**2 * x
+        level = self.tempering[k] if level is None else level
+        if self.kind == "diffusion" and level < 1:
+            return check_score(self.target.score(x, x.new_full((len(x),), level)), x)
+        score = level * check_score(self.target.score(x), x) if level else 0
+        return score if level == 1 else score - (1 - level) / self.base_scale**2 * x
 
 
 FAR = 1e6
@@ -82,7 +82,7 @@ def point_of(x: Tensor) -> str:
     return ", ".join([f"{value:.4g}" for value in x[:8].tolist()] + ["..."] * (len(x) > 8))
 
 
-def parse_lambdas(text: str, count: int, kind: str) -> tuple[float, ...]:
+def tempering_schedule(text: str, count: int, kind: str) -> tuple[float, ...]:
     """--lambdas: "auto", or K+1 numbers of layers 0 to K, from 1 down to 0."""
     if count < 1:
         raise HsiviError(f"--layers {count} must be at least 1")
@@ -108,25 +108,25 @@ FALL, SM_FALL = 0.5, 0.7  # of the steps, over which a layer's level falls to it
 LOWEST = 1e-3  # alpha_bar of the highest level: at 0 there is nothing of the layer to judge
 
 
-def level_of(config: InferConfig, lambdas: Sequence[float], k: int, step: int) -> float:
+def level_of(config: InferConfig, tempering: Sequence[float], k: int, step: int) -> float:
     """alpha_bar at which layer k is judged at a step.
 
-    Its own is lambdas[k-1]. With --levels falling over the diffusion bridge sigma begins at the
+    Its own is tempering[k-1]. With --levels falling over the diffusion bridge sigma begins at the
     layer above's and falls to its own in equal steps: modes share their mass out while they
     overlap; once they lie apart, no gradient of a reverse KL knows how much each should hold.
     Score matching loses modes where it begins near its own level: there sigma begins at the base's.
     """
     if config.levels == "own" or config.bridge != "diffusion":
-        return lambdas[k - 1]
+        return tempering[k - 1]
     fall, top = (SM_FALL, config.layers) if config.objective == "sm" else (FALL, k)
-    own, above = (math.sqrt(1 - lambdas[i]) for i in (k - 1, top))
+    own, above = (math.sqrt(1 - tempering[i]) for i in (k - 1, top))
     part = config.steps / (config.layers if config.order == "sequential" else 1)
     left = max(0.0, 1 - max(0, step) % part / part / fall)
-    return max(LOWEST, 1 - (own + left * (above - own)) ** 2) if left else lambdas[k - 1]
+    return max(LOWEST, 1 - (own + left * (above - own)) ** 2) if left else tempering[k - 1]
 
 
-def noised(mean: Tensor, std: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """The normal N(mean, std^2) where x becomes sqrt(share) x + sqrt(1 - share) noise."""
-    if share == 1:
+def noised(mean: Tensor, std: Tensor, level: float) -> tuple[Tensor, Tensor]:
+    """The normal N(mean, std^2) where x becomes sqrt(level) x + sqrt(1 - level) noise."""
+    if level == 1:
         return mean, std
-    return math.sqrt(share) * mean, (share * std.square() + 1 - share).sqrt()
+    return math.sqrt(level) * mean, (level * std.square() + 1 - level).sqrt()

@@ -4,8 +4,8 @@
     a sample = centre + factor x_0
 
 keep^2 = 1 - (start_scale / base_scale)^2, so that before training every marginal is the base. The
-*frame* (centre, factor) is the target's best Gaussian (gaussian.py) with --frame gaussian, where
-training begins at it and learns what it lacks; else it is the identity.
+*whitening* (centre, factor) is by the target's best Gaussian (gaussian.py) with --frame gaussian,
+where training begins at it and learns what it lacks; else it is the identity.
 
 The walk is chain.py's and the losses are objective.py's, where sigma = 1 makes an eps minus a
 score; u_k are extra normal inputs (none unless asked for), handed to the walk as its labels. Each
@@ -29,6 +29,7 @@ from ..config import InferConfig
 from ..method.chain import Chain, walk
 from ..method.steps import rng
 from .gaussian import Affine
+from .targets import Target
 
 
 class FourierFeatures(nn.Module):
@@ -110,8 +111,8 @@ class Family(nn.Module):
 
     @torch.no_grad()
     def marginals(self, count: int, seed: int = 0) -> Tensor:
-        """Joint draws of all states, [K+1, count, dim]: entry k is x_k, entry 0 the samples in
-        their frame.
+        """Joint draws of all states, [K+1, count, dim]: entry k is x_k, entry 0 the samples, in
+        whitened coordinates.
         """
         x, noise, u = self.start(count, rng(seed, "samples"))
         visits = list(self.visits(x, noise, u))
@@ -121,9 +122,9 @@ class Family(nn.Module):
     @torch.no_grad()
     def sample(self, count: int, seed: int = 0) -> Tensor:
         """Independent samples [count, dim]; the same for the same seed."""
-        return self.framed(None).out(self.marginals(count, seed)[0])
+        return self.whitened(None).out(self.marginals(count, seed)[0])
 
-    def framed(self, target) -> Affine:
+    def whitened(self, target: Target | None) -> Affine:
         """A target as the layers see it."""
         return Affine(target, self.centre, self.factor)
 

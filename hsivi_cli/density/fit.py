@@ -16,7 +16,7 @@ from .bridge import check_density
 from .family import Family
 from .named import probe
 from .rounds import Networks, has_fake_scores, make_networks, play_round, resolved
-from .targets import Density
+from .targets import Density, Target
 
 
 def first_round(config: InferConfig) -> int:
@@ -28,14 +28,13 @@ def last_round(config: InferConfig) -> int:
     return warmup_rounds(config) + config.steps if config.steps else first_round(config)
 
 
-def fit(log_prob: Callable, dim: int, progress: bool = True, **options) -> Family:
+def fit(log_prob: Callable | Target, dim: int, progress: bool = True, **options) -> Family:
     """The trained layers for a log density; the options are InferConfig's.
 
-    log_prob  a torch function of x [B, dim] -> [B], up to a constant; or an object with log_prob,
-              score and dim, as in targets.py
+    log_prob  a torch function of x [B, dim] -> [B], up to a constant; or a Target (targets.py)
     Returns   the averaged family: .sample(count, seed) draws [count, dim]
     """
-    target = log_prob if hasattr(log_prob, "score") else Density(log_prob, dim)
+    target = log_prob if isinstance(log_prob, Target) else Density(log_prob, dim)
     if dim != target.dim or dim < 1:
         raise HsiviError(f"dim is {dim}: it must be the target's, and at least 1")
     for item in fields(InferConfig):

@@ -1,4 +1,4 @@
-"""The Gaussian nearest to a density: variational inference's baseline, and a frame for its layers.
+"""The Gaussian nearest to a density: variational inference's baseline, and its layers' whitening.
 
     q = N(mean, factor factor^T),    least KL(q || p) = -E_q[log p] - log |factor| - constants
 
@@ -10,22 +10,26 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from ..method.losses import reverse_kl_loss
+from ..method.steps import cosine
+from .targets import Target
 
 
 @dataclass(frozen=True)
-class Affine:
-    """A target seen through x = centre + factor y, as a density of y up to a constant.
+class Affine(Target):
+    """A target seen through x = centre + factor y, as a density of y: whitened, where centre and
+    factor are those of its Gaussian.
 
     centre  [dim]
     factor  [dim, dim]
     """
 
-    target: object
+    target: Target
     centre: Tensor
     factor: Tensor
 
@@ -37,19 +41,28 @@ class Affine:
         """The points x that y [B, dim] stand for."""
         return self.centre.to(y) + y @ self.factor.to(y).T
 
-    def log_prob(self, y: Tensor, *level: Tensor) -> Tensor:
-        inside = self.target.log_prob(self.out(y), *level)
-        return inside + torch.linalg.slogdet(self.factor)[1]
+    @cached_property
+    def log_stretch(self) -> Tensor:
+        """log |determinant of the factor|"""
+        return torch.linalg.slogdet(self.factor)[1]
 
-    def score(self, y: Tensor, *level: Tensor) -> Tensor:
-        return self.target.score(self.out(y), *level) @ self.factor.to(y)
+    def log_prob(self, y: Tensor) -> Tensor:
+        return self.target.log_prob(self.out(y)) + self.log_stretch
+
+    def score(self, y: Tensor) -> Tensor:
+        return self.target.score(self.out(y)) @ self.factor.to(y)
 
 
 RATE, BATCH, CLIP = 0.02, 64, 5.0
 
 
 def fit_gaussian(
-    target, start: Tensor, full: bool, rng: torch.Generator, scale: float = 1.0, steps: int = 1000
+    target: Target,
+    start: Tensor,
+    full: bool,
+    rng: torch.Generator,
+    scale: float = 1.0,
+    steps: int = 1000,
 ) -> tuple[Tensor, Tensor]:
     """The mean [dim] and factor [dim, dim] of the Gaussian with the least KL(q || target); the
     factor is diagonal where not `full`.
@@ -60,11 +73,11 @@ def fit_gaussian(
     start  [dim]  where the search for a mode begins
     scale         sd of q where log p says nothing of its own
     """
-    frame = Affine(target, *laplace(target, start, scale))
+    white = Affine(target, *laplace(target, start, scale))
     if not full:
-        frame = Affine(target, frame.centre, frame.factor.square().sum(1).sqrt().diag())
+        white = Affine(target, white.centre, white.factor.square().sum(1).sqrt().diag())
     mean, log_sd = (nn.Parameter(torch.zeros_like(start)) for _ in range(2))
-    lower = nn.Parameter(torch.zeros_like(frame.factor))
+    lower = nn.Parameter(torch.zeros_like(white.factor))
     trained = [mean, log_sd, lower] if full else [mean, log_sd]
     optimizer = torch.optim.Adam(trained, lr=RATE)
 
@@ -72,13 +85,13 @@ def fit_gaussian(
         return log_sd.exp().diag() + lower.tril(-1)
 
     for step in range(steps):
-        optimizer.param_groups[0]["lr"] = RATE * (1 + math.cos(math.pi * step / steps)) / 2
+        optimizer.param_groups[0]["lr"] = RATE * cosine(step, steps)
         noise = torch.randn(BATCH, len(start), generator=rng).to(start)
         own = factor()
         y = mean + noise @ own.T
         with torch.no_grad():
             q_eps = torch.linalg.solve_triangular(own.T, noise.T, upper=True).T
-            p_eps = -frame.score(y)
+            p_eps = -white.score(y)
             # a point that was thrown too far says nothing
             p_eps = p_eps.where(torch.isfinite(p_eps).all(1, keepdim=True), q_eps)
         reverse_kl_loss(y, q_eps, p_eps, 1.0).mean().backward()
@@ -86,10 +99,10 @@ def fit_gaussian(
         optimizer.step()
         optimizer.zero_grad()
     with torch.no_grad():
-        return frame.out(mean[None])[0], frame.factor @ factor()
+        return white.out(mean[None])[0], white.factor @ factor()
 
 
-def laplace(target, start: Tensor, scale: float, steps: int = 50) -> tuple[Tensor, Tensor]:
+def laplace(target: Target, start: Tensor, scale: float, steps: int = 50) -> tuple[Tensor, Tensor]:
     """A mode of the target [dim] and a factor of the inverse negative Hessian there [dim, dim].
 
     Directions of positive curvature are climbed too, their curvature's sign turned.
@@ -111,7 +124,7 @@ def laplace(target, start: Tensor, scale: float, steps: int = 50) -> tuple[Tenso
     return x[0], (axes / values.sqrt()).to(x)
 
 
-def curvature(target, x: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+def curvature(target: Target, x: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
     """Of log p at x [1, dim]: its gradient [dim], and the negative Hessian's absolute eigenvalues
     [dim] and axes [dim, dim], float64. Where there is none it stands as -1 / scale^2.
     """

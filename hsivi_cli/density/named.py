@@ -13,11 +13,21 @@ from ..config import InferConfig
 from ..errors import HsiviError
 from ..method.steps import rng
 from .bridge import check_density, check_score
-from .posteriors import POSTERIORS
-from .targets import TARGETS, Density
+from .datasets import abalone, breast_cancer, diabetes, digits, waveform
+from .posteriors import logistic_regression, neural_regression
+from .targets import TARGETS, Density, Target
+
+WAVEFORMS = 400  # rows, the number that the field trains on; always the same ones
+POSTERIORS = {
+    "logistic-waveform": lambda: logistic_regression(*waveform(WAVEFORMS, rng(0, "waveform"))),
+    "logistic-breast-cancer": lambda: logistic_regression(*breast_cancer()),
+    "logistic-digits": lambda: logistic_regression(*digits()),
+    "regression-diabetes": lambda: neural_regression(*diabetes()),
+    "regression-abalone": lambda: neural_regression(*abalone()),
+}
 
 
-def load_target(name: str, dim: int | None):
+def load_target(name: str, dim: int | None) -> Target:
     """A target by its name, or a user's log density module:callable of `dim` coordinates."""
     known = TARGETS | POSTERIORS
     if name in known:
@@ -73,9 +83,9 @@ def imported(module: str, attribute: str) -> Callable:
     return function
 
 
-def probe(config: InferConfig, target, device="cpu") -> None:
+def probe(config: InferConfig, target: Target, device="cpu") -> None:
     """Refuse a target whose density or gradient cannot be used, before anything is written."""
-    if config.bridge == "diffusion" and not getattr(target, "levels", False):
+    if config.bridge == "diffusion" and not target.levels:
         raise HsiviError(
             "--bridge diffusion needs a target whose diffused density is known: two-gaussians, "
             "x-shape, 25-gaussians, checkerboard, swiss-roll, circles"
@@ -102,7 +112,7 @@ def probe(config: InferConfig, target, device="cpu") -> None:
         )
 
 
-def fingerprint(target, device="cpu") -> list[float] | None:
+def fingerprint(target: Target, device="cpu") -> list[float] | None:
     """Log densities at four fixed points, less that at a fifth, by which a resumed run knows its
     target; None where they are not finite or random.
     """

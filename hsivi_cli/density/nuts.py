@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import warnings
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,36 +10,41 @@ from torch import Tensor
 
 from ..errors import HsiviError
 from .gaussian import Affine
+from .packages import quietly
 
-EXTRA = "pip install 'hsivi[infer]' first"
 BURN_IN = 500  # draws of each chain, in which nutpie adapts
 
 
-def quietly(name: str):
-    """A package of the extra; what it has to announce when imported is not the user's concern."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # ArviZ 0.23 announces 1.0
-            return importlib.import_module(name)
-    except ImportError as error:
-        raise HsiviError(f"this needs {name} ({error}): {EXTRA}") from error
+HIGHEST_RHAT = 1.01  # of chains that have mixed [Vehtari et al. 2021]
 
 
-def nuts(frame: Affine, chains: int, draws: int, seed: int) -> Tensor:
-    """NUTS chains [chains, draws, dim] of the frame's target [Hoffman & Gelman 2014].
+@dataclass(frozen=True)
+class Chains:
+    """What NUTS drew.
 
-    They run in the frame's coordinates, where few steps go far; they begin at draws of N(0, 4 I)
-    there. The frame changes no posterior.
+    draws        [chains, draws, dim]
+    divergences  how many of them come from a trajectory that was thrown off
+    """
+
+    draws: Tensor
+    divergences: int
+
+
+def nuts(white: Affine, chains: int, draws: int, seed: int) -> Chains:
+    """NUTS chains of a target [Hoffman & Gelman 2014].
+
+    They run in whitened coordinates, where few steps go far; they begin at draws of N(0, 4 I)
+    there. Whitening changes no posterior.
     """
     quietly("arviz")
     nutpie, pyfunc = quietly("nutpie"), quietly("nutpie.compiled_pyfunc")
-    dim = frame.dim
+    dim = white.dim
 
     def make_log_density():
         def log_density(y: np.ndarray) -> tuple[float, np.ndarray]:
-            point = torch.as_tensor(y[None]).to(frame.centre).requires_grad_()
+            point = torch.as_tensor(y[None]).to(white.centre).requires_grad_()
             with torch.enable_grad():
-                value = frame.log_prob(point)
+                value = white.log_prob(point)
                 (gradient,) = torch.autograd.grad(value.sum(), point)
             return value.item(), gradient[0].double().cpu().numpy()
 
@@ -61,17 +65,34 @@ def nuts(frame: Affine, chains: int, draws: int, seed: int) -> Tensor:
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise HsiviError(f"NUTS fails on this target: {reason}") from error
-    y = torch.as_tensor(trace.posterior["y"].to_numpy().copy()).to(frame.centre)
+    y = torch.as_tensor(trace.posterior["y"].to_numpy().copy()).to(white.centre)
     if y.shape[:2] != (chains, draws) or y.isnan().all(-1).any():  # nutpie ends so on a Ctrl-C
         raise KeyboardInterrupt
     if not y.isfinite().all():
         raise HsiviError("NUTS fails on this target: its draws are not finite")
-    return frame.out(y.flatten(0, 1)).view(chains, draws, dim)
+    thrown_off = int(trace.sample_stats["diverging"].to_numpy().sum())
+    return Chains(white.out(y.flatten(0, 1)).view(chains, draws, dim), thrown_off)
 
 
-def diagnosis(chains: Tensor) -> dict[str, float]:
-    """ArviZ's worst R-hat and effective sample size of NUTS chains [chains, draws, dim]."""
+def diagnosis(chains: Chains) -> dict[str, float]:
+    """ArviZ's worst R-hat and effective sample size of NUTS's chains, beside their divergences."""
     arviz = quietly("arviz")
-    data = arviz.convert_to_dataset(chains.double().numpy())
+    data = arviz.convert_to_dataset(chains.draws.cpu().double().numpy())
     rhat, ess = (function(data)["x"].to_numpy() for function in (arviz.rhat, arviz.ess))
-    return {"rhat": float(np.max(rhat)), "ess": float(np.min(ess))}
+    return {
+        "rhat": float(np.max(rhat)),
+        "ess": float(np.min(ess)),
+        "divergences": chains.divergences,
+    }
+
+
+def doubt(found: dict[str, float], count: int) -> str | None:
+    """Why NUTS's `count` draws are not to be trusted, by their diagnosis; None where they are."""
+    reasons = []
+    if not found["rhat"] <= HIGHEST_RHAT:  # also where it is nan
+        reasons.append(f"R-hat {found['rhat']:.3f} is above {HIGHEST_RHAT}")
+    if found["divergences"]:
+        reasons.append(f"{found['divergences']} of {count} draws diverged")
+    if not reasons:
+        return None
+    return f"NUTS has not drawn this target well ({', '.join(reasons)}): give more --draws"

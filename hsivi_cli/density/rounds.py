@@ -33,24 +33,25 @@ from ..method.steps import (
     update,
     warmup_rounds,
 )
-from .bridge import Bridge, level_of, noised, parse_lambdas
+from .bridge import Bridge, level_of, noised, tempering_schedule
 from .family import Family, mlp
 from .gaussian import fit_gaussian
+from .targets import Target
 
 PLANE = 2  # coordinates up to which mixing samples cover the target, and it may have many modes
 
 
-def resolved(config: InferConfig, target) -> InferConfig:
+def resolved(config: InferConfig, target: Target) -> InferConfig:
     """The settings with each `auto` decided for a target."""
-    plane, levels = target.dim <= PLANE, getattr(target, "levels", False)
-    bridge = "diffusion" if levels else "geometric"
+    plane = target.dim <= PLANE
+    bridge = "diffusion" if target.levels else "geometric"
     bridge = bridge if config.bridge == "auto" else config.bridge
-    frame = "none" if plane or bridge == "diffusion" else "gaussian"
+    whitening = "none" if plane or bridge == "diffusion" else "gaussian"
     objective = "lb" if plane else "reverse-kl"
     return replace(
         config,
         bridge=bridge,
-        frame=frame if config.frame == "auto" else config.frame,
+        frame=whitening if config.frame == "auto" else config.frame,
         objective=objective if config.objective == "auto" else config.objective,
         sines=(6 if plane else 0) if config.sines is None else config.sines,
     )
@@ -72,14 +73,18 @@ class Networks:
 
 
 def make_networks(
-    config: InferConfig, target, frame: tuple[Tensor, Tensor] | None = None, device="cpu"
+    config: InferConfig,
+    target: Target,
+    whitening: tuple[Tensor, Tensor] | None = None,
+    device="cpu",
 ) -> Networks:
     """Networks whose weights are a function of the seed alone, and their optimizers.
 
-    config  resolved
-    frame  centre and factor, where they are known already; else --frame says how to find them
+    config     resolved
+    whitening  centre and factor, where they are known already; else --frame says how to find them
     """
-    dim, lambdas = target.dim, parse_lambdas(config.lambdas, config.layers, config.bridge)
+    dim = target.dim
+    tempering = tempering_schedule(config.lambdas, config.layers, config.bridge)
     if config.bridge == "diffusion" and config.frame == "gaussian":
         raise HsiviError("--bridge diffusion goes with --frame none: it has coordinates of its own")
     with torch.random.fork_rng(devices=[]):
@@ -87,15 +92,15 @@ def make_networks(
         family = Family(dim, config).to(device)
         fake_scores = nn.ModuleList(mlp(dim, dim, config) for _ in range(config.layers)).to(device)
     if config.frame == "gaussian":
-        frame = frame or best_gaussian(config, target, True, device)
-        family.centre.copy_(frame[0])
-        family.factor.copy_(frame[1])
-        target = family.framed(target)
+        centre, factor = whitening or best_gaussian(config, target, True, device)
+        family.centre.copy_(centre)
+        family.factor.copy_(factor)
+        target = family.whitened(target)
     return Networks(
         family,
         copy.deepcopy(family).requires_grad_(False),
         fake_scores,
-        Bridge(target, lambdas, config.bridge, config.base_scale),
+        Bridge(target, tempering, config.bridge, config.base_scale),
         make_optimizer(
             "adam",
             [
@@ -109,7 +114,9 @@ def make_networks(
     )
 
 
-def best_gaussian(config: InferConfig, target, full: bool, device="cpu") -> tuple[Tensor, Tensor]:
+def best_gaussian(
+    config: InferConfig, target: Target, full: bool, device="cpu"
+) -> tuple[Tensor, Tensor]:
     """Mean and factor of the target's nearest Gaussian; the same for the same seed."""
     start = 0.1 * torch.randn(target.dim, generator=rng(config.seed, "mode"))
     return fit_gaussian(
@@ -151,7 +158,7 @@ def roll_out(networks: Networks, config: InferConfig, round_: int, lowest: int) 
 def fake_eps(networks: Networks, config: InferConfig, x: Tensor, k: int, teacher_eps) -> Tensor:
     """The fake score of layer k's marginal, as an eps: its network, and what it begins at.
 
-    Within a frame that is the base's, which costs nothing; else the bridge's, teacher_eps(), as the
+    Whitened that is the base's, which costs nothing; else the bridge's, teacher_eps(), as the
     gap is what vanishes in the end.
     """
     known = x / config.base_scale**2 if config.frame == "gaussian" else teacher_eps()
@@ -164,7 +171,7 @@ def fake_loss(
     """Denoising score matching of layer k's marginal at a level, weighted by its variance (a
     constant).
     """
-    bridge, own = networks.bridge, networks.bridge.lambdas[k - 1]
+    bridge, own = networks.bridge, networks.bridge.tempering[k - 1]
     with torch.no_grad():
         mean, std = noised(pool.mean[k][rows], networks.family[k].log_scale.exp(), level / own)
         x = mean + std * noise
@@ -183,7 +190,7 @@ def student_loss(
     size, dim = config.batch_size, family.dim
     rows = slice(None) if config.objective == "lb" else slice(size)  # lb's others are the z_j
     own = family.mean(k, pool.x[k][rows], pool.u[k][rows])
-    means, std = noised(own, family[k].log_scale.exp(), level / bridge.lambdas[k - 1])
+    means, std = noised(own, family[k].log_scale.exp(), level / bridge.tempering[k - 1])
     mean, others = means[:size], means[size:]
     x = mean + std * noise
     if config.objective == "lb":
@@ -241,7 +248,7 @@ def play_round(networks: Networks, config: InferConfig, round_: int) -> dict[str
     """One round, in place. Returns its measurements by name."""
     step = round_ - warmup_rounds(config)
     layers = active_layers(config, config.layers, max(0, step))
-    levels = {k: level_of(config, networks.bridge.lambdas, k, step) for k in layers}
+    levels = {k: level_of(config, networks.bridge.tempering, k, step) for k in layers}
     measured, size = {}, config.batch_size
     if has_fake_scores(config):
         for warmup in later_warmups(config, max(0, step)):
@@ -265,38 +272,3 @@ def play_round(networks: Networks, config: InferConfig, round_: int) -> dict[str
     ema_update(networks.ema.parameters(), networks.family.parameters(), config.ema, step)
     measured |= {"loss": loss.item(), "norm": norm}
     return measured | {f"divergence_{k}": value.item() for k, (_, value) in found.items()}
-
-
-PARTS = 20
-
-
-@torch.no_grad()
-def lower_bound(family: Family, target, count: int, mixing: int, seed: int = 0) -> dict:
-    """What the samples weigh against the target, with q's density from J z, fresh ones for each of
-    PARTS parts of the samples, by which the error is known.
-
-    target  in the family's frame
-
-    lower_bound     of log of the target's constant: mean of log p(x) - log q(x), standard error
-                    beside. Where p is normalised, minus this is at least KL(q || p)
-    importance_ess  effective sample size of the weights p / q, out of `count`
-    """
-    parts = min(PARTS, count // 2)
-    x, noise, u = family.start(parts * mixing + count, rng(seed, "bound"))
-    last = list(family.visits(x, noise, u))[-1]
-    std = family[1].log_scale.exp()
-    x = (last.mean + std * noise[-1])[parts * mixing :].tensor_split(parts)
-    fresh, means = last.mean[: parts * mixing].split(mixing), last.mean[parts * mixing :]
-    weights = []
-    for part, mean, z in zip(x, means.tensor_split(parts), fresh, strict=True):
-        own, others = normal_log_density(part, mean, std), pair_log_density(part, z, std)
-        weights.append(-lower_bound_loss(own, others, target.log_prob(part)).double())
-    weight, each = torch.cat(weights), torch.stack([part.mean() for part in weights])
-    ess = (2 * weight.logsumexp(0) - (2 * weight).logsumexp(0)).exp()
-    return {
-        "lower_bound": weight.mean().item(),
-        "standard_error": (each.std() / math.sqrt(parts)).item(),
-        "importance_ess": ess.item(),
-        "draws": count,
-        "mixing": mixing,
-    }

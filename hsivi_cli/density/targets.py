@@ -1,15 +1,14 @@
 """Densities with a known score: what a layer can be matched to where there is no trained teacher.
 
-A target has `dim`, `log_prob` (x [B, dim] -> [B]), `score` (its gradient in x [B, dim]) and, where
-it can, `sample`. Levels are VP levels: at alpha_bar the target is that of sqrt(alpha_bar) x0 +
-sigma noise, and its noise prediction is eps = -sigma score. Data sets are handed in; nothing is
-read here.
+Levels are VP levels: at alpha_bar a target is the density of sqrt(alpha_bar) x0 + sigma noise, and
+its noise prediction is eps = -sigma score. Data sets are handed in; nothing is read here.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -17,7 +16,31 @@ from torch import Tensor
 from ..method.schedule import over, sigma_of
 
 
-class GaussianMixture:
+@runtime_checkable
+class Target(Protocol):
+    """What inference asks of a density.
+
+    dim     number of coordinates
+    levels  whether log_prob and score take VP levels too: alpha_bar [B], after x
+    exact   whether there are exact draws of it
+    """
+
+    dim: int
+    levels: bool = False
+    exact: bool = False
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log density [B] at x [B, dim], up to a constant."""
+
+    def score(self, x: Tensor) -> Tensor:
+        """grad_x log p [B, dim], itself differentiable in x where the density allows it."""
+
+    def sample(self, count: int, rng: torch.Generator) -> Tensor:
+        """Independent exact draws [count, dim]."""
+        raise ValueError("this target has no exact sampler")
+
+
+class GaussianMixture(Target):
     """A mixture of Gaussians, with its exact density and score at every VP level.
 
     sum_m weight_m N(sqrt(alpha_bar) mean_m, alpha_bar cov_m + sigma^2 I), a mixture again, whose
@@ -28,7 +51,7 @@ class GaussianMixture:
     weight  [M]  of any sum; equal weights without
     """
 
-    levels = True  # knows its density at VP levels
+    levels = exact = True
 
     def __init__(self, mean: Tensor, cov: Tensor | float, weight: Tensor | None = None):
         count, self.dim = mean.shape
@@ -89,7 +112,7 @@ def grid_mixture(side: int = 5, spacing: float = 0.7, sd: float = 0.08) -> Gauss
     return GaussianMixture(torch.cartesian_prod(line, line), sd**2)
 
 
-class Density:
+class Density(Target):
     """A target given by its log density alone; the score is autograd's.
 
     log_prob  x [B, dim] -> [B], up to a constant; where `levels`, also at the levels alpha_bar [B]
@@ -97,7 +120,8 @@ class Density:
     """
 
     def __init__(self, log_prob: Callable, dim: int, draw: Callable | None = None, levels=False):
-        self.log_prob, self.dim, self.draw, self.levels = log_prob, dim, draw, levels
+        self.log_prob, self.dim, self.draw = log_prob, dim, draw
+        self.levels, self.exact = levels, draw is not None
 
     def score(self, x: Tensor, alpha_bar: Tensor | None = None) -> Tensor:
         """grad_x log p [B, dim], itself differentiable where x is. Raises ValueError where log_prob
@@ -125,10 +149,8 @@ class Density:
         return gradient
 
     def sample(self, count: int, rng: torch.Generator) -> Tensor:
-        """Independent exact draws [count, dim]."""
-        if self.draw is None:
-            raise ValueError("this target has no exact sampler")
-        return self.draw(count, rng)
+        """Independent exact draws [count, dim]. Raises ValueError where there is no way."""
+        return self.draw(count, rng) if self.exact else super().sample(count, rng)
 
 
 def banana() -> Density:
@@ -169,6 +191,7 @@ def checkerboard(side: int = 4, cell: float = 1.0, edge: float = 0.1) -> Density
         level = torch.ones_like(x[:, 0]) if alpha_bar is None else alpha_bar.to(x)
         level = level[:, None, None]
         half, width = level.sqrt() * cell / 2, (level * edge**2 + 1 - level).sqrt()
+        half = half.clamp(min=1e-3)  # at alpha_bar 0 a cell is a point: log 0 - log 0
         distance = (x[:, :, None] - level.sqrt() * line.to(x)).abs()  # [B, 2, side]
         high = torch.special.log_ndtr((half - distance) / width)
         low = torch.special.log_ndtr((-half - distance) / width)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .nuts import quietly
+from .nuts import Chains
+from .packages import quietly
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,10 @@ def exact_truth(draws: Tensor) -> Truth:
     return Truth("exact", draws, draws.double().std(0) / len(draws) ** 0.5)
 
 
-def nuts_truth(chains: Tensor) -> Truth:
-    arviz = quietly("arviz")
-    error = arviz.mcse(arviz.convert_to_dataset(chains.double().numpy()))["x"].to_numpy()
-    return Truth("nuts", chains.flatten(0, 1), torch.as_tensor(error.copy()))
+def nuts_truth(chains: Chains) -> Truth:
+    arviz, draws = quietly("arviz"), chains.draws.cpu()
+    error = arviz.mcse(arviz.convert_to_dataset(draws.double().numpy()))["x"].to_numpy()
+    return Truth("nuts", draws.flatten(0, 1), torch.as_tensor(error.copy()))
 
 
 def errors(draws: Tensor, truth: Truth, own_error: Tensor | None = None) -> dict[str, float]:
@@ -40,10 +41,11 @@ def errors(draws: Tensor, truth: Truth, own_error: Tensor | None = None) -> dict
 
     mean_error         |difference of the means| in the truth's sds
     mean_z             the same in Monte Carlo standard errors of the two means together
+    mean_z_perfect     what that is on average for independent draws of the truth itself
     sd_error           |ratio of the sds - 1|
     correlation_error  |difference of the correlations|
-    js, w1             Jensen-Shannon divergence (60 x 60 bins over all the truth) and sliced W1,
-                       in two dimensions
+    js, w1             Jensen-Shannon divergence (60 x 60 bins over the middle 99 % of the truth
+                       along each coordinate, one for all outside) and sliced W1, in the plane
 
     own_error  [dim]  standard error of the draws' mean; that of independent ones if left out
     """
@@ -53,16 +55,40 @@ def errors(draws: Tensor, truth: Truth, own_error: Tensor | None = None) -> dict
     found = {
         "mean_error": (gap / sd).max(),
         "mean_z": (gap / (own_error.square() + truth.error.square()).sqrt()).max(),
+        "mean_z_perfect": torch.tensor(largest_of_normals(x.shape[1])),
         "sd_error": (x.std(0) / sd - 1).abs().max(),
     }
     if x.shape[1] > 1:
         found["correlation_error"] = (x.T.corrcoef() - y.T.corrcoef()).abs().max()
     found = {key: value.item() for key, value in found.items()}
-    if x.shape[1] == 2:
-        count = min(len(x), len(y))
-        found["js"] = jensen_shannon(draws, truth.draws, reach=1.01 * y.abs().max().item())
-        found["w1"] = sliced_w1(draws[:count], truth.draws[:count])
-    return found
+    return found | plane_errors(draws, truth)
+
+
+def largest_of_normals(count: int) -> float:
+    """The mean of the largest |z| of independent standard normals.
+
+    E max |z| = integral over t > 0 of 1 - erf(t / sqrt 2)^count
+    """
+    t = torch.linspace(0, 10, 10_001, dtype=torch.float64)
+    return torch.trapezoid(1 - torch.erf(t / math.sqrt(2)) ** count, t).item()
+
+
+def plane_errors(draws: Tensor, truth: Truth) -> dict[str, float]:
+    """`js` and `w1` of `errors`; nothing for other than two coordinates."""
+    if draws.shape[1] != 2:
+        return {}
+    x, y = draws.double(), truth.draws.double()
+    count = min(len(x), len(y))
+    js = jensen_shannon(*on_ruler(y, x, y), reach=1)
+    return {"js": js, "w1": sliced_w1(draws[:count], truth.draws[:count])}
+
+
+def on_ruler(truth: Tensor, *clouds: Tensor) -> list[Tensor]:
+    """Clouds of points [N, 2], moved and stretched so that the middle 99 % of the truth's values
+    along each coordinate lie in [-1, 1]: quantiles, which no outlier of heavy tails moves.
+    """
+    low, high = truth.quantile(torch.tensor([0.005, 0.995]).to(truth), dim=0)
+    return [(x - (low + high) / 2) / ((high - low) / 2) for x in clouds]
 
 
 def sliced_w1(a: Tensor, b: Tensor, directions: int = 64) -> float:

@@ -8,12 +8,16 @@ COLUMNS = {
     "name": ("", "{}"),
     "mean_error": ("mean error", "{:.3f}"),
     "mean_z": ("in MC errors", "{:.1f}"),
+    "mean_z_perfect": ("perfect", "{:.1f}"),
     "sd_error": ("sd error", "{:.3f}"),
     "correlation_error": ("corr. error", "{:.3f}"),
     "js": ("JS", "{:.4f}"),
+    "js_floor": ("floor", "{:.4f}"),
     "w1": ("W1", "{:.4f}"),
+    "w1_floor": ("floor", "{:.4f}"),
     "rhat": ("R-hat", "{:.3f}"),
     "ess": ("ESS", "{:.0f}"),
+    "divergences": ("divergences", "{:.0f}"),
     "cpu_seconds": ("CPU s", "{:.0f}"),
 }
 

@@ -2,7 +2,7 @@
 
 In Python, with any torch function of [B, dim] -> [B]:
 
-    from hsivi_cli.infer import fit
+    from hsivi_cli.density.fit import fit
     family = fit(log_prob, dim=3, layers=4, objective="lb", steps=1000)
     x = family.sample(10_000)
 
@@ -18,7 +18,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -28,22 +27,14 @@ from torch import Tensor
 
 from .. import __version__
 from ..config import InferConfig
+from ..density import against, quality
 from ..density.bridge import check_density
 from ..density.family import Family
 from ..density.fit import first_round, last_round, not_finite
-from ..density.gaussian import Affine
 from ..density.named import fingerprint, load_target, probe
-from ..density.nuts import diagnosis, nuts, quietly
-from ..density.rounds import (
-    Networks,
-    best_gaussian,
-    lower_bound,
-    make_networks,
-    play_round,
-    resolved,
-)
-from ..density.targets import Density
-from ..density.truth import errors, exact_truth, nuts_truth
+from ..density.packages import quietly
+from ..density.rounds import Networks, make_networks, play_round, resolved
+from ..density.targets import Target
 from ..errors import HsiviError
 from ..files.checkpoint import (
     checkpoints,
@@ -65,7 +56,7 @@ from ..files.whole import (
     write_json,
     write_tensors,
 )
-from ..method.steps import rng, warmup_rounds
+from ..method.steps import warmup_rounds
 from ..report.figures import band_png, densities_png, layers_png, pairs_png
 from ..report.methods import table
 
@@ -109,7 +100,7 @@ def run(config: InferConfig, name: str, dim: int | None, out: Path) -> None:
 
 
 def learn(
-    config: InferConfig, about: dict, target, device: torch.device, out: Path, begin: tuple
+    config: InferConfig, about: dict, target: Target, device: torch.device, out: Path, begin: tuple
 ) -> None:
     """`run`, once the target and the folder are there.
 
@@ -197,7 +188,7 @@ class Inference:
     out: Path
     config: InferConfig
     about: dict
-    target: object
+    target: Target
     device: torch.device
     networks: Networks | None = None
 
@@ -207,8 +198,8 @@ class Inference:
         return tensors | optimizer_tensors(self.networks.fake_optimizer, "fake_optimizer")
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        frame = (tensors["family.centre"], tensors["family.factor"])
-        self.networks = make_networks(self.config, self.target, frame, self.device)
+        whitening = (tensors["family.centre"], tensors["family.factor"])
+        self.networks = make_networks(self.config, self.target, whitening, self.device)
         load_modules(self.networks, MODULES, tensors)
         load_optimizer(self.networks.optimizer, "optimizer", tensors)
         load_optimizer(self.networks.fake_optimizer, "fake_optimizer", tensors)
@@ -237,15 +228,22 @@ class Inference:
         return not_finite(self.networks, step, kept)
 
 
-def report(out: Path, networks: Networks, config: InferConfig, target) -> None:
-    """samples.npz, summary.json, the plots and, where ArviZ is installed, posterior.nc."""
+def report(out: Path, networks: Networks, config: InferConfig, target: Target) -> None:
+    """samples.npz, summary.json, the plots and, where ArviZ is installed, posterior.nc; a line on
+    the samples' quality.
+    """
     drawn = networks.ema.sample(config.count, config.seed)
     with torch.no_grad():
         check_density(torch.cat([target.log_prob(x) for x in drawn[:2000].split(500)]), drawn)
     samples = drawn.cpu()
     with replacing(out / "samples.npz") as temporary:
         np.savez_compressed(temporary, x=samples.numpy())
-    write_json(out / "summary.json", {"step": config.steps} | summary(networks, samples, config))
+    divergence = quality.lower_bound(networks.ema, networks.bridge.target, 2000, 500, config.seed)
+    about = {"step": config.steps} | summary(samples) | {"divergence": divergence}
+    write_json(out / "summary.json", about)
+    say(quality.in_words(divergence))
+    if doubt := quality.doubt(divergence):
+        say(f"warning: {doubt}")
     if samples.shape[1] == 2:
         marginals = networks.ema.marginals(config.count, config.seed)
         write_bytes(out / "layers.png", layers_png(marginals, networks.bridge.log_prob))
@@ -253,7 +251,11 @@ def report(out: Path, networks: Networks, config: InferConfig, target) -> None:
         write_bytes(out / "pairs.png", pairs_png(samples))
         write_bytes(out / "marginals.png", band_png(samples))
     if importlib.util.find_spec("arviz"):
-        write_arviz(out / "posterior.nc", samples)
+        try:
+            write_arviz(out / "posterior.nc", samples)
+        except Exception as error:  # whatever ArviZ raises, the run is over and its samples stand
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            say(f"warning: no posterior.nc, samples.npz has the same draws: {reason}")
 
 
 def write_arviz(path: Path, samples: Tensor) -> None:
@@ -266,68 +268,35 @@ def write_arviz(path: Path, samples: Tensor) -> None:
         data.to_netcdf(temporary)
 
 
-EXACT_COUNT = 200_000  # draws of all but NUTS, where there are exact ones: histograms need many
-
-
 def compare(
-    out: Path, family: Family, config: InferConfig, name: str, target, trained: float
+    out: Path, family: Family, config: InferConfig, name: str, target: Target, trained: float
 ) -> None:
-    """compare.json, compare.png and a table on stdout: the samples, the nearest Gaussians and NUTS,
-    all measured from exact draws where the target has them, else from NUTS. `trained` is the CPU
-    seconds that the family took.
+    """compare.json, compare.png and a table on stdout. `trained` is the CPU seconds that the family
+    took.
     """
-    rows, drawn, device = [], {}, family.centre.device
-    exact = bool(getattr(target, "draw", None)) or not isinstance(target, Density)
-    count = max(config.count, EXACT_COUNT) if exact else config.count
-
-    def timed(label: str, make: Callable):
-        began = time.process_time()
-        made = make()
-        rows.append({"name": label, "cpu_seconds": time.process_time() - began})
-        return made
-
-    drawn["hsivi"] = timed("hsivi", lambda: family.sample(count, config.seed)).cpu()
-    rows[-1]["cpu_seconds"] += trained
-    frames = {}
-    for label in ("full-rank", "mean-field"):
-        full = label == "full-rank"
-        found = timed(label, lambda full=full: best_gaussian(config, target, full, device))
-        frames[label] = Affine(target, *found)
-        noise = torch.randn(count, target.dim, generator=rng(config.seed, label))
-        drawn[label] = frames[label].out(noise.to(device)).cpu()
-    frame = frames["full-rank"]
-    chains = timed("nuts", lambda: nuts(frame, config.chains, config.draws, config.seed)).cpu()
-    drawn["nuts"] = chains.flatten(0, 1)
-    truth = nuts_truth(chains)
-    own_error = truth.error
-    if exact:
-        truth = exact_truth(target.sample(count, rng(config.seed, "truth")))
-    for row in rows:
-        if row["name"] == "nuts":
-            row |= diagnosis(chains)
-        if row["name"] != truth.kind:
-            own = own_error if row["name"] == "nuts" else None
-            row |= errors(drawn[row["name"]], truth, own)
+    found = against.compare(family, config, target, trained)
+    truth, drawn = found.truth, found.drawn
     about = {"target": name, "step": config.steps}
     about |= {"truth": truth.kind, "truth_count": len(truth.draws)}
     about |= {"chains": config.chains, "draws": config.draws}
-    write_json(out / "compare.json", {"rows": rows, "about": about})
+    write_json(out / "compare.json", {"rows": found.rows, "about": about})
     if target.dim == 2:
-        drawn |= {"exact": truth.draws} if exact else {}
+        drawn = drawn | ({"exact": truth.draws} if target.exact else {})
         write_bytes(out / "compare.png", densities_png(drawn))
     else:
         write_bytes(out / "compare.png", band_png(drawn["hsivi"], truth.draws))
         write_bytes(out / "pairs.png", pairs_png(drawn["hsivi"], truth.draws))
     print(f"measured from {truth.kind} draws")
-    print(table(rows))
+    print(table(found.rows))
+    if found.doubt:
+        say(f"warning: {found.doubt}")
 
 
-def summary(networks: Networks, samples: Tensor, config: InferConfig) -> dict:
-    """Mean, sd and quantiles of each coordinate, and how far the samples are from the target."""
+def summary(samples: Tensor) -> dict:
+    """The count, and mean, sd and quantiles of each coordinate."""
     draws = samples.double()
     sd = draws.std(0) if len(draws) > 1 else torch.zeros(draws.shape[1])
     quantiles = draws.quantile(torch.tensor(LEVELS, dtype=torch.float64), dim=0)
-    found = lower_bound(networks.ema, networks.bridge.target, 2000, 500, config.seed)
     return {
         "count": len(draws),
         "mean": draws.mean(0).tolist(),
@@ -335,5 +304,4 @@ def summary(networks: Networks, samples: Tensor, config: InferConfig) -> dict:
         "quantiles": {
             f"{level:g}": row.tolist() for level, row in zip(LEVELS, quantiles, strict=True)
         },
-        "divergence": found,
     }

@@ -1,0 +1,30 @@
+"""Packages of the extra `infer`, which may be missing or fail when imported."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from types import ModuleType
+
+from ..errors import HsiviError
+
+EXTRA = "pip install 'hsivi[infer]'"
+
+
+def quietly(name: str) -> ModuleType:
+    """A module of the extra; what it has to announce when imported is not the user's concern.
+
+    Two packages of versions that do not fit may raise anything: that is the user's to read, not a
+    bug of ours.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # ArviZ 0.23 announces 1.0
+            return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise HsiviError(f"this needs {name} ({error}): {EXTRA} first") from error
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise HsiviError(
+            f"{name} cannot be imported ({reason}): {EXTRA} in a fresh environment"
+        ) from error

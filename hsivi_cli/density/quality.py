@@ -1,0 +1,101 @@
+"""How near a family's samples are to their target, where there is no truth to measure from."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+
+import torch
+from torch import Tensor
+
+from ..method.losses import lower_bound_loss, normal_log_density, pair_log_density
+from ..method.steps import rng
+from .family import Family
+from .packages import quietly
+from .rounds import PLANE
+from .targets import Target
+
+PARTS = 20
+LOOSE = 0.1  # nats that half of the mixing samples cost
+LEAST_SHARE = 0.3  # of the draws that the weights are worth: half the target's sd leaves a fifth
+HIGHEST_K = 0.7  # of weights that can be trusted [Vehtari et al. 2024]
+
+
+@torch.no_grad()
+def lower_bound(family: Family, target: Target, count: int, mixing: int, seed: int = 0) -> dict:
+    """What the samples weigh against the target, with q's density from J z, fresh ones for each of
+    PARTS parts of the samples, by which the error is known.
+
+    target  whitened as the family is
+
+    lower_bound     of log of the target's constant: mean of log p(x) - log q(x), standard error
+                    beside. Where p is normalised, minus this is at least KL(q || p); the gap grows
+                    fast with the coordinates, as J kernels cover less of them
+    half_mixing     the same by half of the z: where it lies well below, the bound is loose
+    importance_ess  effective sample size of the weights p / q, out of `count`; and pareto_k, the
+                    index of their tail [Vehtari et al. 2024], where ArviZ is installed: both in the
+                    plane alone, where J kernels cover q
+    """
+    parts = min(PARTS, count // 2)
+    x, noise, u = family.start(parts * mixing + count, rng(seed, "bound"))
+    last = list(family.visits(x, noise, u))[-1]
+    std = family[1].log_scale.exp()
+    x = (last.mean + std * noise[-1])[parts * mixing :].tensor_split(parts)
+    fresh, means = last.mean[: parts * mixing].split(mixing), last.mean[parts * mixing :]
+    weights, halves = [], []
+    for part, mean, z in zip(x, means.tensor_split(parts), fresh, strict=True):
+        own, others = normal_log_density(part, mean, std), pair_log_density(part, z, std)
+        density = target.log_prob(part)
+        weights.append(-lower_bound_loss(own, others, density).double())
+        halves.append(-lower_bound_loss(own, others[:, : mixing // 2], density).double())
+    weight, each = torch.cat(weights), torch.stack([part.mean() for part in weights])
+    found = {
+        "lower_bound": weight.mean().item(),
+        "standard_error": (each.std() / math.sqrt(parts)).item(),
+        "half_mixing": torch.cat(halves).mean().item(),
+        "draws": count,
+        "mixing": mixing,
+    }
+    return found | (tail_of(weight) if family.dim <= PLANE else {})
+
+
+def tail_of(weight: Tensor) -> dict[str, float]:
+    """importance_ess and pareto_k of log weights [N]."""
+    ess = (2 * weight.logsumexp(0) - (2 * weight).logsumexp(0)).exp()
+    found = {"importance_ess": ess.item()}
+    with contextlib.suppress(Exception):  # ArviZ's troubles are told of where its file is written
+        k = float(quietly("arviz").psislw(weight.cpu().numpy())[1])
+        found |= {"pareto_k": k} if math.isfinite(k) else {}
+    return found
+
+
+def loose(found: dict[str, float]) -> bool:
+    return found["lower_bound"] - found["half_mixing"] > LOOSE
+
+
+def in_words(found: dict[str, float]) -> str:
+    """What `lower_bound` has found, in a line."""
+    text = f"lower bound of log Z {found['lower_bound']:.3g} ± {found['standard_error']:.1g}"
+    if loose(found):
+        return text + (
+            f", loose: half of the {found['mixing']} mixing samples give {found['half_mixing']:.3g}"
+        )
+    return text + (f"; {weights_in_words(found)}" if "importance_ess" in found else "")
+
+
+def weights_in_words(found: dict[str, float]) -> str:
+    tail = f", Pareto k {found['pareto_k']:.2f}" if "pareto_k" in found else ""
+    return f"importance weights: ESS {found['importance_ess']:.0f} of {found['draws']}{tail}"
+
+
+def doubt(found: dict[str, float]) -> str | None:
+    """Why the samples are not to be trusted, as far as `lower_bound` can tell."""
+    if loose(found) or "importance_ess" not in found:
+        return None
+    few = found["importance_ess"] < LEAST_SHARE * found["draws"]
+    if not few and found.get("pareto_k", 0) <= HIGHEST_K:
+        return None
+    return (
+        f"the samples miss parts of the target, or lie beyond it ({weights_in_words(found)}): give "
+        "more --steps or --layers; --compare measures them"
+    )
