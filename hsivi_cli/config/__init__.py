@@ -2,7 +2,7 @@
 --help` is instant.
 """
 
-from .inference import InferConfig
+from .inference import TARGETS, InferConfig
 from .options import (
     DATA_ROOT,
     DTYPES,
@@ -11,12 +11,12 @@ from .options import (
     SEEDS,
     SUBFOLDER,
     VARIANT,
-    check_options,
     flag_of,
     option,
+    option_fields,
     parse_numbers,
 )
-from .training import PRESETS, REGRESSED, SOLVED, TrainConfig, check_train, of_nfe
+from .training import PRESETS, REGRESSED, SOLVED, TrainConfig, choices_in, of_nfe, settings_of
 from .viewing import CompareConfig, FidConfig, SampleConfig
 
 __all__ = [
@@ -29,16 +29,18 @@ __all__ = [
     "SEEDS",
     "SOLVED",
     "SUBFOLDER",
+    "TARGETS",
     "VARIANT",
     "CompareConfig",
     "FidConfig",
     "InferConfig",
     "SampleConfig",
     "TrainConfig",
-    "check_options",
-    "check_train",
+    "choices_in",
     "flag_of",
     "of_nfe",
     "option",
+    "option_fields",
     "parse_numbers",
+    "settings_of",
 ]
