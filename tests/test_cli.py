@@ -213,6 +213,13 @@ def test_one_call_has_defaults_of_its_own_which_presets_files_and_typing_win_ove
     assert told["regress_steps"] == 0
 
 
+@pytest.mark.parametrize("nfe", REGRESSED)
+def test_without_its_regression_a_run_of_few_calls_has_the_plain_steps(resolved, nfe):
+    told = resolved("--nfe", nfe, "--regress-steps", 0)
+    assert (told["regress_steps"], told["steps"]) == (0, TrainConfig().steps)
+    assert resolved("--nfe", nfe, "--regress-steps", 5)["steps"] == REGRESSED[nfe]["steps"]
+
+
 @pytest.mark.parametrize(
     ("chosen", "own"),
     [

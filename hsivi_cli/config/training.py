@@ -208,7 +208,8 @@ def of_nfe(chosen: dict) -> dict:
     if len(budgets) > 1:
         return {}
     if found := REGRESSED.get(budgets[0]):
-        return found if is_one(chosen.get("noise_share", "1")) else {}
+        fits = is_one(chosen.get("noise_share", "1")) and chosen.get("regress_steps") != 0
+        return found if fits else {}
     return SOLVED if budgets[0] >= SOLVER_IS_NEAR and not CHAIN_OPTIONS & chosen.keys() else {}
 
 
