@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from dataclasses import asdict, fields
+from pathlib import Path
 from types import SimpleNamespace
 
 import click
@@ -154,8 +155,13 @@ def test_training_without_out_makes_a_run_and_the_same_line_resumes_it(
 ):
     teacher = save_teacher(**TINY)
     monkeypatch.chdir(tmp_path)
-    hsivi("train", teacher, *QUICK, "--steps", 1)
+    told = hsivi("train", teacher, *QUICK, "--steps", 1).stderr.splitlines()
     assert load_student("runs/teacher-2").info["step"] == 1
+    assert "runs/teacher-2: a student of 2 calls, 1 step," in told[-3]
+    draw, compare = (line.split(":  hsivi ")[1] for line in told[-2:])
+    hsivi(*draw.split(), "--count", 3)
+    assert len(list(Path("samples/teacher-2").glob("*.png"))) == 3
+    assert compare == "compare runs/teacher-2 --reference IMAGES"
     hsivi("train", teacher, *QUICK, "--steps", 2)
     assert load_student("runs/teacher-2").info["step"] == 2
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ..errors import HsiviError
+from ..errors import HsiviError, counted
 from ..files.images import MARK, open_images
 from ..files.places import embedded, embedded_names
 from ..files.whole import read_json
@@ -126,7 +126,7 @@ def describe_student(path: str) -> dict:
         else "not measured",
     }
     for nfe, chain in student.chains.items():
-        calls = f"{nfe} call{'s' * (nfe > 1)}"
+        calls = counted(nfe, "call")
         facts[f"times at {calls}"] = ", ".join(
             "clean data" if t < 0 else f"{t:g}" for t in chain.time.tolist()
         )

@@ -12,7 +12,7 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from ..config import SEEDS, SampleConfig, TrainConfig, flag_of
-from ..errors import HsiviError
+from ..errors import HsiviError, counted
 from ..files.device import pick_device
 from ..files.images import (
     MARK,
@@ -25,7 +25,7 @@ from ..files.images import (
     seeds_done,
 )
 from ..files.places import check_file, check_place, name_of, shipped_students
-from ..files.run import say
+from ..files.progress import say
 from ..files.whole import read_json, write_text
 from ..models.draw import Sampler, chain_digest, check_labels, draw, solver_sampler, student_sampler
 from ..models.loading import load_teacher
@@ -73,9 +73,9 @@ def run(config: SampleConfig) -> None:
         shown = seeds[: places.shown]
         images = load_png(shown, places.folder) if places.folder else torch.cat(kept)
         save_grid(images, places.grid)
-    calls = f"{sampler.nfe} call{'s' * (sampler.nfe > 1)} each"
     there = f", {len(seeds) - len(mine)} were there" if done and alone else ""
-    say(f"{places}: {len(mine)} images drawn, {calls}{there}")
+    drawn = counted(len(mine), "image")
+    say(f"{places}: {drawn} drawn, {counted(sampler.nfe, 'call')} each{there}")
 
 
 @dataclass(frozen=True)
@@ -158,21 +158,22 @@ def shipped(nfe: int) -> str:
     there = shipped_students()
     if str(nfe) not in there:
         raise HsiviError(
-            f"no student of {nfe} calls comes with hsivi, but of {', '.join(there)}: take one of "
-            f"these, or train one by `hsivi train --nfe {nfe}`"
+            f"no student of {counted(nfe, 'call')} comes with hsivi, but of {', '.join(there)}: "
+            f"take one of these, or train one by `hsivi train --nfe {nfe}`"
         )
     return f"embedded:students/{nfe}"
 
 
 def best_solver(teacher: Teacher, nfe: int) -> str:
     """The solver that --start auto finds. Says which it is, and how to train a student."""
-    say(f"looking for the solver whose images at {nfe} calls lie nearest to the teacher's own")
+    calls = counted(nfe, "call")
+    say(f"looking for the solver whose images at {calls} lie nearest to the teacher's own")
     search = TrainConfig(nfe=str(nfe), start="auto", noise_share="0")
     found = choose_starts(search, teacher)[nfe]
     found = "ddim-auto" if found == "ddim" else found  # a start's name for ddim over that grid
     origin = [word for key, value in teacher.origin.items() for word in (flag_of(key), value)]
     train = shlex.join(["hsivi", "train", teacher.name, *origin, "--nfe", str(nfe)])
-    say(f"drawing by --solver {found}; to train a student of {nfe} calls: {train}")
+    say(f"drawing by --solver {found}; to train a student of {calls}: {train}")
     return found
 
 
