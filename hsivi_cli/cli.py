@@ -21,6 +21,7 @@ from . import __version__
 from .config import (
     ORIGIN,
     PRESETS,
+    RECIPE,
     REVISION,
     SUBFOLDER,
     TARGETS,
@@ -176,8 +177,12 @@ def chosen_by(context: click.Context, preset: str, config: str | None, given: di
     for part in (read, typed):
         if "nfe" in part:
             part["nfe"] = ",".join(map(str, parse_numbers(part["nfe"], "--nfe")))  # 04 is 4
-    if lines := pinned(config, read, typed):
-        click.echo(f"warning: {lines}", err=True)
+    if kept := pinned(read, typed):
+        click.echo(
+            f"warning: --config {config} was made for --nfe {read['nfe']} and keeps its "
+            f"{', '.join(kept)}: leave them out of it for the defaults of --nfe {typed['nfe']}",
+            err=True,
+        )
     own = read | typed
     chosen = PRESETS[preset] | own
     solver = own.get("start", "ddim") not in ("ddim", "auto")  # with times of its own
@@ -187,22 +192,18 @@ def chosen_by(context: click.Context, preset: str, config: str | None, given: di
     return chosen
 
 
-def pinned(config: str | None, read: dict, typed: dict) -> str | None:
-    """What to say of a --config file that was made for another number of calls than --nfe, where
-    its values take the place of that number's own defaults.
+def pinned(read: dict, typed: dict) -> list[str]:
+    """The defaults that a --config file holds of another number of calls than was typed, each with
+    the one whose place it takes.
     """
-    if not {"nfe"} <= read.keys() & typed.keys() or read["nfe"] == typed["nfe"]:
-        return None
+    if "nfe" not in read or "nfe" not in typed:
+        return []
     then, now = (settings_of({"nfe": part["nfe"]}) for part in (read, typed))
-    kept = [
+    return [
         f"{flag_of(name)} {read[name]} (not {now[name]})"
-        for name in sorted(read.keys() - typed.keys() - {"nfe"})
-        if name in now and read[name] == then[name] != now[name]
+        for name in sorted(RECIPE & read.keys() - typed.keys())
+        if read[name] == then[name] != now[name]
     ]
-    return kept and (
-        f"--config {config} was made for --nfe {read['nfe']} and keeps its {', '.join(kept)}: "
-        f"leave them out of it for the defaults of --nfe {typed['nfe']}"
-    )
 
 
 @main.command()

@@ -18,6 +18,7 @@ import hsivi_cli
 from hsivi_cli import cli
 from hsivi_cli.config import (
     PRESETS,
+    RECIPE,
     REGRESSED,
     SOLVED,
     TARGETS,
@@ -27,7 +28,6 @@ from hsivi_cli.config import (
     SampleConfig,
     TrainConfig,
 )
-from hsivi_cli.config.training import RECIPE
 from hsivi_cli.density import posteriors, targets
 from hsivi_cli.errors import HsiviError
 from hsivi_cli.models.student import load_student

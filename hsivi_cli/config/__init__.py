@@ -16,7 +16,16 @@ from .options import (
     option_fields,
     parse_numbers,
 )
-from .training import PRESETS, REGRESSED, SOLVED, TrainConfig, choices_in, of_nfe, settings_of
+from .training import (
+    PRESETS,
+    RECIPE,
+    REGRESSED,
+    SOLVED,
+    TrainConfig,
+    choices_in,
+    of_nfe,
+    settings_of,
+)
 from .viewing import CompareConfig, FidConfig, SampleConfig
 
 __all__ = [
@@ -24,6 +33,7 @@ __all__ = [
     "DTYPES",
     "ORIGIN",
     "PRESETS",
+    "RECIPE",
     "REGRESSED",
     "REVISION",
     "SEEDS",

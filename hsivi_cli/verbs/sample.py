@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from tqdm import tqdm
 
 from ..config import SEEDS, SampleConfig, TrainConfig, flag_of
 from ..errors import HsiviError, counted
@@ -25,7 +24,7 @@ from ..files.images import (
     seeds_done,
 )
 from ..files.places import check_file, check_place, name_of, shipped_students
-from ..files.progress import say
+from ..files.progress import Bar, say
 from ..files.whole import read_json, write_text
 from ..models.draw import Sampler, chain_digest, check_labels, draw, solver_sampler, student_sampler
 from ..models.loading import load_teacher
@@ -60,7 +59,7 @@ def run(config: SampleConfig) -> None:
     size = min(config.batch_size, len(seeds))  # the same for what is left of a folder
     batches = draw(sampler, mine, size, device, labels and [labels[i] for i in todo])
     kept = []  # where no folder keeps them
-    with tqdm(total=len(mine), unit=" images", disable=None) as bar:
+    with Bar(total=len(mine), unit="images") as bar:
         for start, images in zip(range(0, len(mine), size), batches, strict=True):
             if places.folder:
                 save_png(images, mine[start : start + size], places.folder)
