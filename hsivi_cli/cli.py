@@ -12,7 +12,7 @@ import json
 import sys
 import types
 import typing
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import click
@@ -21,19 +21,24 @@ from . import __version__
 from .config import (
     ORIGIN,
     PRESETS,
+    RECIPE,
     REVISION,
     SUBFOLDER,
+    TARGETS,
     VARIANT,
     CompareConfig,
     FidConfig,
     InferConfig,
     SampleConfig,
     TrainConfig,
-    check_options,
+    choices_in,
     flag_of,
-    of_nfe,
+    option_fields,
+    parse_numbers,
+    settings_of,
 )
 from .errors import HsiviError
+from .files.places import name_of
 
 
 def options_of(config: type):
@@ -43,9 +48,7 @@ def options_of(config: type):
     hints = typing.get_type_hints(config)
 
     def decorate(command):
-        for item in reversed(fields(config)):
-            if "help" not in item.metadata:
-                continue
+        for item in reversed(option_fields(config)):
             kind = hints[item.name]
             if isinstance(kind, types.UnionType):
                 kind = next(k for k in typing.get_args(kind) if k is not types.NoneType)
@@ -132,13 +135,16 @@ def main() -> None:
     """Distil diffusion models into samplers of 1 to 15 network calls."""
 
 
+ABOUT = ("teacher", "out", *ORIGIN)  # of a training: what is no setting
+
+
 def read_config(path: str) -> dict:
-    """A --config file: the JSON that --dry-run prints."""
+    """A --config file: JSON such as --dry-run prints."""
     try:
         given = json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
         raise HsiviError(f"--config {path} cannot be read as JSON: {error}") from error
-    known = {item.name for item in fields(TrainConfig)} | {"teacher", "out", *ORIGIN}
+    known = {item.name for item in fields(TrainConfig)} | {*ABOUT}
     if not isinstance(given, dict) or not given.keys() <= known:
         unknown = (
             sorted(given.keys() - known) if isinstance(given, dict) else [type(given).__name__]
@@ -153,11 +159,13 @@ def read_config(path: str) -> dict:
     return given
 
 
-def resolve(context: click.Context, preset: str, config: str | None, given: dict) -> dict:
-    """Defaults, those of --nfe, then the preset, then the --config file, then what was typed."""
+def chosen_by(context: click.Context, preset: str, config: str | None, given: dict) -> dict:
+    """What a user chose for a training: a preset's settings, then the --config file's, then what
+    was typed.
+    """
     typed = {
-        name
-        for name in given
+        name: value
+        for name, value in given.items()
         if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
     }
     read = read_config(config) if config else {}
@@ -166,14 +174,36 @@ def resolve(context: click.Context, preset: str, config: str | None, given: dict
         value = read.get(option.name)
         if value is not None or option.name in read.keys() & never_null:
             read[option.name] = option.type_cast_value(context, str(value))
-    chosen = read | {name: given[name] for name in typed}
-    told = PRESETS[preset] | chosen
-    solver = chosen.get("start", "ddim") not in ("ddim", "auto")  # with times of its own
+    for part in (read, typed):
+        if "nfe" in part:
+            part["nfe"] = ",".join(map(str, parse_numbers(part["nfe"], "--nfe")))  # 04 is 4
+    if kept := pinned(read, typed):
+        click.echo(
+            f"warning: --config {config} was made for --nfe {read['nfe']} and keeps its "
+            f"{', '.join(kept)}: leave them out of it for the defaults of --nfe {typed['nfe']}",
+            err=True,
+        )
+    own = read | typed
+    chosen = PRESETS[preset] | own
+    solver = own.get("start", "ddim") not in ("ddim", "auto")  # with times of its own
     for name in ("grid", "grid_top"):  # a preset's last time goes with its own grid
-        if name not in chosen and (solver or "," in chosen.get("grid", "")):
-            told.pop(name, None)
-    own = of_nfe({"nfe": given["nfe"]} | told) if preset == "default" else {}
-    return given | own | told
+        if name not in own and (solver or "," in own.get("grid", "")):
+            chosen.pop(name, None)
+    return chosen
+
+
+def pinned(read: dict, typed: dict) -> list[str]:
+    """The defaults that a --config file holds of another number of calls than was typed, each with
+    the one whose place it takes.
+    """
+    if "nfe" not in read or "nfe" not in typed:
+        return []
+    then, now = (settings_of({"nfe": part["nfe"]}) for part in (read, typed))
+    return [
+        f"{flag_of(name)} {read[name]} (not {now[name]})"
+        for name in sorted(RECIPE & read.keys() - typed.keys())
+        if read[name] == then[name] != now[name]
+    ]
 
 
 @main.command()
@@ -181,7 +211,7 @@ def resolve(context: click.Context, preset: str, config: str | None, given: dict
 @click.option(
     "--out",
     type=click.Path(file_okay=False),
-    help="The run's folder; the same command again resumes.  [required]",
+    help="the run's folder, where the same command again resumes; default: runs/NAME-NFE",
 )
 @click.option(
     "--preset",
@@ -193,7 +223,9 @@ def resolve(context: click.Context, preset: str, config: str | None, given: dict
 @click.option(
     "--config", help="a JSON file of settings, as --dry-run prints; typed options win over it"
 )
-@click.option("--dry-run", is_flag=True, help="print the resolved configuration as JSON and stop")
+@click.option(
+    "--dry-run", is_flag=True, help="print as JSON what differs from the defaults, and stop"
+)
 @options_of_origin
 @options_of(TrainConfig)
 @click.pass_context
@@ -201,34 +233,31 @@ def train(context, preset, config, dry_run, **given) -> None:
     """Distil TEACHER into a student of --nfe calls.
 
     TEACHER is a diffusers directory or a hub id such as google/ddpm-cifar10-32; left out, the
-    embedded Fashion-MNIST teacher.
+    embedded Fashion-MNIST teacher. docs/options.md has the defaults that depend on --nfe.
     """
-    chosen = resolve(context, preset, config, given)
-    about = {key: chosen[key] for key in ("teacher", *ORIGIN, "out")}
-    settings = TrainConfig(**{k: v for k, v in chosen.items() if k not in about})
+    chosen = chosen_by(context, preset, config, given)
+    about = {key: chosen.pop(key, None) for key in ABOUT}
+    settings = TrainConfig(**settings_of(chosen, by_nfe=preset == "default"))
     if dry_run:
-        click.echo(json.dumps(chosen, indent=1))
+        told = {key: value for key, value in about.items() if value is not None}
+        click.echo(json.dumps(told | choices_in(asdict(settings), chosen), indent=1))
         return
-    if about["out"] is None:
-        raise click.UsageError("Missing option '--out', the run's folder.")
+    calls = "-".join(map(str, settings.budgets))
+    out = about["out"] or f"runs/{name_of(about['teacher'])}-{calls}"
     origin = {key: about[key] for key in ORIGIN}
-    verb("train").run(settings, {"source": about["teacher"]} | origin, Path(about["out"]))
-
-
-def checked(config):
-    """The same configuration. Refuses numbers that mean nothing."""
-    check_options(config)
-    return config
+    verb("train").run(settings, {"source": about["teacher"]} | origin, Path(out))
 
 
 @main.command()
-@click.argument("source", metavar="RUN|TEACHER")
+@click.argument("source", required=False, metavar="[RUN|TEACHER]")
 @options_of(SampleConfig)
 def sample(**given) -> None:
-    """Draw images of a student, or with --solver of a teacher. An interrupted folder is
+    """Draw images of a student, or of a teacher by a solver.
+
+    Left out, it is the shipped student of --nfe calls, by default 4. An interrupted folder is
     completed.
     """
-    verb("sample").run(checked(SampleConfig(**given)))
+    verb("sample").run(SampleConfig(**given))
 
 
 @main.command()
@@ -241,7 +270,7 @@ def fid(**given) -> None:
     Each is a folder of images, an .npz of images or statistics, a run, or a data set such as
     cifar10-train. Without any, the shipped student of 4 calls against the embedded reference.
     """
-    verb("fid").run(checked(FidConfig(**given)))
+    verb("fid").run(FidConfig(**given))
 
 
 @main.command()
@@ -254,28 +283,31 @@ def compare(**given) -> None:
     Without any, the shipped students and the best solvers: on a CPU by the numbers that were
     measured before, but for what the cache holds.
     """
-    verb("compare").run(checked(CompareConfig(**given)))
+    verb("compare").run(CompareConfig(**given))
 
 
-@main.command()
-@click.argument("target")
+DENSITIES = f"{', '.join(TARGETS)}, or your own log density as module:callable with --dim"
+INFER = f"""Sample TARGET, a density, by --layers semi-implicit layers.
+
+TARGET is {DENSITIES}: a torch function of [batch, dim] -> [batch].
+"""
+
+
+@main.command(help=INFER)
+@click.argument("target", required=False, metavar="TARGET")
 @click.option(
     "--out",
     type=click.Path(file_okay=False),
-    required=True,
-    help="The run's folder; the same command again resumes.",
+    help="the run's folder, where the same command again resumes; default: runs/TARGET-LAYERS",
 )
 @click.option("--dim", type=int, help="coordinates of a target of your own")
 @options_of(InferConfig)
 def infer(target, out, dim, **given) -> None:
-    """Sample TARGET, a density, by --layers semi-implicit layers.
-
-    TARGET is banana, two-gaussians, x-shape, checkerboard, swiss-roll, circles, 25-gaussians,
-    funnel, diffusion-path, logistic-waveform, logistic-breast-cancer, logistic-digits,
-    regression-diabetes, regression-abalone, or your own log density as module:callable, a torch
-    function of [batch, dim] -> [batch], with --dim.
-    """
-    verb("infer").run(checked(InferConfig(**given)), target, dim, Path(out))
+    if target is None:
+        raise click.UsageError(f"Missing argument 'TARGET': {DENSITIES}.")
+    config = InferConfig(**given)
+    out = out or f"runs/{target.replace(':', '-')}-{config.layers}"
+    verb("infer").run(config, target, dim, Path(out))
 
 
 @main.command()
@@ -283,5 +315,8 @@ def infer(target, out, dim, **given) -> None:
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object")
 @options_of_origin
 def info(path, as_json, **origin) -> None:
-    """What a run, a teacher or a statistics file is; without PATH, the embedded teacher."""
+    """What a run, a teacher, a folder or file of images or a statistics file is.
+
+    Without PATH, the embedded teacher and what else comes with hsivi.
+    """
     verb("info").run(path, as_json, origin)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from command import TINY, hsivi, refusal, save_detector, train
 
-from hsivi_cli.files.images import save_npz
-from hsivi_cli.files.places import weights_folder
+from hsivi_cli.files.images import save_npz, save_png
+from hsivi_cli.files.places import embedded, embedded_names, weights_folder
 from hsivi_cli.models.loading import load_teacher
 from hsivi_cli.models.student import load_student
 
@@ -102,15 +102,67 @@ def test_a_plain_statistics_file_says_what_is_not_known(tmp_path):
 def test_what_comes_with_the_package_is_told_by_name():
     facts = told_of("embedded:reference.npz")
     assert facts == told_of(weights_folder() / "reference.npz")
+    alone = json.loads(hsivi("info", "--json").stdout)
+    names = alone.pop("comes with hsivi").split(", ")
+    assert alone == told_of("embedded:teacher")
+    assert {"embedded:reference.npz", "embedded:students/4"} < set(names)
+
+
+def test_every_name_that_is_told_is_there():
+    for name in embedded_names():
+        assert embedded(name).exists()
+
+
+@pytest.mark.parametrize("ending", ["", ".npz"])
+def test_images_tell_how_many_and_which_size(tmp_path, ending):
+    images = torch.zeros(3, 8, 10, 1, dtype=torch.uint8)
+    place = tmp_path / f"images{ending}"
+    save_npz(images, place) if ending else save_png(images, range(3), place)
+    assert told_of(place) == {"kind": "images", "count": 3, "image": "1x8x10"}
+
+
+def test_a_folder_of_samples_tells_what_drew_it(teacher, tmp_path):
+    solver = ("--solver", "ddim", "--nfe", 3, "--count", 2)
+    hsivi("sample", teacher, *solver, "--out", tmp_path / "images")
+    facts = told_of(tmp_path / "images")
+    network = f"{load_teacher(str(teacher)).digest} epsilon"
+    assert facts == {
+        "kind": "samples",
+        "count": 2,
+        "image": "1x8x8",
+        "network": network,
+        "nfe": 3,
+        "solver": "ddim",
+        "dtype": "float32",
+    }
+
+
+def test_trained_betas_are_told_from_first_to_last(save_teacher):
+    betas = np.linspace(2e-4, 0.03, 50)
+    folder = save_teacher(scheduler=diffusers.DDPMScheduler(50, trained_betas=betas), **TINY)
+    facts = told_of(folder)
+    name = load_teacher(str(folder)).schedule_name  # by which stored students know their teacher
+    assert facts["schedule"] == f"{name}, betas 0.0002 to 0.03" and "betas 0" not in name
 
 
 @pytest.mark.parametrize(
     ("name", "told"),
-    [("nothing", "nothing"), ("images.npz", "holds images"), ("missing.npz", "missing.npz")],
+    [
+        ("nothing", "embedded:students/4"),
+        ("missing.npz", "missing.npz"),
+        ("empty", "no image in this folder"),
+        ("readme.txt", "there is no teacher at"),
+    ],
 )
 def test_anything_else_is_refused_in_a_line(tmp_path, name, told):
-    save_npz(torch.zeros(2, 8, 8, 1, dtype=torch.uint8), tmp_path / "images.npz")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "readme.txt").write_text("text")
     assert told in refusal("info", tmp_path / name)
+
+
+def test_an_embedded_name_that_there_is_not_is_told_with_those_there_are():
+    told = refusal("info", "embedded:students/999")
+    assert "embedded:students/999 does not come with hsivi" in told and "students/4" in told
 
 
 def test_a_run_that_has_no_student_yet_says_so(teacher, tmp_path):

@@ -1,6 +1,8 @@
 """Teachers as they lie on disks, sound and broken."""
 
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -57,6 +59,20 @@ def test_an_older_pipeline_keeps_its_parts_at_the_root(save_teacher, tmp_path):
     assert load_teacher(str(tmp_path / "old")).digest == load_teacher(str(folder)).digest
 
 
+def test_a_pipelines_parts_need_no_index(save_teacher):
+    folder = save_teacher()
+    digest = load_teacher(str(folder)).digest
+    (folder / "model_index.json").unlink()
+    assert load_teacher(str(folder)).digest == digest
+
+
+def test_a_bare_network_beside_a_folder_unet_is_the_teacher(save_teacher, tiny_unet):
+    folder = save_teacher(seed=1)
+    (folder / "model_index.json").unlink()
+    tiny_unet().save_pretrained(folder)
+    assert load_teacher(str(folder)).digest == digest_of(tiny_unet())
+
+
 def test_a_teacher_may_lie_in_a_subfolder(save_teacher, tmp_path):
     save_teacher(folder="outer/inner")
     assert load_teacher(str(tmp_path / "outer"), subfolder="inner").shape == (1, 8, 8)
@@ -70,6 +86,14 @@ def test_bin_weights_load(save_teacher):
         (folder / "unet").glob("*.safetensors")
     )
     assert load_teacher(str(folder)).digest == load_teacher(str(save_teacher(folder="safe"))).digest
+
+
+def test_bin_weights_load_without_a_word(save_teacher):
+    folder = save_teacher(safe=False)
+    # in a process of its own: diffusers' handler keeps the stderr that it found when imported
+    code = f"from hsivi_cli.models.loading import load_teacher; load_teacher({str(folder)!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_an_fp16_variant_loads_in_float32(tiny_unet, tmp_path):

@@ -10,10 +10,12 @@ import torch
 from command import TINY, hsivi, read_folder, refusal, train, tree
 from PIL import Image
 
+from hsivi_cli.config import TrainConfig
 from hsivi_cli.files import images
 from hsivi_cli.files.images import read_npz
 from hsivi_cli.models.draw import draw, solver_sampler, student_sampler
 from hsivi_cli.models.loading import load_teacher
+from hsivi_cli.models.starts import choose_starts
 from hsivi_cli.models.student import load_student
 from hsivi_cli.verbs import sample
 
@@ -163,7 +165,6 @@ def test_a_solver_draws_the_networks_own_images(home, tmp_path, source):
 @pytest.mark.parametrize(
     ("source", "options", "told"),
     [
-        ("run", "", "--out FOLDER"),
         ("run", "--out {} --nfe 4", "trained for 2 calls, not 4: use --nfe 2"),
         ("run", "--out {} --count 3 --seeds 0-2", "exclude"),
         ("run", "--out {} --count 0", "--count 0"),
@@ -177,8 +178,8 @@ def test_a_solver_draws_the_networks_own_images(home, tmp_path, source):
         ("classes-run", "--out {} --labels 3", "0..2"),
         ("classes-run", "--out {} --labels 0,1 --count 3", "--labels 0,1"),
         ("classes-run", "--out {} --labels cat", "--labels cat"),
-        ("teacher", "--out {}", "--solver unipc --nfe 20"),
-        ("teacher", "--out {} --solver ddim", "--solver needs --nfe"),
+        ("teacher", "--out {}", "is a teacher: give --nfe"),
+        ("teacher", "--out {} --solver ddim", "is a teacher: give --nfe"),
         ("teacher", "--out {} --solver rk45 --nfe 3", "no solver 'rk45'"),
         ("teacher", "--out {} --solver ddim-lu --nfe 3", "spacings"),
         ("teacher", "--out {} --solver ddim --nfe 0", "--nfe 0 must be at least 1"),
@@ -200,6 +201,79 @@ def test_a_place_below_a_file_is_refused_before_anything_is_drawn(home, tmp_path
         told = refusal("sample", home / "run", option, tmp_path / "file" / place)
         assert "nothing can be written into" in told
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.fixture
+def empty(tmp_path, monkeypatch):
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def grid_of(path):
+    with Image.open(path) as sheet:
+        return torch.from_numpy(np.array(sheet))
+
+
+def test_without_out_a_runs_images_lie_in_a_folder_and_a_grid_of_its_name(home, empty):
+    told = quiet_sample(home / "run", "--count", 70).stderr
+    folder, grid = empty / "samples" / "run", empty / "samples" / "run.png"
+    assert told.startswith("samples/run and samples/run.png: 70 images drawn, 2 calls each")
+    assert len(names(folder)) == 71
+    shown = read_folder(folder)[:64]
+    assert torch.equal(grid_of(grid), images.grid_of(shown)[..., 0])
+    assert "0 images drawn, 2 calls each, 64 were there" in quiet_sample(home / "run").stderr
+    assert torch.equal(grid_of(grid), images.grid_of(shown)[..., 0])
+
+
+def test_a_run_of_several_budgets_names_its_images_by_the_one_drawn(home, empty):
+    train(home / "teacher", home / "several", "--steps", 0, "--nfe", "1,2")
+    told = quiet_sample(home / "several", "--nfe", 1, "--count", 2).stderr
+    assert told.startswith("samples/several-1 and samples/several-1.png: 2 images drawn, 1 call ")
+
+
+def test_a_place_that_is_named_is_the_only_one(home, empty):
+    quiet_sample(home / "run", "--count", 2, "--grid", "g.png")
+    quiet_sample(home / "run", "--count", 2, "--out", "x.npz")
+    assert names(empty) == ["g.png", "x.npz"]
+
+
+def test_a_folders_grid_shows_what_was_there_and_what_is_new(home, tmp_path):
+    out, grid = tmp_path / "out", tmp_path / "g.png"
+    quiet_sample(home / "run", "--count", 2, "--out", out)
+    told = quiet_sample(home / "run", "--count", 6, "--out", out, "--grid", grid).stderr
+    assert "4 images drawn, 2 calls each, 2 were there" in told
+    assert torch.equal(grid_of(grid), images.grid_of(read_folder(out))[..., 0])
+
+
+def test_without_a_source_the_shipped_student_of_so_many_calls_draws(empty):
+    told = quiet_sample("--nfe", 1, "--count", 2).stderr
+    assert told.startswith("samples/embedded-students-1 and samples/embedded-students-1.png: 2 ")
+    student = student_sampler(load_student("embedded:students/1"))
+    drawn_now = read_folder(empty / "samples" / "embedded-students-1")
+    assert torch.equal(drawn_now, drawn(student, range(2), 2))
+    assert "embedded-students-4" in quiet_sample("--count", 1).stderr  # with no number of calls
+    told = refusal("sample", "--nfe", 999)
+    assert "no student of 999 calls" in told and " 1, 2, 3, 4, " in told
+    assert "hsivi train --nfe 999" in told
+
+
+def test_a_solver_without_a_source_is_on_the_embedded_teacher(empty):
+    quiet_sample("--solver", "unipc", "--nfe", 2, "--count", 1)
+    images_ = read_folder(empty / "samples" / "embedded-unipc-2")
+    assert torch.equal(images_, drawn(solver_sampler(load_teacher(), "unipc", 2), [0], 1))
+
+
+def test_a_teacher_without_a_solver_draws_by_the_nearest_and_says_how_to_train(home, empty):
+    teacher = home / "teacher"
+    told = quiet_sample(teacher, "--nfe", 2, "--count", 3).stderr
+    search = TrainConfig(nfe="2", start="auto", noise_share="0")
+    name = choose_starts(search, load_teacher(str(teacher)))[2]
+    assert f"--solver {name};" in told and f"hsivi train {teacher} --nfe 2" in told
+    made = read_folder(empty / "samples" / f"teacher-{name}-2")
+    assert torch.equal(
+        made, drawn(solver_sampler(load_teacher(str(teacher)), name, 2), range(3), 3)
+    )
 
 
 def test_the_mark_in_a_folder_names_what_drew_it(home, tmp_path):

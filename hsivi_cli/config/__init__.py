@@ -2,7 +2,7 @@
 --help` is instant.
 """
 
-from .inference import InferConfig
+from .inference import TARGETS, InferConfig
 from .options import (
     DATA_ROOT,
     DTYPES,
@@ -11,12 +11,21 @@ from .options import (
     SEEDS,
     SUBFOLDER,
     VARIANT,
-    check_options,
     flag_of,
     option,
+    option_fields,
     parse_numbers,
 )
-from .training import PRESETS, REGRESSED, SOLVED, TrainConfig, of_nfe
+from .training import (
+    PRESETS,
+    RECIPE,
+    REGRESSED,
+    SOLVED,
+    TrainConfig,
+    choices_in,
+    of_nfe,
+    settings_of,
+)
 from .viewing import CompareConfig, FidConfig, SampleConfig
 
 __all__ = [
@@ -24,20 +33,24 @@ __all__ = [
     "DTYPES",
     "ORIGIN",
     "PRESETS",
+    "RECIPE",
     "REGRESSED",
     "REVISION",
     "SEEDS",
     "SOLVED",
     "SUBFOLDER",
+    "TARGETS",
     "VARIANT",
     "CompareConfig",
     "FidConfig",
     "InferConfig",
     "SampleConfig",
     "TrainConfig",
-    "check_options",
+    "choices_in",
     "flag_of",
     "of_nfe",
     "option",
+    "option_fields",
     "parse_numbers",
+    "settings_of",
 ]

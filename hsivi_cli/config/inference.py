@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .options import DEVICE, EMA_RAMP, JOINT, MINUTES, RATES, SEED, option
+from .options import option, option_like
+from .run import RunConfig
+
+# in the order of density/, which a test compares
+TARGETS = (
+    "banana", "two-gaussians", "x-shape", "checkerboard", "swiss-roll", "circles", "25-gaussians",
+    "funnel", "diffusion-path", "logistic-waveform", "logistic-breast-cancer", "logistic-digits",
+    "regression-diabetes", "regression-abalone",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
-class InferConfig:
-    """`hsivi infer`: a density by K semi-implicit layers."""
+class InferConfig(RunConfig):
+    """`hsivi infer`: a density by K semi-implicit layers, which are the student here."""
 
     # the family
     layers: int = option(4, "conditional layers (K)", least=1)
@@ -18,8 +26,7 @@ class InferConfig:
     depth: int = option(2, "hidden blocks", least=1)
     sines: int | None = option(
         None,
-        "octaves of sines of x that the networks see beside it; default: 6 for one or two "
-        "coordinates, else 0",
+        "octaves of sines of x that the networks see too; default: 6 up to two coordinates, else 0",
         least=0,
         below=24,
     )
@@ -29,22 +36,19 @@ class InferConfig:
     )
     frame: str = option(
         "auto",
-        "whitening by the target's best Gaussian, or none; auto: none up to two coordinates and "
-        "with --bridge diffusion",
+        "coordinates of the layers: where the target's best Gaussian is N(0, I), or its own",
         choices=("auto", "gaussian", "none"),
     )
 
     # the objective
     objective: str = option(
         "auto",
-        "the lower bound, reverse KL, score matching or kernel Stein; auto: lb up to two "
-        "coordinates, else reverse-kl",
+        "the layers' loss; auto: the lower bound up to two coordinates, else reverse KL",
         choices=("auto", "lb", "reverse-kl", "sm", "ksivi"),
     )
     bridge: str = option(
         "auto",
-        "what layers are matched to: powers of base and target, or the diffused target; auto: the "
-        "latter where it is known",
+        "what the layers are matched to: powers of base and target, or the diffused target",
         choices=("auto", "geometric", "diffusion"),
     )
     lambdas: str = option(
@@ -54,8 +58,7 @@ class InferConfig:
     )
     levels: str = option(
         "falling",
-        "where the diffusion bridge judges a layer: at its own level, or at one that falls to it "
-        "as it trains",
+        "where layers are judged over the diffusion bridge: falling to their own level, or at it",
         choices=("falling", "own"),
     )
     mixing: int = option(500, "lb's fresh mixing samples (J)", least=1)
@@ -65,33 +68,19 @@ class InferConfig:
         above=0,
     )
     a: float = option(0.5, "sm's a: 0.5 is the paper's, 1 to 1.2 pushes harder where q is narrow")
-    order: str = option(
-        "joint",
-        JOINT + "base",
-        choices=("joint", "sequential"),
-    )
 
     # the optimisation
-    steps: int = option(2000, "updates of the layers; 0 writes the untrained family", least=0)
+    steps: int = option(2000, "steps in all; 0 writes the untrained family", least=0)
     batch_size: int = option(256, "samples of each layer per update", least=2)
-    fake_updates: int = option(5, "fake-score updates between two steps", least=1)
-    fake_warmup: int = option(60, "fake-score updates before the first step", least=0)
-    student_rate: float = option(1e-3, "the layers' learning rate", above=0, below=RATES)
-    fake_rate: float = option(2e-3, "the fake scores' learning rate", above=0, below=RATES)
-    rate_warmup: int = option(10, "steps over which the layers' rate rises", least=0)
-    decay: str = option(
-        "cosine", "how the layers' rate falls, to 0 at --steps", choices=("cosine", "none")
-    )
-    student_beta1: float = option(0.9, "Adam's beta1 for the layers", least=0, below=1)
-    clip: float = option(10.0, "largest gradient norm, of the loss averaged over elements", above=0)
-    ema: float = option(0.99, "decay of the averaged layers, " + EMA_RAMP, least=0, below=1)
-    seed: int = option(0, SEED)
+    student_rate: float = option_like(RunConfig, "student_rate", 1e-3)
+    fake_rate: float = option_like(RunConfig, "fake_rate", 2e-3)
+    student_beta1: float = option_like(RunConfig, "student_beta1", 0.9)
+    clip: float = option_like(RunConfig, "clip", 10.0)
+    ema: float = option_like(RunConfig, "ema", 0.99)
 
     # the run
+    checkpoint_every: int = option_like(RunConfig, "checkpoint_every", 200)
     count: int = option(10_000, "samples to draw at the end", run_only=True, least=2)
-    minutes: float | None = option(None, MINUTES, run_only=True, above=0)
-    checkpoint_every: int = option(200, "steps between checkpoints", run_only=True, least=1)
-    device: str | None = option(None, DEVICE, run_only=True)
     compare: bool = option(
         False,
         "also run mean-field and full-rank Gaussian inference and NUTS, and measure all",

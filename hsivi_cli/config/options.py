@@ -8,20 +8,16 @@ torch, so that `hsivi --help` is instant, or opens a file.
 from __future__ import annotations
 
 import math
-from dataclasses import field, fields
+from dataclasses import Field, dataclass, field, fields
 
 from ..errors import HsiviError
 
 # what several verbs say alike
-DEVICE = "cuda, cuda:1, cpu, ...; the default is CUDA where there is one"
+DEVICE = "cuda, cuda:1, cpu, ...; default: CUDA where there is one"
 DETECTOR = "feature network: inception, fashion-mnist or a folder; default: "
 DETECTOR_WEIGHTS = "weights file of the Inception network"
 DATA_ROOT = "where torchvision's data sets lie"
 DATA_HERE = DATA_ROOT + "; default: data"
-MINUTES = "stop after this long, saved and ready to resume"
-SEED = "decides everything random"
-EMA_RAMP = "ramped up as (1 + step) / (10 + step)"
-JOINT = "train all layers together, or one after another from the "
 REVISION = "a hub teacher's revision, for example one with EMA weights"
 VARIANT = "a teacher's weights variant, such as fp16 or ema"
 SUBFOLDER = "a folder within the teacher's"
@@ -43,28 +39,49 @@ def flag_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def check_options(config) -> None:
-    """Refuse values that mean nothing: a choice that there is not, numbers outside the bounds of
-    their options, NaN or infinite.
+def option_fields(config: type) -> list[Field]:
+    """The fields of a configuration that are options; its own before those that it inherits."""
+    inherited = {item.name for item in fields(config.__base__)}
+    found = [item for item in fields(config) if "help" in item.metadata]
+    return sorted(found, key=lambda item: item.name in inherited)
+
+
+def option_like(config: type, name: str, default):
+    """An option that another configuration has, with a default of its own."""
+    (like,) = (item for item in fields(config) if item.name == name)
+    return field(default=default, metadata=like.metadata)
+
+
+@dataclass(frozen=True)
+class Options:
+    """A verb's configuration. Refuses values that mean nothing: a choice that there is not, numbers
+    outside the bounds of their options, NaN or infinite.
     """
-    for item in fields(config):
-        value, bounds = getattr(config, item.name), item.metadata
-        if value not in (item.default, *bounds.get("choices", (value,))):
-            there = ", ".join(bounds["choices"])
-            raise HsiviError(f"{flag_of(item.name)} {value} is none of {there}")
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            continue
-        if not math.isfinite(value):
-            wrong = "must be a finite number"
-        elif value < bounds.get("least", value):
-            wrong = f"must be at least {bounds['least']}"
-        elif "above" in bounds and value <= bounds["above"]:
-            wrong = f"must be above {bounds['above']}"
-        elif "below" in bounds and value >= bounds["below"]:
-            wrong = f"must be below {bounds['below']}"
-        else:
-            continue
-        raise HsiviError(f"{flag_of(item.name)} {value} {wrong}")
+
+    def __post_init__(self):
+        for item in fields(self):
+            if wrong := fault(getattr(self, item.name), item.default, item.metadata):
+                raise HsiviError(f"{flag_of(item.name)} {getattr(self, item.name)} {wrong}")
+
+
+def fault(value, default, bounds) -> str | None:
+    """What is wrong with an option's value, in words, or None.
+
+    bounds  what `option` was given beside the default
+    """
+    if value not in (default, *bounds.get("choices", (value,))):
+        return f"is none of {', '.join(bounds['choices'])}"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if not math.isfinite(value):
+        return "must be a finite number"
+    if value < bounds.get("least", value):
+        return f"must be at least {bounds['least']}"
+    if "above" in bounds and value <= bounds["above"]:
+        return f"must be above {bounds['above']}"
+    if "below" in bounds and value >= bounds["below"]:
+        return f"must be below {bounds['below']}"
+    return None
 
 
 def parse_numbers(text: str, flag: str, least: int = 1) -> list[int]:

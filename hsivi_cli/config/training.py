@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from ..errors import HsiviError
 from .options import (
     DATA_ROOT,
     DETECTOR,
     DETECTOR_WEIGHTS,
-    DEVICE,
     DTYPES,
-    EMA_RAMP,
-    JOINT,
-    MINUTES,
     RATES,
-    SEED,
-    check_options,
     flag_of,
     option,
     parse_numbers,
 )
+from .run import RunConfig
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(RunConfig):
     """`hsivi train`: the method's settings and the run's. The defaults are the recipe that measured
     best.
     """
@@ -39,22 +34,16 @@ class TrainConfig:
     grid_top: int | None = option(None, "the last time of the grid, in place of its own rule")
     start: str = option(
         "ddim",
-        "what the layers are before training: ddim, a solver whose times and coefficients they "
-        "take (dpm++2, dpm++3, unipc, deis or ipndm, with -linspace, -leading, -trailing, "
-        "-karras, -lu, -quad, -log-snr or -auto where it has them), or auto for the one whose "
-        "images lie nearest to the teacher's own; unipc-leading for one budget from --nfe 5 up",
+        "what the layers are before training: ddim, a solver with spacing, or auto for the best",
     )
     fit_steps: int = option(
         0,
-        "before training, fit the start's coefficients and told times to the teacher's own images "
-        "by this many updates (300 are enough); with --steps 0 they are all that is trained",
+        "updates that fit the start's coefficients to the teacher's images, before training",
         least=0,
     )
     regress_steps: int = option(
         0,
-        "before distilling, updates that teach every call the end of the teacher's own path from "
-        "where the call begins; for layers that keep only x0. 6000 at --nfe 1, 640 at 2 and 3, "
-        "where that is the only budget",
+        "updates of regression on the teacher's own paths, before distilling",
         least=0,
     )
     regress_rate: float = option(
@@ -62,8 +51,7 @@ class TrainConfig:
     )
     noise_share: str = option(
         "1",
-        "noise share s0/sigma of each layer in [0, 1]: one number, K numbers from layer 1 up, or "
-        "eta:0.2 for DDIM's eta; 0.2 for one budget from --nfe 5 up",
+        "s0/sigma of each layer in [0, 1]: one number, K numbers from layer 1 up, or eta:0.2",
     )
     log_scale: str = option(
         "frozen",
@@ -93,54 +81,27 @@ class TrainConfig:
     )
     level_power: float = option(
         1.0,
-        "levels are drawn at low + (high - low) u^power, u uniform: above 1 the low ones are seen "
-        "more often",
+        "levels are low + (high - low) u^power, u uniform: above 1 the low ones come more often",
         above=0,
     )
     fake_score: str = option(
         "auto",
-        "whether the fake score is told which layer it judges, of which budget, or shared by all "
-        "at a level; auto tells it where levels are those of several layers",
+        "whether the fake score is told which layer it judges; auto: where layers share levels",
         choices=("auto", "told", "shared"),
-    )
-    order: str = option(
-        "joint",
-        JOINT + "top",
-        choices=("joint", "sequential"),
     )
 
     # the optimisation
     steps: int = option(
         300,
-        "student updates in all; 0 writes the untrained or regressed student, and is the default "
-        "at --nfe 1; for one budget 100 at --nfe 2, 150 at 3, 100 from 5 up",
+        "steps (student updates) in all; 0 writes the untrained or regressed student",
         least=0,
     )
     batch_size: int = option(32, "samples per update, over all devices", least=1)
     accumulate: int = option(
         1, "split each update's batch into this many parts, to save memory", least=1
     )
-    fake_updates: int = option(5, "fake-score updates between two student updates", least=1)
-    fake_warmup: int = option(60, "fake-score updates before the first student update", least=0)
-    student_rate: float = option(
-        3e-5,
-        "the student's learning rate; 1e-5 for one budget from --nfe 5 up",
-        above=0,
-        below=RATES,
-    )
-    fake_rate: float = option(4e-4, "the fake score's learning rate", above=0, below=RATES)
-    rate_warmup: int = option(10, "student updates over which its rate rises", least=0)
-    decay: str = option(
-        "cosine",
-        "how the student's rate falls, to 0 at --steps, in sequential order at each layer's end",
-        choices=("cosine", "none"),
-    )
     optimizer: str = option("adam", "the optimizer of both", choices=("adam", "adamw", "amsgrad"))
-    student_beta1: float = option(0.0, "Adam's beta1 for the student", least=0, below=1)
     fake_beta1: float = option(0.9, "Adam's beta1 for the fake score", least=0, below=1)
-    clip: float = option(1.0, "largest gradient norm, of the loss averaged over elements", above=0)
-    ema: float = option(0.98, "decay of the averaged student, " + EMA_RAMP, least=0, below=1)
-    seed: int = option(0, SEED)
     dtype: str = option(
         "float32",
         "networks' precision; losses and weights stay float32",
@@ -152,9 +113,6 @@ class TrainConfig:
     )
 
     # the run
-    minutes: float | None = option(None, MINUTES, run_only=True, above=0)
-    device: str | None = option(None, DEVICE, run_only=True)
-    checkpoint_every: int = option(50, "steps between checkpoints", run_only=True, least=1)
     reference: str | None = option(
         None,
         "statistics, images or data set to score the student against in training",
@@ -175,7 +133,8 @@ class TrainConfig:
 
     def __post_init__(self):
         """Refuse values that mean nothing, and settings that exclude one another."""
-        check_options(self)
+        super().__post_init__()
+        object.__setattr__(self, "nfe", ",".join(map(str, self.budgets)))  # 04 is 4
         if len(self.budgets) > 1:
             for flag, text in (("--grid", self.grid), ("--noise-share", self.noise_share)):
                 if "," in text:
@@ -229,14 +188,15 @@ class TrainConfig:
 # regression comes first, where solvers are poor; at one, distillation was seen to undo what it
 # learns. From five up the best solver is near, and a small share at a small rate keeps what it has
 REGRESSED = {
-    "1": {"regress_steps": 6000, "steps": 0},
-    "2": {"regress_steps": 640, "steps": 100},
-    "3": {"regress_steps": 640, "steps": 150},
+    1: {"regress_steps": 6000, "steps": 0},
+    2: {"regress_steps": 640, "steps": 100},
+    3: {"regress_steps": 640, "steps": 150},
 }
 SOLVER_IS_NEAR = 5  # calls
 SOLVED = {"start": "unipc-leading", "noise_share": "0.2", "student_rate": 1e-5, "steps": 100}
 # who chooses one of these, chooses another chain, which has the defaults above
 CHAIN_OPTIONS = {"start", "noise_share", "grid", "grid_top", "regress_steps", "levels"}
+RECIPE = CHAIN_OPTIONS | SOLVED.keys()  # all that differs by the number of calls
 
 
 def is_one(share: str) -> bool:
@@ -249,12 +209,38 @@ def is_one(share: str) -> bool:
 
 def of_nfe(chosen: dict) -> dict:
     """The defaults of the number of calls, where it is one, beside what a user chose."""
-    nfe = chosen["nfe"]
-    if nfe in REGRESSED:
-        regresses = is_one(chosen.get("noise_share", "1")) and chosen.get("regress_steps") != 0
-        return REGRESSED[nfe] if regresses else {}
-    near = nfe.strip().isdecimal() and int(nfe) >= SOLVER_IS_NEAR
-    return SOLVED if near and not CHAIN_OPTIONS & chosen.keys() else {}
+    budgets = parse_numbers(chosen.get("nfe", TrainConfig.nfe), "--nfe")
+    if len(budgets) > 1:
+        return {}
+    if found := REGRESSED.get(budgets[0]):
+        fits = is_one(chosen.get("noise_share", "1")) and chosen.get("regress_steps") != 0
+        return found if fits else {}
+    return SOLVED if budgets[0] >= SOLVER_IS_NEAR and not CHAIN_OPTIONS & chosen.keys() else {}
+
+
+def settings_of(chosen: dict, by_nfe: bool = True) -> dict:
+    """Every setting of a training by name: what a user chose, over the defaults.
+
+    by_nfe  whether defaults are those of the number of calls: not beside a preset
+    """
+    plain = {item.name: item.default for item in fields(TrainConfig)}
+    return plain | (of_nfe(chosen) if by_nfe else {}) | chosen
+
+
+def choices_in(settings: dict, chosen: dict) -> dict:
+    """The fewest settings of which `settings_of` makes these: the number of calls, and what
+    differs from its defaults.
+
+    chosen  what a user, or a preset, chose among them
+    """
+    kept = {"nfe": settings["nfe"]} | chosen
+    found = settings_of(kept)
+    kept |= {name: value for name, value in settings.items() if found[name] != value}
+    for names in (RECIPE, *({name} for name in kept if name != "nfe")):
+        fewer = {name: value for name, value in kept.items() if name not in names}
+        if settings_of(fewer) == settings:
+            kept = fewer
+    return kept
 
 
 PRESETS = {

@@ -14,12 +14,13 @@ from .options import (
     SEEDS,
     SUBFOLDER,
     VARIANT,
+    Options,
     option,
 )
 
 
 @dataclass(frozen=True)
-class FidConfig:
+class FidConfig(Options):
     """`hsivi fid A B`: the distance between two sets of images.
 
     Each is a folder, an .npz file of images or of statistics, a run directory, or a data set by
@@ -51,17 +52,15 @@ class FidConfig:
 
 
 @dataclass(frozen=True)
-class SampleConfig:
+class SampleConfig(Options):
     """`hsivi sample`: images of a student, or of a solver on a teacher."""
 
-    source: str
+    source: str | None = None
     nfe: int | None = option(
         None, "network calls per image; default: what the run was trained for", least=1
     )
     solver: str | None = option(
-        None,
-        "draw a teacher's own images by this solver: ddim, dpm++2, dpm++3, unipc, deis, ipndm, "
-        "heun, with -SPACING",
+        None, "draw the network's own images by this solver; default of a teacher: the best found"
     )
     count: int | None = option(None, "how many images: seeds 0 to N-1; default 64", least=1)
     seeds: str | None = option(None, "A-B, the seeds to draw, both ends included")
@@ -69,7 +68,9 @@ class SampleConfig:
         None,
         "class of every image, or one an image separated by commas; default: drawn by each seed",
     )
-    out: str | None = option(None, "a folder of PNGs named by seed, or a FILE.npz")
+    out: str | None = option(
+        None, "a folder of PNGs named by seed, or a FILE.npz; default: samples/NAME, and its grid"
+    )
     grid: str | None = option(None, "also save all images in one PNG")
     batch_size: int = option(256, "images per batch; changes no noise", least=1)
     dtype: str = option("float32", "the network's precision", choices=DTYPES)
@@ -80,7 +81,7 @@ class SampleConfig:
 
 
 @dataclass(frozen=True)
-class CompareConfig:
+class CompareConfig(Options):
     """`hsivi compare`: students, the best solvers and the teacher at equal calls, seeds and noises,
     judged by one distance; without sources, the shipped students.
     """
@@ -91,13 +92,11 @@ class CompareConfig:
     )
     reference: str | None = option(
         None,
-        "statistics, images or data set to measure from; default: the embedded teacher's, for it "
-        "and its students",
+        "statistics, images or data set to measure from; default: the embedded teacher's own",
     )
     solvers: str = option(
         "ddim,dpm++2,dpm++3,unipc,deis,ipndm,heun",
-        "solvers to compare with, each at its best spacing, or at the one named (dpm++3-lu); none "
-        "for no solver",
+        "solvers, each at its best spacing, or at the one named, as in dpm++3-lu; none for none",
     )
     teacher_calls: str = option(
         "0", "also draw the teacher's own images with this many calls; 0 does not"
@@ -106,8 +105,7 @@ class CompareConfig:
     count: int = option(5000, "images of every row", least=2)
     tune_count: int = option(
         1000,
-        "images by which a solver's best spacing is chosen, an eighth of them at first; by the "
-        "kernel distance where they are no more than the features",
+        "images by which a solver's best spacing is chosen, after a first round on an eighth",
         least=2,
     )
     seed: int = option(
@@ -115,8 +113,7 @@ class CompareConfig:
     )
     repeats: int = option(
         1,
-        "measure every row this often, on other seeds: the distance is their mean, the range is "
-        "kept",
+        "measure every row this often, on other seeds: the distance is their mean",
         least=1,
     )
     detector: str | None = option(None, "feature network; default: the reference's own")

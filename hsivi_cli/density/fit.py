@@ -8,7 +8,7 @@ from dataclasses import fields
 
 from tqdm import tqdm
 
-from ..config import InferConfig, check_options
+from ..config import InferConfig
 from ..errors import HsiviError
 from ..files.device import pick_device
 from ..method.steps import warmup_rounds
@@ -41,7 +41,6 @@ def fit(log_prob: Callable | Target, dim: int, progress: bool = True, **options)
         if item.metadata.get("run_only") and item.name in options and item.name != "device":
             raise HsiviError(f"fit has no {item.name}: it is an option of a run in a folder")
     config = resolved(InferConfig(**options), target)
-    check_options(config)
     device = pick_device(config.device)
     probe(config, target, device)
     networks = make_networks(config, target, None, device)

@@ -32,6 +32,8 @@ DATASETS = {"cifar10": "CIFAR10", "fashion-mnist": "FashionMNIST", "mnist": "MNI
 DATASET_NAMES = tuple(f"{name}-{split}" for name in DATASETS for split in ("train", "test"))
 # what zipfile and NumPy raise on damaged files; RuntimeError on methods and passwords they lack
 NPZ_ERRORS = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+# what a folder of samples says of itself, so that it is completed and never mixed
+MARK = "hsivi-samples.json"
 GAP = 2  # pixels between the images of a grid
 
 
@@ -180,6 +182,12 @@ def save_png(images: Tensor, seeds: Sequence[int], folder: Path) -> None:
     """One PNG for each image, uint8 [N, H, W, C], named by its seed."""
     for image, seed in zip(images, seeds, strict=True):
         write_bytes(Path(folder) / f"{seed:05d}.png", image_png(image))
+
+
+def load_png(seeds: Sequence[int], folder: Path) -> Tensor:
+    """The images [N, H, W, C] of these seeds in a folder that `save_png` filled."""
+    files = [Path(folder) / f"{seed:05d}.png" for seed in seeds]
+    return torch.cat(list(_read_files(files, len(files))))
 
 
 PNG_END = b"IEND\xaeB`\x82"  # a PNG's last chunk, which a power cut may have cut off

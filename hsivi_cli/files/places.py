@@ -17,14 +17,45 @@ def weights_folder() -> Path:
     return inside if inside.is_dir() else package.parent / "weights"
 
 
+EMBEDDED = "embedded:"  # what names of what comes with the package begin with
+
+
 def embedded(source: str | Path) -> Path:
-    """A path, where "embedded:students/4" and the like name what comes with the package."""
+    """A path, where "embedded:students/4" and the like name what comes with the package. Refuses
+    such a name that there is not.
+    """
     text = str(source)
-    return (
-        weights_folder() / text.removeprefix("embedded:")
-        if text.startswith("embedded:")
-        else Path(source)
-    )
+    if not text.startswith(EMBEDDED):
+        return Path(source)
+    path = weights_folder() / text.removeprefix(EMBEDDED)
+    if not path.exists():
+        raise HsiviError(
+            f"{source} does not come with hsivi: there are {', '.join(embedded_names())}"
+        )
+    return path
+
+
+def embedded_names() -> list[str]:
+    """What comes with the package: "embedded:teacher", "embedded:students/4", ..."""
+    names = [f"students/{calls}" for calls in shipped_students()]
+    return [EMBEDDED + name for name in ("teacher", "detector", "reference.npz", *names)]
+
+
+def shipped_students() -> list[str]:
+    """The numbers of calls of the students that come with the package, fewest first."""
+    found = [folder.name for folder in (weights_folder() / "students").iterdir()]
+    return sorted(found, key=lambda name: [int(calls) for calls in name.split("-")])
+
+
+def name_of(source: str | None) -> str:
+    """What a teacher's or a student's default folder is called: after the last part of its path or
+    hub id.
+    """
+    if source in (None, "embedded:teacher"):
+        return "embedded"
+    if source.startswith(EMBEDDED):
+        return source.replace(":", "-").replace("/", "-")
+    return Path(source).name or Path(source).absolute().name
 
 
 def check_place(path: Path | str | None, folder: bool = False) -> None:

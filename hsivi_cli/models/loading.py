@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..config import ORIGIN
 from ..errors import HsiviError
-from ..files.places import embedded
+from ..files.places import embedded, embedded_names
 from ..files.whole import read_json
 from ..method import schedule
 from .teacher import Teacher, digest_of
@@ -38,14 +38,16 @@ def load_teacher(
 ) -> Teacher:
     """A teacher from a local diffusers directory, a hub id, or (None) the embedded one.
 
-    The directory is a DDPM or DDIM pipeline, its parts in folders or at the root, or a bare
-    UNet2DModel with its scheduler_config.json beside it or in scheduler/.
+    The directory is a DDPM or DDIM pipeline, with or without its model_index.json, its parts in
+    folders or at the root, or a bare UNet2DModel with its scheduler_config.json beside it or in
+    scheduler/.
     Raises HsiviError for anything else, naming what was found.
     """
     name = "embedded:teacher" if source is None else source
     folder = find_folder(name, revision, subfolder)
     unet_folder, scheduler_file = folder, folder / "scheduler" / "scheduler_config.json"
-    if (folder / "model_index.json").exists():
+    pipeline = (folder / "model_index.json").exists()
+    if pipeline:
         index = read_json(folder / "model_index.json")
         parts = index.get("unet")
         if index.get("_class_name") not in PIPELINES:
@@ -58,8 +60,10 @@ def load_teacher(
             raise HsiviError(
                 f"{name} has a {component} as its unet; only UNet2DModel teachers can be distilled"
             )
-        if (folder / "unet").is_dir() or not (folder / "config.json").exists():
-            unet_folder = folder / "unet"  # older pipelines keep their parts at the root
+    at_root = (folder / "config.json").exists()  # a bare network, or an older pipeline's
+    in_unet = (folder / "unet").is_dir()
+    if (pipeline and in_unet) or (not at_root and (pipeline or in_unet)):
+        unet_folder = folder / "unet"
     if unet_folder == folder and not scheduler_file.exists():
         scheduler_file = folder / "scheduler_config.json"
     for file in (unet_folder / "config.json", scheduler_file):
@@ -99,14 +103,10 @@ def find_folder(source: str, revision: str | None, subfolder: str | None) -> Pat
     """
     path = embedded(source)
     if not path.is_dir():
-        if (
-            path.exists()
-            or source.startswith((".", "/", "~", "embedded:"))
-            or source.count("/") != 1
-        ):
+        if path.exists() or source.startswith((".", "/", "~")) or source.count("/") != 1:
             raise HsiviError(
-                f"there is no teacher at {source}: give a diffusers directory or a hub id such as "
-                "google/ddpm-cifar10-32"
+                f"there is no teacher at {source}: give a diffusers directory, a hub id such as "
+                f"google/ddpm-cifar10-32, or one of {', '.join(embedded_names())}"
             )
         from huggingface_hub import snapshot_download
 
@@ -187,7 +187,7 @@ def load_unet(folder: Path, name: str, variant: str | None) -> UNet2DModel:
             )
     quiet = logging.getLogger("diffusers.models.modeling_utils")
     level = quiet.level
-    quiet.setLevel(logging.ERROR)
+    quiet.setLevel(logging.CRITICAL)  # it calls .bin weights an error, and loads them
     try:
         unet, found = UNet2DModel.from_pretrained(
             folder,

@@ -16,7 +16,7 @@ import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from torch import Tensor
 
-from ..errors import HsiviError
+from ..errors import HsiviError, counted
 from ..files.places import embedded
 from ..files.whole import let_read, read_json, read_tensors, write_tensors, write_text, writing
 from ..method.chain import Chain, draw_noise, join_noise, sample
@@ -47,14 +47,13 @@ class Student:
         one.
         """
         has = ", ".join(map(str, sorted(self.chains)))
+        trained = f"{self.name} was trained for {counted(has, 'call')}"
         if nfe is None and len(self.chains) == 1:
             return next(iter(self.chains))
         if nfe is None:
-            raise HsiviError(f"{self.name} was trained for {has} calls: choose one with --nfe")
+            raise HsiviError(f"{trained}: choose one with --nfe")
         if nfe not in self.chains:
-            raise HsiviError(
-                f"{self.name} was trained for {has} calls, not {nfe}: use --nfe {has}, or train one"
-            )
+            raise HsiviError(f"{trained}, not {nfe}: use --nfe {has}, or train one")
         return nfe
 
 

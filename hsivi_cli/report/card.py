@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 
 from ..config import TrainConfig
+from ..errors import counted
 from ..models.teacher import Teacher
 
 
@@ -20,8 +22,20 @@ def of_budgets(distances: dict[str, float]) -> str:
     if len(distances) == 1:
         return f"{next(iter(distances.values())):.2f}"
     return ", ".join(
-        f"{distance:.2f} at {nfe} call{'s' * (nfe != '1')}" for nfe, distance in distances.items()
+        f"{distance:.2f} at {counted(nfe, 'call')}" for nfe, distance in distances.items()
     )
+
+
+def how_to_go_on(out: Path, teacher: Teacher, config: TrainConfig) -> str:
+    """What to type with a finished run: a line that draws, and one that compares."""
+    sample, compare = ["hsivi", "sample", str(out)], ["hsivi", "compare", str(out)]
+    if len(config.budgets) > 1:
+        sample += ["--nfe", str(config.budgets[0])]
+    if config.reference:
+        compare += ["--reference", config.reference]
+    elif teacher.name != "embedded:teacher":  # which has a reference of its own
+        compare += ["--reference", "IMAGES"]
+    return f"draw its images:  {shlex.join(sample)}\nset it beside solvers:  {shlex.join(compare)}"
 
 
 def model_card(teacher: Teacher, config: TrainConfig, info: dict, out: Path) -> str:
@@ -47,7 +61,7 @@ def model_card(teacher: Teacher, config: TrainConfig, info: dict, out: Path) -> 
 library_name: diffusers
 tags: [hsivi, diffusion-distillation]
 ---
-# A sampler of {calls} network calls
+# A sampler of {counted(calls, "network call")}
 
 Distilled without data from {teacher.name} (weights {teacher.digest}) by hsivi {info["hsivi"]}:
 {made}, {info["seconds"] / 60:.1f} minutes.

@@ -1,16 +1,18 @@
-"""`hsivi info`: what a run, a teacher or a statistics file is."""
+"""`hsivi info`: what a run, a teacher, a set of images or a statistics file is."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from ..errors import HsiviError
-from ..files.places import embedded
+from ..errors import HsiviError, counted
+from ..files.images import MARK, open_images
+from ..files.places import embedded, embedded_names
 from ..files.whole import read_json
 from ..metrics.statistics import kind_of, load_statistics
 from ..models.loading import load_teacher
 from ..models.student import is_student, load_student
+from ..models.teacher import Teacher
 
 
 def run(path: str | None, as_json: bool, origin: dict[str, str | None]) -> None:
@@ -28,17 +30,23 @@ def run(path: str | None, as_json: bool, origin: dict[str, str | None]) -> None:
 
 
 def describe(path: str | None, **origin: str | None) -> dict:
-    if path is not None and is_student(path):
+    if path is None:
+        return describe_teacher(None, **origin) | {"comes with hsivi": ", ".join(embedded_names())}
+    place = embedded(path)
+    if is_student(place):
         return describe_student(path)
-    if path is not None and (Path(path) / "infer.json").is_file():
-        return describe_inference(Path(path) / "infer.json")
-    if path is None or not path.endswith(".npz"):
-        return describe_teacher(path, **origin)
-    if kind_of(path) != "statistics":
-        raise HsiviError(
-            f"{path} holds images; hsivi info describes runs, teachers and statistics files"
-        )
-    statistics = load_statistics(embedded(path))
+    if (place / "infer.json").is_file():
+        return describe_inference(place / "infer.json")
+    if path.endswith(".npz"):
+        statistics = kind_of(place) == "statistics"
+        return describe_statistics(place) if statistics else describe_images(place)
+    if place.is_dir() and kind_of(place) == "folder" and not origin.get("subfolder"):
+        return describe_images(place)
+    return describe_teacher(path, **origin)
+
+
+def describe_statistics(file: Path) -> dict:
+    statistics = load_statistics(file)
     return {
         "kind": "statistics",
         "detector": statistics.stamp or "unknown",
@@ -46,6 +54,18 @@ def describe(path: str | None, **origin: str | None) -> dict:
         "features": len(statistics.moments.mean),
         "kept features": 0 if statistics.features is None else len(statistics.features),
     }
+
+
+def describe_images(path: Path) -> dict:
+    """A folder or an .npz file of images; of one that `hsivi sample` filled, what drew it too."""
+    count, batches = open_images(path, batch_size=1)
+    _, height, width, channels = next(iter(batches)).shape
+    facts = {"kind": "images", "count": count, "image": f"{channels}x{height}x{width}"}
+    if (path / MARK).is_file():
+        mark = read_json(path / MARK)
+        known = ("network", "nfe", "solver", "labels", "dtype")
+        facts |= {"kind": "samples"} | {key: mark[key] for key in known if mark.get(key)}
+    return facts
 
 
 def describe_inference(file: Path) -> dict:
@@ -77,9 +97,15 @@ def describe_teacher(path: str | None, **origin: str | None) -> dict:
         "classes": teacher.label_count or "none",
         "prediction": teacher.prediction,
         "times": len(teacher.table),
-        "schedule": teacher.schedule_name,
+        "schedule": teacher.schedule_name + betas_of(teacher),
         "alpha_bar at the end": f"{teacher.table[-1].item():.2e}",
     }
+
+
+def betas_of(teacher: Teacher) -> str:
+    """Where a schedule that is known by a hash begins and ends."""
+    betas = teacher.scheduler.config.trained_betas
+    return "" if betas is None else f", betas {betas[0]:g} to {betas[-1]:g}"
 
 
 def describe_student(path: str) -> dict:
@@ -100,10 +126,11 @@ def describe_student(path: str) -> dict:
         else "not measured",
     }
     for nfe, chain in student.chains.items():
-        facts[f"times at {nfe} calls"] = ", ".join(
+        calls = counted(nfe, "call")
+        facts[f"times at {calls}"] = ", ".join(
             "clean data" if t < 0 else f"{t:g}" for t in chain.time.tolist()
         )
-        facts[f"noise shares at {nfe} calls"] = ", ".join(
+        facts[f"noise shares at {calls}"] = ", ".join(
             f"{s:.3g}" for s in chain.noise_share.tolist()
         )
     return facts

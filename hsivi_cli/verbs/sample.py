@@ -3,122 +3,177 @@
 from __future__ import annotations
 
 import json
-import sys
+import shlex
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from tqdm import tqdm
 
-from ..config import SEEDS, SampleConfig
-from ..errors import HsiviError
+from ..config import SEEDS, SampleConfig, TrainConfig, flag_of
+from ..errors import HsiviError, counted
 from ..files.device import pick_device
-from ..files.images import check_npz, has_picture, save_grid, save_npz, save_png, seeds_done
-from ..files.places import check_file, check_place
+from ..files.images import (
+    MARK,
+    check_npz,
+    has_picture,
+    load_png,
+    save_grid,
+    save_npz,
+    save_png,
+    seeds_done,
+)
+from ..files.places import check_file, check_place, name_of, shipped_students
+from ..files.progress import Bar, say
 from ..files.whole import read_json, write_text
 from ..models.draw import Sampler, chain_digest, check_labels, draw, solver_sampler, student_sampler
 from ..models.loading import load_teacher
+from ..models.starts import choose_starts
 from ..models.student import is_student, load_student
+from ..models.teacher import Teacher
 
-# what a folder of samples says of itself, so that it is completed and never mixed
-MARK = "hsivi-samples.json"
+SHIPPED = 4  # calls of the student that is drawn where nothing is said
+FIRST = 64  # images of a grid that was not asked for
 
 
 def run(config: SampleConfig) -> None:
     """Draw what is asked for and is not there yet."""
-    if config.out is None and config.grid is None:
-        raise HsiviError(
-            "nowhere to put the images: give --out FOLDER, --out FILE.npz or --grid FILE.png"
-        )
     seeds = parse_seeds(config)
     labels = parse_labels(config.labels, len(seeds))
-    one_file = bool(config.out) and config.out.lower().endswith(".npz")
-    if one_file:
+    state = PartialState(cpu=config.device == "cpu")
+    device = state.device if state.num_processes > 1 else pick_device(config.device)
+    check_places(config)
+    sampler, name = open_sampler(config, device)
+    check_labels(sampler, labels)
+    alone = state.num_processes == 1
+    places = places_of(config, name)
+    check_kinds(places, sampler, alone)
+    if state.is_main_process and places.folder:
+        claim(places.folder, sampler, config)
+    state.wait_for_everyone()
+    done = seeds_done(places.folder) if places.folder else set()
+    state.wait_for_everyone()  # all have seen the same, before any draws more
+    todo = [i for i, seed in enumerate(seeds) if seed not in done]
+    todo = todo[state.process_index :: state.num_processes]
+    mine = [seeds[i] for i in todo]
+    size = min(config.batch_size, len(seeds))  # the same for what is left of a folder
+    batches = draw(sampler, mine, size, device, labels and [labels[i] for i in todo])
+    kept = []  # where no folder keeps them
+    with Bar(total=len(mine), unit="images") as bar:
+        for start, images in zip(range(0, len(mine), size), batches, strict=True):
+            if places.folder:
+                save_png(images, mine[start : start + size], places.folder)
+            else:
+                kept.append(images)
+            bar.update(len(images))
+    if places.archive:
+        save_npz(torch.cat(kept), places.archive)
+    if places.grid:
+        shown = seeds[: places.shown]
+        images = load_png(shown, places.folder) if places.folder else torch.cat(kept)
+        save_grid(images, places.grid)
+    there = f", {len(seeds) - len(mine)} were there" if done and alone else ""
+    drawn = counted(len(mine), "image")
+    say(f"{places}: {drawn} drawn, {counted(sampler.nfe, 'call')} each{there}")
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where images go: a folder of PNGs or an archive, and a grid of the first `shown`, or of
+    all.
+    """
+
+    folder: Path | None = None
+    archive: Path | None = None
+    grid: Path | None = None
+    shown: int | None = None
+
+    def __str__(self) -> str:
+        return " and ".join(str(place) for place in (self.folder, self.archive, self.grid) if place)
+
+
+def check_places(config: SampleConfig) -> None:
+    """Refuse places that cannot be written to, before a network is loaded."""
+    if is_archive(config.out):
         check_file(config.out, config.source)
         check_npz(config.out, {"images"})
     else:
         check_place(config.out, folder=True)
     check_file(config.grid, config.out, config.source)
-    batch_size = min(config.batch_size, len(seeds))  # the same for what is left of a folder
-    state = PartialState(cpu=config.device == "cpu")
-    device = state.device if state.num_processes > 1 else pick_device(config.device)
-    sampler = open_sampler(config, device)
-    check_labels(sampler, labels)
-    folder = Path(config.out) if config.out and not one_file else None
-    if not has_picture(sampler.shape[0]) and (folder or config.grid):
+
+
+def places_of(config: SampleConfig, name: str) -> Places:
+    """Where images go: what was said, else a folder and a grid of this name."""
+    grid = Path(config.grid) if config.grid else None
+    if is_archive(config.out):
+        return Places(archive=Path(config.out), grid=grid)
+    if config.out or config.grid:
+        return Places(folder=Path(config.out) if config.out else None, grid=grid)
+    folder, grid = Path("samples", name), Path("samples", f"{name}.png")
+    check_place(folder, folder=True)
+    check_file(grid)
+    return Places(folder=folder, grid=grid, shown=FIRST)
+
+
+def check_kinds(places: Places, sampler: Sampler, alone: bool) -> None:
+    """Refuse places that these images, or several processes, cannot be written to."""
+    channels = sampler.shape[0]
+    if not has_picture(channels) and (places.folder or places.grid):
         raise HsiviError(
-            f"images of {sampler.shape[0]} channels have no picture: give --out FILE.npz alone"
+            f"images of {channels} channels have no picture: give --out FILE.npz alone"
         )
-    if state.num_processes > 1 and (folder is None or config.grid):
+    if not alone and (places.folder is None or places.grid):
         raise HsiviError(
             "several processes write to a folder of PNGs: give --out FOLDER, and no --grid"
         )
-    if folder is None or config.grid:
-        if folder is not None:
-            claim(folder, sampler, config)
-        save_all(config, sampler, seeds, labels, folder, batch_size, device)
-        return
-    if state.is_main_process:
-        claim(folder, sampler, config)
-    state.wait_for_everyone()
-    done = seeds_done(folder)
-    state.wait_for_everyone()  # all have seen the same, before any draws more
-    todo = [i for i, seed in enumerate(seeds) if seed not in done][
-        state.process_index :: state.num_processes
-    ]
-    chosen = None if labels is None else [labels[i] for i in todo]
-    todo = [seeds[i] for i in todo]
-    with tqdm(total=len(todo), unit=" images", disable=None) as bar:
-        for start, images in zip(
-            range(0, len(todo), batch_size),
-            draw(sampler, todo, batch_size, device, chosen),
-            strict=True,
-        ):
-            save_png(images, todo[start : start + len(images)], folder)
-            bar.update(len(images))
-    there = (
-        f", {len(seeds) - len(todo)} were there"
-        if len(todo) < len(seeds) and state.num_processes == 1
-        else ""
-    )
-    print(f"{folder}: {len(todo)} images drawn, {sampler.nfe} calls each{there}", file=sys.stderr)
 
 
-def save_all(
-    config: SampleConfig, sampler: Sampler, seeds, labels, folder: Path | None, batch_size, device
-) -> None:
-    """Draw everything into memory for an .npz file or a grid."""
-    parts = []
-    with tqdm(total=len(seeds), unit=" images", disable=None) as bar:
-        for images in draw(sampler, seeds, batch_size, device, labels):
-            parts.append(images)
-            bar.update(len(images))
-    images = torch.cat(parts)
-    if folder is not None:
-        save_png(images, seeds, folder)
-    elif config.out:
-        save_npz(images, Path(config.out))
-    if config.grid:
-        save_grid(images, Path(config.grid))
-    where = " and ".join(filter(None, (config.out, config.grid)))
-    print(f"{where}: {len(images)} images, {sampler.nfe} calls each", file=sys.stderr)
+def is_archive(out: str | None) -> bool:
+    return out is not None and out.lower().endswith(".npz")
 
 
-def open_sampler(config: SampleConfig, device: torch.device) -> Sampler:
-    """The student of a run, or with --solver a teacher (a run counts as its own network's) under
-    that solver.
+def open_sampler(config: SampleConfig, device: torch.device) -> tuple[Sampler, str]:
+    """The student of a run, or a teacher (a run with --solver counts as its own network's) under a
+    solver; and what its images are called after.
     """
-    if is_student(config.source) and config.solver is None:
-        return student_sampler(load_student(config.source, device), config.nfe, config.dtype)
-    teacher = load_teacher(config.source, device, config.revision, config.variant, config.subfolder)
-    if config.solver is None:
-        raise HsiviError(
-            f"{config.source} is a teacher, not a trained student: choose how to draw, for "
-            "example --solver unipc --nfe 20"
-        )
+    source = config.source
+    if source is None and config.solver is None:
+        source = shipped(SHIPPED if config.nfe is None else config.nfe)
+    name = name_of(source)
+    if config.solver is None and source is not None and is_student(source):
+        student = load_student(source, device)
+        sampler = student_sampler(student, config.nfe, config.dtype)
+        return sampler, f"{name}-{sampler.nfe}" if len(student.chains) > 1 else name
+    teacher = load_teacher(source, device, config.revision, config.variant, config.subfolder)
     if config.nfe is None:
-        raise HsiviError("--solver needs --nfe, the number of network calls")
-    return solver_sampler(teacher, config.solver, config.nfe, dtype=config.dtype)
+        raise HsiviError(f"{teacher.name} is a teacher: give --nfe, the number of network calls")
+    solver = config.solver or best_solver(teacher, config.nfe)
+    sampler = solver_sampler(teacher, solver, config.nfe, dtype=config.dtype)
+    return sampler, f"{name}-{solver}-{config.nfe}"
+
+
+def shipped(nfe: int) -> str:
+    """The student of so many calls that comes with hsivi."""
+    there = shipped_students()
+    if str(nfe) not in there:
+        raise HsiviError(
+            f"no student of {counted(nfe, 'call')} comes with hsivi, but of {', '.join(there)}: "
+            f"take one of these, or train one by `hsivi train --nfe {nfe}`"
+        )
+    return f"embedded:students/{nfe}"
+
+
+def best_solver(teacher: Teacher, nfe: int) -> str:
+    """The solver that --start auto finds. Says which it is, and how to train a student."""
+    calls = counted(nfe, "call")
+    say(f"looking for the solver whose images at {calls} lie nearest to the teacher's own")
+    search = TrainConfig(nfe=str(nfe), start="auto", noise_share="0")
+    found = choose_starts(search, teacher)[nfe]
+    found = "ddim-auto" if found == "ddim" else found  # a start's name for ddim over that grid
+    origin = [word for key, value in teacher.origin.items() for word in (flag_of(key), value)]
+    train = shlex.join(["hsivi", "train", teacher.name, *origin, "--nfe", str(nfe)])
+    say(f"drawing by --solver {found}; to train a student of {calls}: {train}")
+    return found
 
 
 def claim(folder: Path, sampler: Sampler, config: SampleConfig) -> None:
@@ -127,7 +182,7 @@ def claim(folder: Path, sampler: Sampler, config: SampleConfig) -> None:
         "network": sampler.digest,
         "chain": chain_digest(sampler),
         "nfe": sampler.nfe,
-        "solver": config.solver,
+        "solver": sampler.name if sampler.kind == "solver" else None,
         "labels": config.labels,
         "dtype": config.dtype,
     }

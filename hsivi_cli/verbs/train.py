@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..config import TrainConfig
-from ..errors import HsiviError
+from ..errors import HsiviError, counted
 from ..files.checkpoint import checkpoints
 from ..files.device import launched, once
 from ..files.images import has_picture, save_grid
@@ -55,7 +55,7 @@ from ..models.student import (
     write_info,
 )
 from ..models.teacher import Teacher, difference
-from ..report.card import model_card, of_budgets, one_of
+from ..report.card import how_to_go_on, model_card, of_budgets, one_of
 
 SAVE_REGRESSION = 4  # rounds of regression between checkpoints, as long as some 50 steps
 EVAL_SEED = 1_000_000_000  # the seeds that judge a training are none that a user is likely to draw
@@ -98,7 +98,7 @@ def distil(
     networks = networks_of(config, teacher, chains, shard)
     if not earlier and main:
         for nfe, name in starts.items():
-            say(f"--start auto at {nfe} calls: {name}")
+            say(f"--start auto at {counted(nfe, 'call')}: {name}")
     training = Training(out, config, teacher, networks, starts, judge, accelerator)
     run = Run(
         *(out, config, training, plan_of(config), earlier),
@@ -335,6 +335,8 @@ class Training:
                 f", best distance {best['distance']:.2f} at step {best['step']}" if best else ""
             )
             say(
-                f"{self.out}: a student of {one_of(config.budgets)} calls, {config.steps} steps, "
-                f"{run.state['seconds'] / 60:.1f} minutes{measured}"
+                f"{self.out}: a student of {counted(one_of(config.budgets), 'call')}, "
+                f"{counted(config.steps, 'step')}, {run.state['seconds'] / 60:.1f} minutes"
+                f"{measured}"
             )
+            say(how_to_go_on(self.out, self.teacher, config))
