@@ -4,9 +4,9 @@
 
 trains a DDPM teacher of 36 M parameters, distils a student for each budget of --nfe, and compares
 all with 50,000 images each; made for one GPU. --size 16 halves the images, so that a CPU goes the
-same way (docs/results.md has the command). Options after -- go to every `hsivi train`. The same
-command again goes on where it stopped: teacher and students are kept in --out, drawn images in
-`hsivi compare`'s cache.
+same way (docs/experiments/cifar10.md has the command). Options after -- go to every `hsivi train`.
+The same command again goes on where it stopped: teacher and students are kept in --out, drawn
+images in `hsivi compare`'s cache.
 """
 
 from __future__ import annotations

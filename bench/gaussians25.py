@@ -159,7 +159,8 @@ def fit(bench: Bench, seed: int) -> EpsMLP:
 
 # ---- training ---------------------------------------------------------------------------------
 
-# what measured best here (docs/gaussians25.md); an MLP takes larger rates and batches than a UNet
+# what measured best here (docs/experiments/gaussians25.md); an MLP takes larger rates and batches
+# than a UNet
 RECIPE = {
     "steps": 1200,
     "batch_size": 512,

@@ -62,6 +62,14 @@ def test_a_lost_mode_shows_in_w1_and_js_but_not_in_the_near_share():
     assert row["w1"] > 0.04 and row["js"] > 0.03 and row["near"] > 0.985
 
 
+def test_coefficients_are_fitted_to_samples_from_the_starts_own_top():
+    """Above it the same noise stands for another state, whose samples the start cannot reach."""
+    start = solver("unipc-leading", 5, bench.SCHEDULER, bench.TABLE)
+    many = load_bench("coefficients").many_calls(start, 20)
+    assert many.time[-1] == start.time[-1] < 999 and many.nfe == 20
+    assert many.alpha_bar[-1] == start.alpha_bar[-1] and many.alpha_bar[0] == 1
+
+
 # recorded when the ground was set up; other latents move them by about .01
 @pytest.mark.parametrize(
     ("name", "nfe", "w1", "js", "near"),
