@@ -254,6 +254,7 @@ def report(out: Path, networks: Networks, config: InferConfig, target: Target) -
         try:
             write_arviz(out / "posterior.nc", samples)
         except Exception as error:  # whatever ArviZ raises, the run is over and its samples stand
+            remove(out / "posterior.nc")  # of fewer steps
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             say(f"warning: no posterior.nc, samples.npz has the same draws: {reason}")
 
