@@ -28,7 +28,8 @@ from hsivi_cli.config import (
     SampleConfig,
     TrainConfig,
 )
-from hsivi_cli.density import posteriors, targets
+from hsivi_cli.density.named import POSTERIORS
+from hsivi_cli.density.targets import TARGETS as DENSITIES
 from hsivi_cli.errors import HsiviError
 from hsivi_cli.models.student import load_student
 
@@ -182,7 +183,7 @@ def test_a_missing_target_and_a_wrong_one_are_told_what_there_are():
     for name in TARGETS:
         assert name in hsivi("infer", exit_code=2).stderr
         assert name in refusal("infer", "bananna", "--out", "x")
-    assert tuple(targets.TARGETS | posteriors.POSTERIORS) == TARGETS
+    assert tuple(DENSITIES | POSTERIORS) == TARGETS
 
 
 def test_a_run_from_its_own_dry_run_is_the_same_run(save_teacher, tmp_path):

@@ -26,9 +26,11 @@ from ..files.images import (
 from ..files.places import check_file, check_place, name_of, shipped_students
 from ..files.progress import Bar, say
 from ..files.whole import read_json, write_text
+from ..method.chain import Chain
 from ..models.draw import Sampler, chain_digest, check_labels, draw, solver_sampler, student_sampler
 from ..models.loading import load_teacher
-from ..models.starts import choose_starts
+from ..models.spacings import solver_names
+from ..models.starts import PAIRS, choose_starts, teacher_gap
 from ..models.student import is_student, load_student
 from ..models.teacher import Teacher
 
@@ -168,7 +170,14 @@ def best_solver(teacher: Teacher, nfe: int) -> str:
     calls = counted(nfe, "call")
     say(f"looking for the solver whose images at {calls} lie nearest to the teacher's own")
     search = TrainConfig(nfe=str(nfe), start="auto", noise_share="0")
-    found = choose_starts(search, teacher)[nfe]
+    gap = teacher_gap(teacher, PAIRS)
+    with Bar(total=1 + len(solver_names()), unit="solvers") as bar:
+
+        def judge(chain: Chain) -> float:
+            bar.update()
+            return gap(chain)
+
+        found = choose_starts(search, teacher, judge)[nfe]
     found = "ddim-auto" if found == "ddim" else found  # a start's name for ddim over that grid
     origin = [word for key, value in teacher.origin.items() for word in (flag_of(key), value)]
     train = shlex.join(["hsivi", "train", teacher.name, *origin, "--nfe", str(nfe)])
