@@ -6,7 +6,7 @@ from statistics import fmean
 
 from ..config import parse_numbers
 from ..errors import HsiviError
-from ..files.places import weights_folder
+from ..files.places import shipped_students, weights_folder
 from ..files.whole import read_json
 from ..models.draw import Sampler, solver_sampler
 from ..models.teacher import Teacher, difference
@@ -14,8 +14,7 @@ from ..models.teacher import Teacher, difference
 
 def shipped(nfe: str | None) -> tuple[str, ...]:
     """The students that come with the package, of the numbers of calls given."""
-    folders = weights_folder().glob("students/*")
-    there = {int(folder.name): f"embedded:students/{folder.name}" for folder in folders}
+    there = {int(name): f"embedded:students/{name}" for name in shipped_students()}
     budgets = sorted(there) if nfe is None else parse_numbers(nfe, "--nfe")
     if missing := sorted(set(budgets) - set(there)):
         raise HsiviError(

@@ -82,6 +82,9 @@ def run(config: CompareConfig) -> None:
     if config.recorded:
         have = {(row["name"], row["nfe"]) for row in rows}
         rows += [r for r in recorded(teacher, budgets) if (r["name"], r["nfe"]) not in have]
+    shown = {row["name"] for row in rows}
+    for name in (s.name for s in students if s.name not in shown):  # slow, and never recorded
+        print(f"{name} is not measured yet: hsivi compare {name} does it", file=sys.stderr)
     if not rows:
         raise HsiviError(
             "nothing to compare: name runs, numbers of calls they were trained for, or solvers"
