@@ -31,9 +31,9 @@ def test_settings_that_mean_nothing_are_refused_in_python_too(options, told):
         replace(TrainConfig(), **options)
 
 
-@pytest.mark.parametrize("nfe", REGRESSED)
+@pytest.mark.parametrize("nfe", ["1", "2", "3"])
 def test_who_wants_no_regression_distils_by_the_usual_steps(nfe):
     chosen = {"nfe": nfe, "regress_steps": 0}
     config = TrainConfig(**of_nfe(chosen) | chosen)
     assert config.regress_steps == 0 and config.steps == TrainConfig().steps > 0
-    assert of_nfe({"nfe": nfe, "regress_steps": 7}) == of_nfe({"nfe": nfe}) == REGRESSED[nfe]
+    assert of_nfe({"nfe": nfe, "regress_steps": 7}) == of_nfe({"nfe": nfe}) == REGRESSED[int(nfe)]
