@@ -130,13 +130,13 @@ def test_a_package_that_breaks_when_imported_does_not_break_a_finished_run(tmp_p
     (tmp_path / "arviz.py").write_text("import sys\nsys.no_such_thing")
     monkeypatch.delitem(sys.modules, "arviz", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
-    said = infer("banana", tmp_path / "y").stderr
+    said = infer("densities:normal", tmp_path / "y", "--dim", 2).stderr
     (warning,) = [line for line in said.splitlines() if line.startswith("warning: ")]
     assert "posterior.nc" in warning and "arviz cannot be imported (AttributeError: " in warning
     names = {path.name for path in (tmp_path / "y").iterdir()}
     assert {"samples.npz", "summary.json"} <= names and "posterior.nc" not in names
     # what needs it is refused before anything is written
-    told = refused("banana", tmp_path / "z", "--compare")
+    told = refused("densities:normal", tmp_path / "z", "--dim", 2, "--compare")
     assert "arviz cannot be imported" in told and not (tmp_path / "z").exists()
 
 
