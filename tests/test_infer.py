@@ -117,7 +117,7 @@ def test_compare_writes_rows_and_histograms_and_tells_of_nuts_that_has_not_mixed
     assert found["about"]["truth_count"] == 5000
     assert [row["name"] for row in found["rows"]] == ["hsivi", "full-rank", "mean-field", "nuts"]
     trained = json.loads((tmp_path / "y" / "infer.json").read_text())["cpu_seconds"]
-    assert found["rows"][0]["cpu_seconds"] > trained
+    assert found["rows"][0]["cpu_seconds"] > trained - 0.01 > 0  # the file has hundredths
     assert (tmp_path / "y" / "compare.png").is_file()
     assert found["rows"][3]["rhat"] > 1.01  # of 50 draws
     assert "warning: NUTS has not drawn this target well (R-hat 1." in said.stderr
