@@ -22,7 +22,6 @@ from safetensors.torch import load_file
 from hsivi_cli.config import TrainConfig
 from hsivi_cli.files.images import read_npz, save_npz
 from hsivi_cli.method import schedule
-from hsivi_cli.method.chain import sample
 from hsivi_cli.method.steps import rng
 from hsivi_cli.metrics.detectors import load_detector
 from hsivi_cli.metrics.statistics import load_statistics
@@ -147,18 +146,6 @@ def test_one_training_serves_several_budgets():
         1: row,
         3: row,
     }
-
-
-def test_coefficients_are_fitted_to_samples_from_where_their_chain_begins():
-    coefficients = load_bench("coefficients")
-    start = solver("unipc-leading", 3, bench.SCHEDULER, bench.TABLE)
-    many = coefficients.many_calls(start, 40)
-    assert many.nfe == 40 and many.time[-1] == start.time[-1] < 999
-    chain = coefficients.fitted(start, 40, pairs=500, steps=100, batch_size=64, seed=0)
-    x = torch.randn(2000, 2, generator=rng(1, "coefficients test"))
-    wanted, before, after = (sample(bench.exact_eps, each, x, None, NO_SCALE)
-                             for each in (many, start, chain))  # fmt: skip
-    assert (after - wanted).square().mean() < 0.8 * (before - wanted).square().mean()
 
 
 def test_settings_are_read_with_their_fields_types():

@@ -11,6 +11,7 @@ import pytest
 import torch
 from command import finite, hsivi, refusal, rows, tree
 
+from hsivi_cli.density import against
 from hsivi_cli.density.rounds import play_round
 from hsivi_cli.files.checkpoint import checkpoints
 from hsivi_cli.files.run import holding
@@ -105,38 +106,34 @@ def test_a_framed_run_goes_on_in_its_frame_without_searching_it_anew(tmp_path, m
     assert load(tmp_path / "y").factor.equal(frame)
 
 
-def test_compare_measures_all_from_exact_draws_or_from_nuts(tmp_path):
-    options = ("--chains", 2, "--draws", 100)
+def test_compare_writes_rows_and_histograms_and_tells_of_nuts_that_has_not_mixed(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(against, "EXACT_COUNT", 5000)
     infer("two-gaussians", tmp_path / "y")
-    said = infer("two-gaussians", tmp_path / "y", "--compare", *options).stdout
-    assert said.startswith("measured from exact draws") and "mean-field" in said
+    said = infer("two-gaussians", tmp_path / "y", "--compare", "--chains", 2, "--draws", 50)
+    assert said.stdout.startswith("measured from exact draws") and "mean-field" in said.stdout
     found = json.loads((tmp_path / "y" / "compare.json").read_text())
-    names = [row["name"] for row in found["rows"]]
-    assert names == ["hsivi", "full-rank", "mean-field", "nuts"]
-    assert all({"js", "w1", "mean_z", "sd_error"} <= row.keys() for row in found["rows"])
-    assert found["rows"][3].keys() >= {"rhat", "ess"}
+    assert found["about"]["truth_count"] == 5000
+    assert [row["name"] for row in found["rows"]] == ["hsivi", "full-rank", "mean-field", "nuts"]
     trained = json.loads((tmp_path / "y" / "infer.json").read_text())["cpu_seconds"]
-    assert found["rows"][0]["cpu_seconds"] > trained
+    assert found["rows"][0]["cpu_seconds"] > trained - 0.01 > 0  # the file has hundredths
     assert (tmp_path / "y" / "compare.png").is_file()
-    infer("densities:tilted", tmp_path / "z", "--dim", 3, "--compare", *options)
-    full, diagonal, chains = json.loads((tmp_path / "z" / "compare.json").read_text())["rows"][1:]
-    # correlations of .9: the diagonal Gaussian is .44 as wide as it should be, the full one exact;
-    # 200 draws of NUTS know a sd to 5 % each
-    assert full["sd_error"] < 0.25 < 0.4 < diagonal["sd_error"]
-    assert "mean_error" not in chains
+    assert found["rows"][3]["rhat"] > 1.01  # of 50 draws
+    assert "warning: NUTS has not drawn this target well (R-hat 1." in said.stderr
 
 
 def test_a_package_that_breaks_when_imported_does_not_break_a_finished_run(tmp_path, monkeypatch):
     (tmp_path / "arviz.py").write_text("import sys\nsys.no_such_thing")
     monkeypatch.delitem(sys.modules, "arviz", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
-    said = infer("banana", tmp_path / "y").stderr
+    said = infer("densities:normal", tmp_path / "y", "--dim", 2).stderr
     (warning,) = [line for line in said.splitlines() if line.startswith("warning: ")]
     assert "posterior.nc" in warning and "arviz cannot be imported (AttributeError: " in warning
     names = {path.name for path in (tmp_path / "y").iterdir()}
     assert {"samples.npz", "summary.json"} <= names and "posterior.nc" not in names
     # what needs it is refused before anything is written
-    told = refused("banana", tmp_path / "z", "--compare")
+    told = refused("densities:normal", tmp_path / "z", "--dim", 2, "--compare")
     assert "arviz cannot be imported" in told and not (tmp_path / "z").exists()
 
 
