@@ -69,12 +69,15 @@ def regress(networks: Networks, config: TrainConfig, round_: int) -> dict[str, f
     paths = walk_paths(networks, config, round_, updates)
     count, layers = path_count(config, updates, chain.nfe), list(range(1, chain.nfe + 1))
     shard, losses = networks.shard, []
+    index, layer = pick(torch.arange(updates * size), count, layers)
+    index, layer = (
+        torch.stack([of(batch) for batch in part.split(size)]).to(networks.device)
+        for of, part in ((shard.places, index), (shard.of, layer))
+    )
     for i in range(updates):
-        index, layer = pick(torch.arange(size) + i * size, count, layers)
         ramp = min(rise(config, done + i), cosine(done + i, config.regress_steps))
         set_rate(networks.student_optimizer, config.regress_rate * ramp, 0.9)
-        own = shard.places(index), shard.of(layer)
-        losses.append(regression_update(networks, config, chain, paths, *own))
+        losses.append(regression_update(networks, config, chain, paths, index[i], layer[i]))
         average_student(networks, config, done + i)
     losses = torch.stack(losses).tolist()
     return shard.averages({"regression_loss": sum(losses) / len(losses)}, networks.device)
@@ -93,7 +96,6 @@ def regression_update(
     """
     (x, ends, labels), total = paths, 0.0
     there = networks.there(chain)
-    index, layer = index.to(x.device), layer.to(x.device)
     for which, k in zip(
         index.tensor_split(config.accumulate), layer.tensor_split(config.accumulate), strict=True
     ):

@@ -75,7 +75,7 @@ def make_optimizer(kind: str, parameters, rate: float, beta1: float) -> torch.op
     parameters = list(parameters)
     first = parameters[0]["params"][0] if isinstance(parameters[0], dict) else parameters[0]
     cls = torch.optim.AdamW if kind == "adamw" else torch.optim.Adam
-    return cls(
+    made = cls(
         parameters,
         lr=torch.tensor(rate, device=first.device) if first.is_cuda else rate,
         betas=(beta1, 0.999),
@@ -83,6 +83,8 @@ def make_optimizer(kind: str, parameters, rate: float, beta1: float) -> torch.op
         fused=True,
         capturable=first.is_cuda,
     )
+    made._warned_capturable_if_run_uncaptured = True  # the first steps are not, and need not be
+    return made
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float, beta1: float) -> None:

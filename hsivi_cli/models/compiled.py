@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -96,7 +97,9 @@ def rehearse(networks: Networks, config: TrainConfig, compiled: Compiled) -> flo
     begin = time.monotonic()
     networks.batch_shape = config.batch_size // networks.shard.world // config.accumulate or None
     try:
-        _call_all(networks, config)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, of functions that diffusers caches
+            _call_all(networks, config)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # of a backward pass, which is compiled on its own
