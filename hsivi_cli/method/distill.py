@@ -43,7 +43,6 @@ from .regress import regress, regress_rounds
 from .schedule import eps_to_x0, over
 from .steps import (
     active_layers,
-    later_warmups,
     pick,
     rng,
     set_rate,
