@@ -32,7 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hsivi_cli.config import TrainConfig
 from hsivi_cli.files.pngs import saving
-from hsivi_cli.method import distill
+from hsivi_cli.method import distill, draws
 from hsivi_cli.metrics.detectors import load_detector
 from hsivi_cli.models.compiled import compiled, quick
 from hsivi_cli.models.compiled import forward as plain_forward
@@ -134,12 +134,12 @@ def paper_step(networks, config: TrainConfig, round_: int) -> None:
     layers = list(range(1, networks.chain(round_).nfe + 1))
     fresh = replace(config, fake_updates=2 * len(layers) - 1)  # a pool of one batch
     for i in range(config.fake_updates + 1):
-        start = distill.draw_start(networks, fresh, round_ * 100 + i, layers)
+        start = draws.draw_start(networks, fresh, round_ * 100 + i, layers)
         start = moved(start, networks.device)
         pool = distill.roll_out(networks, fresh, round_, layers, start)
         kind = "student" if i == config.fake_updates else "fake score"
-        batch = distill.draw_batch(networks, fresh, round_, kind, 0, layers)
-        batch = distill.Batch(*moved((batch.sample, batch.layer, batch.tau, batch.noise),
+        batch = draws.draw_batch(networks, fresh, round_, kind, 0, layers)
+        batch = draws.Batch(*moved((batch.sample, batch.layer, batch.tau, batch.noise),
                                      networks.device))  # fmt: skip
         if kind == "student":
             *_, norm = distill.student_update(networks, config, pool, batch)
@@ -157,7 +157,7 @@ def moved(parts, device: torch.device):
 def calls_alone(networks, config: TrainConfig, round_: int) -> None:
     """The network calls of a step, and nothing else."""
     size, nfe = config.batch_size, networks.chain(round_).nfe
-    pool = distill.pool_size(config, nfe)
+    pool = draws.pool_size(config, nfe)
     x = torch.randn(max(size, pool), *networks.shape, device=networks.device)
     times, level = x.new_full((len(x),), 500.0), x.new_full((len(x),), 0.5)
 

@@ -8,7 +8,8 @@ from command import TINY
 
 from hsivi_cli.config import PRESETS, TrainConfig
 from hsivi_cli.files.capture import Ahead, Parcel
-from hsivi_cli.method.distill import draw_round, play_round
+from hsivi_cli.method.distill import play_round
+from hsivi_cli.method.draws import draw_round
 from hsivi_cli.models.compiled import Compiled, forward, quick, rehearse
 from hsivi_cli.models.loading import load_teacher
 from hsivi_cli.models.networks import networks_of, training_tensors
@@ -63,7 +64,7 @@ def test_draws_made_ahead_by_a_thread_change_nothing(teacher):
 
 def test_a_rounds_draws_travel_as_one_buffer_a_dtype(teacher):
     config = replace(TrainConfig(), **SMALL)
-    draws = draw_round(made(teacher, config), config, 0)
+    draws = draw_round(made(teacher, config), config, 0, 0, True)
     parcel = Parcel(draws.tensors(), pinned=False)
     assert set(parcel.buffers) == {torch.float32, torch.int64}
     for view, tensor in zip(parcel.views(parcel.buffers), draws.tensors(), strict=True):

@@ -14,7 +14,8 @@ from torch import nn
 
 from hsivi_cli.method import distill
 from hsivi_cli.method.chain import observe, std_of, walk
-from hsivi_cli.method.distill import draw_batch, play_round, pool_size, roll_out, student_update
+from hsivi_cli.method.distill import play_round, roll_out, student_update
+from hsivi_cli.method.draws import draw_batch, pool_size
 from hsivi_cli.method.losses import (
     divergence_bound,
     fake_score_loss,
@@ -223,12 +224,12 @@ def test_in_sequential_order_the_fake_score_is_warmed_up_before_every_layer(monk
     def fake_score_update(networks, config, pool, batch):
         updates[-1].append(set(batch.layer.tolist()))
         noises.append(batch.noise)
-        return 0.0, 0.0
+        return torch.zeros(2)
 
-    def student_update(networks, config, pool, batch, step):
+    def student_update(networks, config, pool, batch):
         updates[-1].append(set(batch.layer.tolist()))
         updates.append([])
-        return 0.0, torch.zeros(1), 0.0
+        return torch.zeros(3)
 
     monkeypatch.setattr(distill, "fake_score_update", fake_score_update)
     monkeypatch.setattr(distill, "student_update", student_update)

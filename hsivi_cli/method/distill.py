@@ -23,14 +23,14 @@ on having been interrupted.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..config import TrainConfig
-from .chain import Chain, draw_levels, observe, std_of, walk
+from .chain import Chain, observe, std_of, walk
+from .draws import Batch, Draws, Start, draw_round, draw_start
 from .losses import (
     divergence_bound,
     fake_score_loss,
@@ -38,13 +38,12 @@ from .losses import (
     reverse_kl_loss,
     score_matching_loss,
 )
-from .networks import Networks, average_student, draw_labels
+from .networks import Networks, average_student
 from .regress import regress, regress_rounds
 from .schedule import eps_to_x0, over
 from .steps import (
     active_layers,
-    pick,
-    rng,
+    later_warmups,
     set_rate,
     student_rate,
     update,
@@ -55,14 +54,6 @@ from .steps import (
 def opening_rounds(config: TrainConfig) -> int:
     """Rounds before the first that ends with a step."""
     return regress_rounds(config) + warmup_rounds(config)
-
-
-def pool_size(config: TrainConfig, layer_count: int) -> int:
-    """Samples to roll out in a round, so that no mean is used more than about twice. A multiple of
-    8, to split evenly.
-    """
-    uses = config.batch_size * (config.fake_updates + 1)
-    return 8 * math.ceil(uses / (2 * layer_count) / 8)
 
 
 @dataclass(frozen=True)
@@ -78,20 +69,6 @@ class Pool:
     offset: Tensor
     mean: Tensor
     labels: Tensor | None
-
-
-Start = tuple[Tensor, list[Tensor], Tensor | None]  # x_K, noises of the layers K..2, labels
-
-
-def draw_start(networks: Networks, config: TrainConfig, round_: int, layers: list[int]) -> Start:
-    """This process's shard of what a round's roll-out begins with, on the CPU."""
-    count, mine = pool_size(config, len(layers)), networks.shard.of
-    draw = rng(config.seed, round_, "roll-out")
-    x, *noise = (
-        mine(torch.randn(count, *networks.shape, generator=draw))
-        for _ in range(networks.chain(round_).nfe)
-    )
-    return x, noise, draw_labels(networks, count, draw)
 
 
 @torch.no_grad()
@@ -122,84 +99,6 @@ def roll_out(
                 break
     first_row = sum(c.nfe for c in networks.chains[: round_ % len(networks.chains)])
     return Pool(networks.there(chain), first_row, *stacks, labels)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A process's shard of a batch: which sample (of its own pool) and layer, where observed, with
-    which noise. All [B, ...].
-    """
-
-    sample: Tensor
-    layer: Tensor
-    tau: Tensor
-    noise: Tensor
-
-    def parts(self, count: int) -> list[Batch]:
-        split = [
-            torch.tensor_split(t, count) for t in (self.sample, self.layer, self.tau, self.noise)
-        ]
-        return [Batch(*part) for part in zip(*split, strict=True) if len(part[0])]
-
-
-def draw_batch(
-    networks: Networks,
-    config: TrainConfig,
-    round_: int,
-    purpose: str,
-    update: int,
-    layers: list[int],
-) -> Batch:
-    """This process's shard of the update-th batch of a round, on the CPU."""
-    size, chain = config.batch_size, networks.chain(round_)
-    index, layer = pick(torch.arange(size) + update * size, pool_size(config, len(layers)), layers)
-    draw = rng(config.seed, round_, purpose, update)
-    place = torch.rand(size, generator=draw).double() ** config.level_power
-    tau = draw_levels(chain, layer, place, config.levels, networks.table)
-    noise = torch.randn(size, *networks.shape, generator=draw)
-    shard = networks.shard
-    return Batch(shard.places(index), shard.of(layer), shard.of(tau), shard.of(noise))
-
-
-@dataclass(frozen=True)
-class Draws:
-    """All that is random in a round, in the order of its use: the roll-out's start and the batches
-    of its updates.
-    """
-
-    start: Start
-    batches: list[Batch]
-
-    def tensors(self) -> list[Tensor]:
-        x, noise, labels = self.start
-        found = [x, *noise, *([] if labels is None else [labels])]
-        return found + [t for b in self.batches for t in (b.noise, b.sample, b.layer, b.tau)]
-
-    def to(self, device: torch.device) -> Draws:
-        return self.like([t.to(device) for t in self.tensors()])
-
-    def like(self, tensors: list[Tensor]) -> Draws:
-        """Draws of the same kind made of other `tensors`."""
-        _, noise, labels = self.start
-        rest = iter(tensors)
-        start = (next(rest), [next(rest) for _ in noise], None if labels is None else next(rest))
-        batches = []
-        for _ in self.batches:
-            noise, sample, layer, tau = (next(rest) for _ in range(4))
-            batches.append(Batch(sample, layer, tau, noise))
-        return Draws(start, batches)
-
-
-def draw_round(networks: Networks, config: TrainConfig, round_: int) -> Draws:
-    """This process's shard of all that is random in a round, on the CPU."""
-    step = round_ - opening_rounds(config)
-    layers = active_layers(config, networks.chain(round_).nfe, max(0, step))
-    purposes = [("fake score", i) for i in range(config.fake_updates)]
-    purposes += [("student", config.fake_updates)] if step >= 0 else []
-    return Draws(
-        draw_start(networks, config, round_, layers),
-        [draw_batch(networks, config, round_, *purpose, layers) for purpose in purposes],
-    )
 
 
 def observe_batch(
@@ -285,27 +184,48 @@ def student_update(
     return total, torch.cat(bounds), update(networks.student_optimizer, config.clip, networks.shard)
 
 
-def updates(networks: Networks, config: TrainConfig, round_: int, draws: Draws) -> Tensor:
-    """A round's roll-out and its updates, which nothing interrupts: what is drawn lies on the
-    networks' device, and nothing is read from there.
+def updates(
+    networks: Networks, config: TrainConfig, round_: int, step: int, student: bool, draws: Draws
+) -> Tensor:
+    """A round's roll-out and its updates, which nothing interrupts: the draws lie on the networks'
+    device, and nothing is read from there.
 
     Returns  the fake score's losses, its gradient norms, and where the student is updated its loss,
              divergence and gradient norm, float64
     """
     for optimizer in (networks.fake_optimizer, networks.student_optimizer):
         optimizer.zero_grad()  # work that was broken off may have left gradients
-    step = round_ - opening_rounds(config)
-    layers = active_layers(config, networks.chain(round_).nfe, max(0, step))
+    layers = active_layers(config, networks.chain(round_).nfe, step)
     pool = roll_out(networks, config, round_, layers, draws.start)
     fake = [
         fake_score_update(networks, config, pool, batch)
         for batch in draws.batches[: config.fake_updates]
     ]
     found = [loss for loss, _ in fake] + [norm for _, norm in fake]
-    if step >= 0:
+    if student:
         loss, bounds, norm = student_update(networks, config, pool, draws.batches[-1])
         found += [loss, bounds.mean(), norm]
     return torch.stack([value.double() for value in found])
+
+
+def perform(
+    networks: Networks, config: TrainConfig, round_: int, step: int, student: bool
+) -> Tensor:
+    """`updates` on a round's draws, in whatever way the networks' device does them best."""
+    layers = active_layers(config, networks.chain(round_).nfe, step)
+    opening = opening_rounds(config)
+
+    def draw(number: int) -> Draws:  # of this round, or of the next one ahead of its time
+        if number == round_:
+            return draw_round(networks, config, round_, step, student)
+        later = number - opening
+        return draw_round(networks, config, number, max(0, later), later >= 0)
+
+    def work(draws: Draws) -> Tensor:
+        return updates(networks, config, round_, step, student, draws.to(networks.device))
+
+    kind = (round_ % len(networks.chains), *layers, student)
+    return networks.perform(round_, kind, draw, work)
 
 
 def play_round(networks: Networks, config: TrainConfig, round_: int) -> dict[str, float]:
@@ -317,24 +237,16 @@ def play_round(networks: Networks, config: TrainConfig, round_: int) -> dict[str
         return regress(networks, config, round_) | {"nfe": chain.nfe}
     if round_ == regressing:
         networks.student_optimizer.state.clear()  # of another loss
-    step = round_ - opening_rounds(config)
-    layers = active_layers(config, chain.nfe, max(0, step))
-    set_rate(networks.student_optimizer, student_rate(config, max(0, step)), config.student_beta1)
-    kind = (round_ % len(networks.chains), *layers, step >= 0)
-    found = networks.perform(
-        round_,
-        kind,
-        lambda number: draw_round(networks, config, number),
-        lambda draws: updates(networks, config, round_, draws.to(networks.device)),
-    )
-    values = found.tolist()  # the one time in a round that the host waits for the device
-    fake_losses, norms, last = (
-        values[: config.fake_updates],
-        values[config.fake_updates : 2 * config.fake_updates],
-        values[2 * config.fake_updates :],
-    )
-    measured = {"fake_loss": sum(fake_losses) / len(fake_losses), "fake_norm": max(norms)}
-    if step >= 0:
+    student = round_ >= opening_rounds(config)
+    step = max(0, round_ - opening_rounds(config))
+    for warmup in later_warmups(config, step):
+        perform(networks, config, warmup, step, student=False)
+    set_rate(networks.student_optimizer, student_rate(config, step), config.student_beta1)
+    # reading them is the one time in a round that the host waits for the device
+    values, count = perform(networks, config, round_, step, student).tolist(), config.fake_updates
+    losses, norms, last = values[:count], values[count : 2 * count], values[2 * count :]
+    measured = {"fake_loss": sum(losses) / count, "fake_norm": max(norms)}
+    if student:
         average_student(networks, config, step)
         measured |= dict(zip(("loss", "divergence", "norm"), last, strict=True))
     return networks.shard.averages(measured, networks.device) | {"nfe": chain.nfe}
