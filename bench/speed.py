@@ -420,10 +420,10 @@ def main() -> None:
         faster(report, "captured", *networks(compile="auto"), plain_forward, other, left(0.25))
     sampler = averaged_sampler(plain, plain.chains[0], teacher, args.dtype)
     sampling(report, sampler, device, min(500, args.count), args.count)
-    scoring(report, args.detector_weights, teacher, device, min(500, args.count))
     if args.compile == "on":  # last, for it may take minutes
         chosen = compiled()
         faster(report, "compiled", *networks(chosen, compile="on"), chosen, other, left(0.3))
+    scoring(report, args.detector_weights, teacher, device, min(500, args.count))
     peak = (
         torch.cuda.max_memory_allocated(device)
         if device.type == "cuda"
