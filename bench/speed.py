@@ -85,6 +85,8 @@ class Other:
     """Another checkout's step, as a function that takes one and returns seconds."""
 
     def __init__(self, folder: str, source: str | None, config: TrainConfig, device: str) -> None:
+        if not (Path(folder) / "hsivi_cli").is_dir():
+            raise SystemExit(f"--against {folder}: no checkout of this project lies there")
         given = {k: getattr(config, k) for k in ("nfe", "batch_size", "dtype", "fake_updates",
                                                  "fake_warmup", "accumulate")}  # fmt: skip
         told = json.dumps([source, device, torch.get_num_threads(), given])
