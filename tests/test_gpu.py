@@ -142,7 +142,7 @@ def test_the_verbs_as_typed(home, tmp_path):
     assert read_folder(tmp_path / "images").shape == (40, 8, 8, 3)
     ruler = ("--detector", home / "detector", "--device", "cuda")
     told = hsivi("fid", tmp_path / "once", tmp_path / "images", "--count", 40, *ruler).stdout
-    assert told.startswith("fid0.04k")
+    assert told.startswith("frechet0.04k")
     told = hsivi("compare", tmp_path / "once", home / "teacher", "--nfe", "2", "--count", 40,
                  "--solvers", "ddim-leading", "--reference", tmp_path / "images",
                  "--cache", tmp_path / "cache", *ruler).stdout  # fmt: skip
