@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import save_file
 
 from hsivi_cli.errors import HsiviError
-from hsivi_cli.files.images import save_npz, save_png
+from hsivi_cli.files.images import save_npz
 from hsivi_cli.files.places import weights_folder
+from hsivi_cli.files.pngs import save_png
 from hsivi_cli.metrics.detectors import Classifier, _Inception, load_detector
 from hsivi_cli.metrics.frechet import Moments, frechet_distance
 from hsivi_cli.metrics.statistics import (

@@ -8,7 +8,14 @@ from command import TINY, train
 
 from hsivi_cli.errors import HsiviError
 from hsivi_cli.method.chain import with_noise_share
-from hsivi_cli.models.draw import draw, images_of, seed_noise, solver_sampler, student_sampler
+from hsivi_cli.models.draw import (
+    draw,
+    images_of,
+    noise_of,
+    seed_noise,
+    solver_sampler,
+    student_sampler,
+)
 from hsivi_cli.models.loading import load_teacher
 from hsivi_cli.models.spacings import SOLVERS
 from hsivi_cli.models.student import load_student
@@ -183,3 +190,14 @@ def test_a_network_that_yields_nan_is_named_not_drawn(teacher):
     broken = replace(noisy(teacher), network=lambda x, *rest: x * float("nan"))
     with pytest.raises(HsiviError, match="NaN"):
         all_of(broken, range(2), 2)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 4), (3, 5, 7)])  # sixteens, and not
+@pytest.mark.parametrize("classes", [None, 10])
+def test_the_noise_of_many_seeds_is_that_of_each(shape, classes):
+    seeds = [0, 7, 2**32 - 1, 2**32 + 7]
+    noise, labels = noise_of(seeds, 3, shape, classes)
+    for i, seed in enumerate(seeds):
+        x, label, rest = seed_noise(seed, 3, shape, classes)
+        assert torch.equal(noise[i], torch.cat([x, *rest]))
+        assert labels is None if label is None else labels[i] == label

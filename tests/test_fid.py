@@ -9,8 +9,9 @@ from command import hsivi, refusal, save_detector, train, tree
 
 from hsivi_cli.config import FidConfig
 from hsivi_cli.errors import HsiviError
-from hsivi_cli.files.images import save_grid, save_npz, save_png
+from hsivi_cli.files.images import save_grid, save_npz
 from hsivi_cli.files.places import weights_folder
+from hsivi_cli.files.pngs import save_png
 from hsivi_cli.metrics.detectors import load_detector
 from hsivi_cli.metrics.frechet import precision_recall
 from hsivi_cli.metrics.statistics import load_statistics, moments_of

@@ -7,7 +7,7 @@ import struct
 import numpy as np
 import pytest
 import torch
-from command import read_folder
+from command import read_folder, tree
 from PIL import Image
 
 from hsivi_cli.errors import HsiviError
@@ -18,10 +18,10 @@ from hsivi_cli.files.images import (
     read_npz,
     save_grid,
     save_npz,
-    save_png,
     seeds_done,
     to_images,
 )
+from hsivi_cli.files.pngs import save_png, saving
 
 
 def random_images(count=5, height=6, width=7, channels=3, seed=0):
@@ -63,6 +63,22 @@ def test_pngs_come_back_bit_equal_in_the_order_of_their_seeds(tmp_path, channels
     save_png(images, [3, 1, 10, 0, 99], tmp_path)
     assert {f.name for f in tmp_path.iterdir()} == {f"{s:05d}.png" for s in (3, 1, 10, 0, 99)}
     assert torch.equal(read_folder(tmp_path), images[[3, 1, 0, 2, 4]])
+
+
+def test_pngs_written_by_threads_are_those_written_at_once(tmp_path):
+    images = random_images(count=9)
+    save_png(images, range(9), tmp_path / "one")
+    with saving(tmp_path / "many") as save:
+        save(images[:5], range(5))
+        save(images[5:], range(5, 9))
+    assert tree(tmp_path / "many") == tree(tmp_path / "one")
+
+
+def test_a_picture_that_cannot_be_written_ends_the_writing_with_its_reason(tmp_path):
+    (tmp_path / "00002.png").mkdir()  # where a file cannot take its place
+    with pytest.raises(HsiviError, match="could not write"), saving(tmp_path) as save:
+        save(random_images(count=4), range(4))
+    assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
 
 
 def test_folders_are_read_in_batches_with_their_count(tmp_path):

@@ -8,8 +8,9 @@ import pytest
 import torch
 from command import TINY, hsivi, refusal, save_detector, train
 
-from hsivi_cli.files.images import save_npz, save_png
+from hsivi_cli.files.images import save_npz
 from hsivi_cli.files.places import embedded, embedded_names, weights_folder
+from hsivi_cli.files.pngs import save_png
 from hsivi_cli.models.loading import load_teacher
 from hsivi_cli.models.student import load_student
 

@@ -68,7 +68,7 @@ def test_regressions_rate_rises_linearly_and_falls_as_a_cosine_over_all_its_roun
     monkeypatch.setattr(
         regress,
         "update",
-        lambda optimizer, *rest: rates.append(optimizer.param_groups[0]["lr"]) or 0.0,
+        lambda optimizer, *rest: rates.append(optimizer.param_groups[0]["lr"]) or torch.zeros(()),
     )
     for round_ in range(2):  # of 64 updates and of 6
         play_round(networks, config, round_)

@@ -10,7 +10,8 @@ from command import QUICK, TINY, refusal, train
 
 from hsivi_cli.config import TrainConfig
 from hsivi_cli.errors import HsiviError
-from hsivi_cli.method.distill import draw_batch, observe_batch
+from hsivi_cli.method.distill import observe_batch
+from hsivi_cli.method.draws import draw_batch
 from hsivi_cli.method.schedule import grid
 from hsivi_cli.models import starts as start
 from hsivi_cli.models.loading import load_teacher

@@ -113,6 +113,13 @@ class TrainConfig(RunConfig):
     )
 
     # the run
+    compile: str = option(
+        "auto",
+        "on a GPU steps are captured as CUDA graphs, and networks are compiled: auto where the "
+        "training is long enough to repay it, on always; off does neither",
+        choices=("auto", "off", "on"),
+        run_only=True,
+    )
     reference: str | None = option(
         None,
         "statistics, images or data set to score the student against in training",

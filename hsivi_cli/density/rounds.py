@@ -239,7 +239,7 @@ def train_fake_scores(
         )
         loss.backward()
         losses.append(loss.item())
-        norms.append(update(networks.fake_optimizer, config.clip, Shard()))
+        norms.append(update(networks.fake_optimizer, config.clip, Shard()).item())
     networks.fake_scores.requires_grad_(False)
     return {"fake_loss": sum(losses) / len(losses), "fake_norm": max(norms)}
 
@@ -268,7 +268,7 @@ def play_round(networks: Networks, config: InferConfig, round_: int) -> dict[str
     }
     loss = sum(loss for loss, _ in found.values())
     loss.backward()
-    norm = update(networks.optimizer, config.clip, Shard())
+    norm = update(networks.optimizer, config.clip, Shard()).item()
     ema_update(networks.ema.parameters(), networks.family.parameters(), config.ema, step)
     measured |= {"loss": loss.item(), "norm": norm}
     return measured | {f"divergence_{k}": value.item() for k, (_, value) in found.items()}

@@ -178,12 +178,6 @@ def dataset_images(name: str, data_root: Path) -> Tensor:
     return images if images.ndim == 4 else images.unsqueeze(-1)
 
 
-def save_png(images: Tensor, seeds: Sequence[int], folder: Path) -> None:
-    """One PNG for each image, uint8 [N, H, W, C], named by its seed."""
-    for image, seed in zip(images, seeds, strict=True):
-        write_bytes(Path(folder) / f"{seed:05d}.png", image_png(image))
-
-
 def load_png(seeds: Sequence[int], folder: Path) -> Tensor:
     """The images [N, H, W, C] of these seeds in a folder that `save_png` filled."""
     files = [Path(folder) / f"{seed:05d}.png" for seed in seeds]

@@ -129,24 +129,29 @@ def walk(
     log_scale  [1 or K, ...], of the noise's chains
     labels     [B] or None
     """
-    history = {}
-    multistep = bool(chain.ce.triu(1).any())
+    time, alpha_bar, cx, gain, s0 = (
+        t.tolist() for t in (chain.time, chain.alpha_bar, chain.cx, chain.gain, chain.s0)
+    )
+    ce, history = chain.ce.tolist(), {}
+    multistep = any(any(row[k + 1 :]) for k, row in enumerate(ce))
     for k in range(chain.nfe, 0, -1):
-        time = chain.time[k].to(x.device, torch.float32).expand(len(x))
-        eps = network(
-            x, time, labels, chain.alpha_bar[k].to(x.device, torch.float32).expand(len(x))
-        )
-        offset = chain.cx[k].item() * x
+        eps = network(x, _each(time[k], x), labels, _each(alpha_bar[k], x))
+        offset = cx[k] * x
         for j, earlier in history.items():
-            offset = offset + chain.ce[k, j].item() * earlier
-        mean = offset + chain.gain[k].item() * eps
+            offset = offset + ce[k][j] * earlier
+        mean = offset + gain[k] * eps
         yield Visit(k, x, offset, mean)
         if multistep:
             history[k] = eps
         x = mean
-        if k > 1 and chain.s0[k] > 0:
-            std = std_of(chain, torch.full((len(x),), k, device=x.device), log_scale)
-            x = mean + std.to(x.dtype) * noise[chain.nfe - k]
+        if k > 1 and s0[k] > 0:
+            own = log_scale[k - 1 if len(log_scale) > 1 else 0]
+            x = mean + (own.exp() * s0[k]).to(x.dtype) * noise[chain.nfe - k]
+
+
+def _each(value: float, x: Tensor) -> Tensor:
+    """A number for every sample of x [B, ...], float32 [B]."""
+    return torch.full((len(x),), value, device=x.device)
 
 
 def sample(network, chain: Chain, x, noise=(), log_scale=None, labels=None) -> Tensor:

@@ -23,14 +23,14 @@ on having been interrupted.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..config import TrainConfig
-from .chain import Chain, draw_levels, observe, std_of, walk
+from .chain import Chain, observe, std_of, walk
+from .draws import Batch, Draws, Start, draw_round, draw_start
 from .losses import (
     divergence_bound,
     fake_score_loss,
@@ -38,23 +38,22 @@ from .losses import (
     reverse_kl_loss,
     score_matching_loss,
 )
-from .networks import Networks, average_student, draw_labels
+from .networks import Networks, average_student
 from .regress import regress, regress_rounds
 from .schedule import eps_to_x0, over
-from .steps import active_layers, later_warmups, pick, rng, student_rate, update, warmup_rounds
+from .steps import (
+    active_layers,
+    later_warmups,
+    set_rate,
+    student_rate,
+    update,
+    warmup_rounds,
+)
 
 
 def opening_rounds(config: TrainConfig) -> int:
     """Rounds before the first that ends with a step."""
     return regress_rounds(config) + warmup_rounds(config)
-
-
-def pool_size(config: TrainConfig, layer_count: int) -> int:
-    """Samples to roll out in a round, so that no mean is used more than about twice. A multiple of
-    8, to split evenly.
-    """
-    uses = config.batch_size * (config.fake_updates + 1)
-    return 8 * math.ceil(uses / (2 * layer_count) / 8)
 
 
 @dataclass(frozen=True)
@@ -73,68 +72,33 @@ class Pool:
 
 
 @torch.no_grad()
-def roll_out(networks: Networks, config: TrainConfig, round_: int, layers: list[int]) -> Pool:
-    """Walk this process's shard of the round's pool down to the lowest layer that trains, in the
-    parts that an update is split into.
-    """
-    device, chain = networks.device, networks.chain(round_)
-    count, mine = pool_size(config, len(layers)), networks.shard.of
-    draw = rng(config.seed, round_, "roll-out")
-    x = mine(torch.randn(count, *networks.shape, generator=draw)).to(device)
-    noise = [
-        mine(torch.randn(count, *networks.shape, generator=draw)).to(device)
-        for _ in range(chain.nfe - 1)
-    ]
-    labels = draw_labels(networks, count, draw)
-    stacks = [torch.zeros(chain.nfe, *x.shape, device=device) for _ in range(3)]
-    for part in torch.arange(len(x), device=device).tensor_split(min(config.accumulate, len(x))):
-        own = None if labels is None else labels[part]
-        fresh, scale = [layer[part] for layer in noise], networks.log_scale
-        for visit in walk(networks.student_eps, chain, x[part], fresh, scale, own):
-            for stack, seen in zip(stacks, (visit.x, visit.offset, visit.mean), strict=True):
-                stack[visit.k - 1, part] = seen
-            if visit.k == min(layers):
-                break
-    first_row = sum(c.nfe for c in networks.chains[: round_ % len(networks.chains)])
-    return Pool(chain, first_row, *stacks, labels)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A process's shard of a batch: which sample (of its own pool) and layer, where observed, with
-    which noise. All [B, ...].
-    """
-
-    sample: Tensor
-    layer: Tensor
-    tau: Tensor
-    noise: Tensor
-
-    def parts(self, count: int) -> list[Batch]:
-        split = [
-            torch.tensor_split(t, count) for t in (self.sample, self.layer, self.tau, self.noise)
-        ]
-        return [Batch(*part) for part in zip(*split, strict=True) if len(part[0])]
-
-
-def draw_batch(
+def roll_out(
     networks: Networks,
     config: TrainConfig,
     round_: int,
-    purpose: str,
-    update: int,
     layers: list[int],
-) -> Batch:
-    """The update-th batch of a round."""
-    device, size, chain = networks.device, config.batch_size, networks.chain(round_)
-    index, layer = pick(torch.arange(size) + update * size, pool_size(config, len(layers)), layers)
-    draw = rng(config.seed, round_, purpose, update)
-    place = torch.rand(size, generator=draw).double() ** config.level_power
-    tau = draw_levels(chain, layer, place, config.levels, networks.table)
-    noise = torch.randn(size, *networks.shape, generator=draw)
-    shard = networks.shard
-    parts = (shard.places(index), shard.of(layer), shard.of(tau), shard.of(noise))
-    return Batch(*(t.to(device) for t in parts))
+    start: Start | None = None,
+) -> Pool:
+    """Walk this process's shard of a round's pool down to the lowest layer that trains, in the
+    parts that an update is split into.
+
+    start  what `draw_start` draws, if that lies on the networks' device already
+    """
+    chain = networks.chain(round_)
+    x, noise, labels = start or draw_start(networks, config, round_, layers)
+    stacks = [x.new_zeros(chain.nfe, *x.shape) for _ in range(3)]
+    for part in networks.parts(len(x), config.accumulate):
+        given = [networks.filled(t[part]) for t in (x, *noise)]
+        own = None if labels is None else networks.filled(labels[part])
+        for visit in walk(
+            networks.student_eps, chain, given[0], given[1:], networks.log_scale, own
+        ):
+            for stack, seen in zip(stacks, (visit.x, visit.offset, visit.mean), strict=True):
+                stack[visit.k - 1, part] = seen[: len(part)]
+            if visit.k == min(layers):
+                break
+    first_row = sum(c.nfe for c in networks.chains[: round_ % len(networks.chains)])
+    return Pool(networks.there(chain), first_row, *stacks, labels)
 
 
 def observe_batch(
@@ -144,8 +108,8 @@ def observe_batch(
     levels, none below the layers' own.
     """
     std = std_of(chain, batch.layer, networks.log_scale).to(mean.dtype)
-    start = chain.alpha_bar.to(mean.device)[batch.layer - 1]
-    alpha_bar = torch.minimum(networks.table.to(mean.device)[batch.tau], start)
+    start = chain.alpha_bar[batch.layer - 1]
+    alpha_bar = torch.minimum(networks.table_there[batch.tau], start)
     return *observe(mean, std, start, alpha_bar, batch.noise), alpha_bar
 
 
@@ -163,7 +127,7 @@ def fake_labels(
 
 def fake_score_update(
     networks: Networks, config: TrainConfig, pool: Pool, batch: Batch
-) -> tuple[float, float]:
+) -> tuple[Tensor, Tensor]:
     """One update of the fake score on means of the pool with fresh noise. Returns this process's
     loss and the gradient norm.
     """
@@ -180,61 +144,88 @@ def fake_score_update(
         loss = fake_score_loss(f_eps, layer_eps, level_weight(config.fake_weight, alpha_bar)).sum()
         loss = loss / (size * x[0].numel())
         loss.backward()
-        total += loss.item()
+        total = total + loss.detach().double()
     return total, update(networks.fake_optimizer, config.clip, networks.shard)
 
 
 def student_update(
-    networks: Networks, config: TrainConfig, pool: Pool, batch: Batch, step: int
-) -> tuple[float, Tensor, float]:
+    networks: Networks, config: TrainConfig, pool: Pool, batch: Batch
+) -> tuple[Tensor, Tensor, Tensor]:
     """One update of the student, layers re-run from the pool's states. Returns loss, divergence
     estimates [B], gradient norm.
     """
-    networks.fake_score.requires_grad_(False)
-    for group in networks.student_optimizer.param_groups:
-        group["lr"], group["betas"] = student_rate(config, step), (config.student_beta1, 0.999)
+    through = config.objective == "score-matching"  # the gradient goes through both scores into x
+    networks.fake_score.requires_grad_(not through)
     chain, total, bounds = pool.chain, 0.0, []
     for part in batch.parts(config.accumulate):
-        device = part.noise.device
         labels = None if pool.labels is None else pool.labels[part.sample]
         x_k, offset = (t[part.layer - 1, part.sample] for t in (pool.x, pool.offset))
-        time, alpha_bar_k = (
-            t.to(device)[part.layer].float() for t in (chain.time, chain.alpha_bar)
-        )
+        time, alpha_bar_k = (t[part.layer].float() for t in (chain.time, chain.alpha_bar))
         eps = networks.student_eps(x_k, time, labels, alpha_bar_k)
-        mean = offset + over(chain.gain.to(device)[part.layer], eps) * eps
+        mean = offset + over(chain.gain[part.layer], eps) * eps
         x, layer_eps, alpha_bar = observe_batch(networks, chain, part, mean)
         heard = fake_labels(networks, pool, part, labels)
-        with torch.set_grad_enabled(config.objective == "score-matching"):
-            f_eps = networks.fake_eps(x, part.tau, heard, alpha_bar)
-            teacher_eps = networks.teacher_eps(x, part.tau, labels, alpha_bar)
+        with torch.set_grad_enabled(through):
+            seen = x if through else x.detach()
+            f_eps = networks.fake_eps(seen, part.tau, heard, alpha_bar)
+            teacher_eps = networks.teacher_eps(seen, part.tau, labels, alpha_bar)
         clean = ()
         if config.weight == "sid":
             clean = eps_to_x0(eps, x_k, alpha_bar_k), eps_to_x0(teacher_eps, x, alpha_bar)
         weight = level_weight(config.weight, alpha_bar, *clean)
-        if config.objective == "score-matching":
+        if through:
             losses = score_matching_loss(f_eps, teacher_eps, layer_eps, weight, config.a)
         else:
             losses = reverse_kl_loss(x, f_eps, teacher_eps, weight)
         loss = losses.sum() / (len(batch.tau) * x[0].numel())
         loss.backward()
-        total += loss.item()
+        total = total + loss.detach().double()
         bounds.append(divergence_bound(f_eps.detach(), teacher_eps.detach(), layer_eps.detach()))
     return total, torch.cat(bounds), update(networks.student_optimizer, config.clip, networks.shard)
 
 
-def train_fake_score(
-    networks: Networks, config: TrainConfig, round_: int, step: int
-) -> tuple[Pool, dict[str, float]]:
-    """A roll-out, and the fake score's updates on the layers that train at a step."""
+def updates(
+    networks: Networks, config: TrainConfig, round_: int, step: int, student: bool, draws: Draws
+) -> Tensor:
+    """A round's roll-out and its updates, which nothing interrupts: the draws lie on the networks'
+    device, and nothing is read from there.
+
+    Returns  the fake score's losses, its gradient norms, and where the student is updated its loss,
+             divergence and gradient norm, float64
+    """
+    for optimizer in (networks.fake_optimizer, networks.student_optimizer):
+        optimizer.zero_grad()  # work that was broken off may have left gradients
     layers = active_layers(config, networks.chain(round_).nfe, step)
-    pool, losses, norms = roll_out(networks, config, round_, layers), [], []
-    for i in range(config.fake_updates):
-        batch = draw_batch(networks, config, round_, "fake score", i, layers)
-        loss, norm = fake_score_update(networks, config, pool, batch)
-        losses.append(loss)
-        norms.append(norm)
-    return pool, {"fake_loss": sum(losses) / len(losses), "fake_norm": max(norms)}
+    pool = roll_out(networks, config, round_, layers, draws.start)
+    fake = [
+        fake_score_update(networks, config, pool, batch)
+        for batch in draws.batches[: config.fake_updates]
+    ]
+    found = [loss for loss, _ in fake] + [norm for _, norm in fake]
+    if student:
+        loss, bounds, norm = student_update(networks, config, pool, draws.batches[-1])
+        found += [loss, bounds.mean(), norm]
+    return torch.stack([value.double() for value in found])
+
+
+def perform(
+    networks: Networks, config: TrainConfig, round_: int, step: int, student: bool
+) -> Tensor:
+    """`updates` on a round's draws, in whatever way the networks' device does them best."""
+    layers = active_layers(config, networks.chain(round_).nfe, step)
+    opening = opening_rounds(config)
+
+    def draw(number: int) -> Draws:  # of this round, or of the next one ahead of its time
+        if number == round_:
+            return draw_round(networks, config, round_, step, student)
+        later = number - opening
+        return draw_round(networks, config, number, max(0, later), later >= 0)
+
+    def work(draws: Draws) -> Tensor:
+        return updates(networks, config, round_, step, student, draws.to(networks.device))
+
+    kind = (round_ % len(networks.chains), *layers, student)
+    return networks.perform(round_, kind, draw, work)
 
 
 def play_round(networks: Networks, config: TrainConfig, round_: int) -> dict[str, float]:
@@ -246,14 +237,16 @@ def play_round(networks: Networks, config: TrainConfig, round_: int) -> dict[str
         return regress(networks, config, round_) | {"nfe": chain.nfe}
     if round_ == regressing:
         networks.student_optimizer.state.clear()  # of another loss
-    step = round_ - opening_rounds(config)
-    for warmup in later_warmups(config, max(0, step)):
-        train_fake_score(networks, config, warmup, step)
-    pool, measured = train_fake_score(networks, config, round_, max(0, step))
-    if step >= 0:
-        layers = active_layers(config, chain.nfe, step)
-        batch = draw_batch(networks, config, round_, "student", config.fake_updates, layers)
-        loss, bounds, norm = student_update(networks, config, pool, batch, step)
+    student = round_ >= opening_rounds(config)
+    step = max(0, round_ - opening_rounds(config))
+    for warmup in later_warmups(config, step):
+        perform(networks, config, warmup, step, student=False)
+    set_rate(networks.student_optimizer, student_rate(config, step), config.student_beta1)
+    # reading them is the one time in a round that the host waits for the device
+    values, count = perform(networks, config, round_, step, student).tolist(), config.fake_updates
+    losses, norms, last = values[:count], values[count : 2 * count], values[2 * count :]
+    measured = {"fake_loss": sum(losses) / count, "fake_norm": max(norms)}
+    if student:
         average_student(networks, config, step)
-        measured |= {"loss": loss, "divergence": bounds.mean().item(), "norm": norm}
+        measured |= dict(zip(("loss", "divergence", "norm"), last, strict=True))
     return networks.shard.averages(measured, networks.device) | {"nfe": chain.nfe}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,11 @@ class TeacherPath:
     places: list[int]
 
 
+def perform_now(round_: int, kind: object, draw: Callable, work: Callable) -> Tensor:
+    """What the work returns for the round's draws."""
+    return work(draw(round_))
+
+
 @dataclass
 class Networks:
     """What one training moves and reads.
@@ -42,6 +48,10 @@ class Networks:
     layer_conditioned     whether the fake score's labels are those of `fake_labels`
     paths                 of the teacher through each chain's levels, where the student regresses
     shard                 which part of every global batch is this process's
+    batch_shape           samples of the batches that a roll-out is walked in, None for all at once;
+                          fixed where networks are compiled for a shape
+    perform               does a kind of work on a round's draws: (round, kind, draw, work) -> what
+                          the work returns; as a rule there and then
     """
 
     student: nn.Module
@@ -61,6 +71,9 @@ class Networks:
     fake_optimizer: torch.optim.Optimizer
     paths: Sequence[TeacherPath] = ()
     shard: Shard = field(default_factory=Shard)
+    batch_shape: int | None = None
+    perform: Callable[..., Tensor] = perform_now
+    copies: dict[int, tuple] = field(default_factory=dict, repr=False)
 
     @property
     def device(self) -> torch.device:
@@ -69,6 +82,33 @@ class Networks:
     def chain(self, round_: int) -> Chain:
         """The chain whose turn a round is."""
         return self.chains[round_ % len(self.chains)]
+
+    def there(self, chain: Chain) -> Chain:
+        """The same chain on the networks' device, copied once."""
+        if chain.time.device == self.device:
+            return chain
+        if id(chain) not in self.copies:
+            parts = {f.name: getattr(chain, f.name).to(self.device) for f in fields(Chain)}
+            self.copies[id(chain)] = chain, Chain(**parts)
+        return self.copies[id(chain)][1]
+
+    def parts(self, count: int, split: int) -> tuple[Tensor, ...]:
+        """Indices 0..count-1 in the parts in which they pass through a network where no gradient is
+        wanted: as many parts as an update is split into, or as large as networks are compiled for.
+        """
+        index = torch.arange(count, device=self.device)
+        if self.batch_shape:
+            return index.split(self.batch_shape)
+        return index.tensor_split(min(split, count))
+
+    def filled(self, part: Tensor) -> Tensor:
+        """A part [B, ...] as large as networks are compiled for, its last sample repeated."""
+        short = (self.batch_shape or len(part)) - len(part)
+        return torch.cat([part, part[-1:].expand(short, *part.shape[1:])]) if short else part
+
+    @cached_property
+    def table_there(self) -> Tensor:
+        return self.table.to(self.device)
 
 
 def make_networks(
@@ -132,5 +172,4 @@ def draw_labels(networks: Networks, count: int, draw: torch.Generator) -> Tensor
     """This process's shard of `count` labels, None for a teacher without classes."""
     if networks.label_count is None:
         return None
-    labels = torch.randint(networks.label_count, (count,), generator=draw)
-    return networks.shard.of(labels).to(networks.device)
+    return networks.shard.of(torch.randint(networks.label_count, (count,), generator=draw))

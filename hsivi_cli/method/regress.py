@@ -14,7 +14,7 @@ from .chain import Chain, walk
 from .losses import regression_loss
 from .networks import Networks, average_student, draw_labels
 from .schedule import eps_to_x0
-from .steps import cosine, pick, rise, rng, update
+from .steps import cosine, pick, rise, rng, set_rate, update
 
 REGRESS_UPDATES = 64  # of a round of regression
 USES = 8  # of each of its pairs
@@ -42,12 +42,15 @@ def walk_paths(
     noise = torch.randn(count, *networks.shape, generator=draw)
     noise = networks.shard.of(noise).to(networks.device)
     labels = draw_labels(networks, count, draw)
+    labels = None if labels is None else labels.to(networks.device)
     states, ends = [], []
-    for part in torch.arange(len(noise)).split(math.ceil(config.batch_size / config.accumulate)):
-        heard = None if labels is None else labels[part]
-        visits = list(walk(networks.teacher_eps, path.chain, noise[part], labels=heard))
-        states.append(torch.stack([visits[-place].x for place in path.places]))
-        ends.append(visits[-1].mean)
+    size = networks.batch_shape or math.ceil(config.batch_size / config.accumulate)
+    for part in torch.arange(len(noise), device=noise.device).split(size):
+        heard = None if labels is None else networks.filled(labels[part])
+        begun = networks.filled(noise[part])
+        visits = list(walk(networks.teacher_eps, path.chain, begun, labels=heard))
+        states.append(torch.stack([visits[-place].x[: len(part)] for place in path.places]))
+        ends.append(visits[-1].mean[: len(part)])
     return torch.cat(states, 1), torch.cat(ends), labels
 
 
@@ -66,14 +69,17 @@ def regress(networks: Networks, config: TrainConfig, round_: int) -> dict[str, f
     paths = walk_paths(networks, config, round_, updates)
     count, layers = path_count(config, updates, chain.nfe), list(range(1, chain.nfe + 1))
     shard, losses = networks.shard, []
+    index, layer = pick(torch.arange(updates * size), count, layers)
+    index, layer = (
+        torch.stack([of(batch) for batch in part.split(size)]).to(networks.device)
+        for of, part in ((shard.places, index), (shard.of, layer))
+    )
     for i in range(updates):
-        index, layer = pick(torch.arange(size) + i * size, count, layers)
         ramp = min(rise(config, done + i), cosine(done + i, config.regress_steps))
-        for group in networks.student_optimizer.param_groups:
-            group["lr"], group["betas"] = config.regress_rate * ramp, (0.9, 0.999)
-        own = shard.places(index), shard.of(layer)
-        losses.append(regression_update(networks, config, chain, paths, *own))
+        set_rate(networks.student_optimizer, config.regress_rate * ramp, 0.9)
+        losses.append(regression_update(networks, config, chain, paths, index[i], layer[i]))
         average_student(networks, config, done + i)
+    losses = torch.stack(losses).tolist()
     return shard.averages({"regression_loss": sum(losses) / len(losses)}, networks.device)
 
 
@@ -84,22 +90,22 @@ def regression_update(
     paths: tuple[Tensor, Tensor, Tensor | None],
     index: Tensor,
     layer: Tensor,
-) -> float:
+) -> Tensor:
     """One update of the student on `walk_paths`' paths of these indices, begun at these layers.
     Returns this process's loss, not finite if a gradient is not.
     """
     (x, ends, labels), total = paths, 0.0
-    index, layer = index.to(x.device), layer.to(x.device)
+    there = networks.there(chain)
     for which, k in zip(
         index.tensor_split(config.accumulate), layer.tensor_split(config.accumulate), strict=True
     ):
         if not len(which):
             continue
         x_k, own = x[k - 1, which], None if labels is None else labels[which]
-        time, alpha_bar = (t.to(x.device)[k].float() for t in (chain.time, chain.alpha_bar))
+        time, alpha_bar = (t[k].float() for t in (there.time, there.alpha_bar))
         x0 = eps_to_x0(networks.student_eps(x_k, time, own, alpha_bar), x_k, alpha_bar)
         loss = regression_loss(x0, ends[which]).sum() / (len(index) * x[0, 0].numel())
         loss.backward()
-        total += loss.item()
+        total = total + loss.detach().double()
     norm = update(networks.student_optimizer, config.clip, networks.shard)
-    return total if math.isfinite(norm) else norm
+    return torch.where(norm.isfinite(), total, norm.double())

@@ -69,8 +69,32 @@ def rng(seed: int, *key: int | str) -> torch.Generator:
 
 
 def make_optimizer(kind: str, parameters, rate: float, beta1: float) -> torch.optim.Optimizer:
+    """Adam or a relative, fused: it leaves everything as it is after a gradient that is not finite,
+    and no host looks. On a GPU its rate is a tensor and may change within a captured graph.
+    """
+    parameters = list(parameters)
+    first = parameters[0]["params"][0] if isinstance(parameters[0], dict) else parameters[0]
     cls = torch.optim.AdamW if kind == "adamw" else torch.optim.Adam
-    return cls(parameters, lr=rate, betas=(beta1, 0.999), amsgrad=kind == "amsgrad")
+    made = cls(
+        parameters,
+        lr=torch.tensor(rate, device=first.device) if first.is_cuda else rate,
+        betas=(beta1, 0.999),
+        amsgrad=kind == "amsgrad",
+        fused=True,
+        capturable=first.is_cuda,
+    )
+    made._warned_capturable_if_run_uncaptured = True  # the first steps are not, and need not be
+    return made
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float, beta1: float) -> None:
+    """Give an optimizer of `make_optimizer` another rate and beta1."""
+    for group in optimizer.param_groups:
+        group["betas"] = (beta1, 0.999)
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def part_of(config: TrainConfig, step: int) -> tuple[int, int, int]:
@@ -128,9 +152,9 @@ def active_layers(config: TrainConfig, nfe: int, step: int) -> list[int]:
     return [nfe - part_of(config, step)[0] * nfe // config.layer_count]
 
 
-def update(optimizer: torch.optim.Optimizer, clip: float, shard: Shard) -> float:
+def update(optimizer: torch.optim.Optimizer, clip: float, shard: Shard) -> Tensor:
     """Average gradients over processes, clip, step. Returns the gradient norm, not finite if any
-    gradient is not: then no step.
+    gradient is not: then a `make_optimizer` makes no step. Nothing is read from the device.
     """
     trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     gradients = [p.grad for p in trained]
@@ -141,11 +165,12 @@ def update(optimizer: torch.optim.Optimizer, clip: float, shard: Shard) -> float
         ):
             gradient.copy_(part.view_as(gradient))
     norm = torch.nn.utils.get_total_norm(gradients)
-    if torch.isfinite(norm):
-        torch.nn.utils.clip_grads_with_norm_(trained, clip, norm)
-        optimizer.step()
+    if optimizer.defaults.get("fused"):
+        optimizer.found_inf = (~torch.isfinite(norm)).float()  # where it is 1, no step is made
+    torch.nn.utils.clip_grads_with_norm_(trained, clip, norm)
+    optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return norm.item()
+    return norm
 
 
 @torch.no_grad()
@@ -154,5 +179,4 @@ def ema_update(
 ) -> None:
     """Move averages towards their tensors, in place, the less the later."""
     decay = min(decay, (1 + step) / (10 + step))
-    for average, tensor in zip(averages, tensors, strict=True):
-        average.lerp_(tensor, 1 - decay)
+    torch._foreach_lerp_(list(averages), list(tensors), 1 - decay)

@@ -8,7 +8,9 @@ of calls.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from torch import Tensor
 from ..errors import HsiviError
 from ..files.digest import digest
 from ..files.images import to_images
-from ..method.chain import Chain, Network, Noise, draw_noise, join_noise, sample
+from ..method.chain import Chain, Network, Noise, draw_noise, sample
 from .spacings import solver
 from .student import Student, load_student
 from .teacher import Teacher
@@ -103,6 +105,33 @@ def seed_noise(seed: int, nfe: int, shape: Sequence[int], label_count: int | Non
     return noise[0], labels, noise[1:]
 
 
+def noise_of(
+    seeds: Sequence[int],
+    nfe: int,
+    shape: Sequence[int],
+    label_count: int | None,
+    pinned: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Every image's `seed_noise` in one tensor [B, nfe, ...], x_K first, and labels [B] or None.
+
+    pinned  for a copy to a GPU that waits for nothing
+    """
+    noise = torch.empty(len(seeds), nfe, *shape, pin_memory=pinned)
+    labels = torch.zeros(len(seeds), dtype=torch.long) if label_count else None
+    # torch fills by sixteens: then one call draws the same numbers as a call a layer
+    whole = not label_count and math.prod(shape) % 16 == 0
+    generator = torch.Generator()
+    for i, (seed, own) in enumerate(zip(seeds, noise.unbind(), strict=True)):
+        if whole and seed < TORCH_SEEDS:
+            own.normal_(generator=generator.manual_seed(seed))
+            continue
+        x, label, rest = seed_noise(seed, nfe, shape, label_count)
+        torch.cat([x, *rest], out=own)
+        if label is not None:
+            labels[i] = label
+    return noise, labels
+
+
 def check_labels(sampler: Sampler, labels: Sequence[int] | None) -> None:
     """Refuse labels that the network does not have."""
     if labels is not None and sampler.label_count is None:
@@ -126,17 +155,29 @@ def draw(
     A short batch is padded, so that every image is computed at the same batch shape.
     """
     check_labels(sampler, labels)
-    log_scale = sampler.log_scale.to(device)
-    for start in range(0, len(seeds), batch_size):
+    log_scale, device = sampler.log_scale.to(device), torch.device(device)
+
+    def drawn(start: int) -> tuple[Tensor, Tensor | None]:
         part = list(seeds[start : start + batch_size])
-        drawn = [seed_noise(seed, sampler.nfe, sampler.shape, sampler.label_count) for seed in part]
-        drawn += drawn[-1:] * (batch_size - len(part))
-        x, own, noise = join_noise(drawn, device)
+        part += part[-1:] * (batch_size - len(part))
+        noise, own = noise_of(
+            part, sampler.nfe, sampler.shape, sampler.label_count, device.type == "cuda"
+        )
         if labels is not None:
             chosen = list(labels[start : start + batch_size])
-            own = torch.tensor(chosen + chosen[-1:] * (batch_size - len(part)), device=device)
-        x = sample(sampler.network, sampler.chain, x, noise, log_scale, own)
-        yield to_images(x[: len(part)])
+            own = torch.tensor(chosen + chosen[-1:] * (batch_size - len(chosen)))
+        return noise, own
+
+    with ThreadPoolExecutor(1) as pool:  # the next batch's noise is drawn beside the network
+        job = pool.submit(drawn, 0)
+        for start in range(0, len(seeds), batch_size):
+            noise, own = (None if t is None else t.to(device, non_blocking=True)
+                          for t in job.result())  # fmt: skip
+            if start + batch_size < len(seeds):
+                job = pool.submit(drawn, start + batch_size)
+            x, *rest = (layer.contiguous() for layer in noise.unbind(1))
+            x = sample(sampler.network, sampler.chain, x, rest, log_scale, own)
+            yield to_images(x[: len(seeds) - start])
 
 
 def images_of(

@@ -18,6 +18,7 @@ from ..files.checkpoint import (
 from ..method.chain import Chain
 from ..method.networks import Networks, make_networks
 from ..method.steps import Shard
+from .compiled import Forward, forward
 from .draw import Sampler
 from .starts import make_path
 from .student import load_student
@@ -27,7 +28,11 @@ MODULES = ("student", "ema", "fake_score")
 
 
 def networks_of(
-    config: TrainConfig, teacher: Teacher, chains: list[Chain], shard: Shard | None = None
+    config: TrainConfig,
+    teacher: Teacher,
+    chains: list[Chain],
+    shard: Shard | None = None,
+    forward: Forward = forward,
 ) -> Networks:
     """The networks of a training; student and fake score begin as the teacher."""
     calls = sum(chain.nfe for chain in chains)
@@ -38,8 +43,8 @@ def networks_of(
         fake_score=teacher.layer_conditioned_unet(calls)
         if config.conditions_layers
         else teacher.new_unet(),
-        network=lambda unet: teacher.network(unet, config.dtype),
-        teacher_eps=teacher.network(dtype=config.dtype),
+        network=lambda unet: teacher.network(unet, config.dtype, forward),
+        teacher_eps=teacher.network(None, config.dtype, forward),
         table=teacher.table,
         shape=teacher.shape,
         label_count=teacher.label_count,

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..files.digest import digest
 from ..method import schedule
 from ..method.chain import Network
+from .compiled import Forward, forward
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,14 @@ class Teacher:
             "schedule": self.schedule_name,
         } | self.origin
 
-    def network(self, unet: UNet2DModel | None = None, dtype: str = "float32") -> Network:
+    def network(
+        self,
+        unet: UNet2DModel | None = None,
+        dtype: str = "float32",
+        forward: Forward = forward,
+    ) -> Network:
         """This teacher's UNet, or another of the same kind, as an eps network."""
-        return eps_network(unet or self.unet, self.table, self.prediction, dtype)
+        return eps_network(unet or self.unet, self.table, self.prediction, dtype, forward)
 
     def new_unet(self) -> UNet2DModel:
         """A copy of the teacher's network that can be trained; still in eval mode, as dropout would
@@ -103,7 +109,11 @@ def difference(told: dict[str, str], own: dict[str, str]) -> str | None:
 
 
 def eps_network(
-    unet: UNet2DModel, table: Tensor, prediction: str, dtype: str = "float32"
+    unet: UNet2DModel,
+    table: Tensor,
+    prediction: str,
+    dtype: str = "float32",
+    forward: Forward = forward,
 ) -> Network:
     """A UNet as a function (x [B,C,H,W], time [B], labels, alpha_bar [B] or None: looked up at
     time) -> eps, float32.
@@ -120,7 +130,7 @@ def eps_network(
             else contextlib.nullcontext()
         )
         with low:
-            output = unet(x, time, class_labels=labels).sample
+            output = forward(unet, x, time.float(), labels)
         output = output.float()[:, : x.shape[1]]  # a learned variance comes second and is not used
         return schedule.to_eps(output, x, alpha_bar, prediction)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 from dataclasses import dataclass
@@ -20,10 +21,10 @@ from ..files.images import (
     load_png,
     save_grid,
     save_npz,
-    save_png,
     seeds_done,
 )
 from ..files.places import check_file, check_place, name_of, shipped_students
+from ..files.pngs import saving
 from ..files.progress import Bar, say
 from ..files.whole import read_json, write_text
 from ..method.chain import Chain
@@ -61,10 +62,11 @@ def run(config: SampleConfig) -> None:
     size = min(config.batch_size, len(seeds))  # the same for what is left of a folder
     batches = draw(sampler, mine, size, device, labels and [labels[i] for i in todo])
     kept = []  # where no folder keeps them
-    with Bar(total=len(mine), unit="images") as bar:
+    writer = saving(places.folder) if places.folder else contextlib.nullcontext()
+    with Bar(total=len(mine), unit="images") as bar, writer as save:
         for start, images in zip(range(0, len(mine), size), batches, strict=True):
             if places.folder:
-                save_png(images, mine[start : start + size], places.folder)
+                save(images, mine[start : start + size])
             else:
                 kept.append(images)
             bar.update(len(images))

@@ -37,6 +37,7 @@ from ..metrics.detectors import Detector
 from ..metrics.frechet import frechet_distance
 from ..metrics.judge import make_judge
 from ..metrics.statistics import Statistics, moments_of
+from ..models.compiled import chosen_forward, quick
 from ..models.draw import draw
 from ..models.loading import load_teacher
 from ..models.networks import (
@@ -95,7 +96,8 @@ def distil(
     shard = Shard(
         accelerator.process_index, accelerator.num_processes, lambda t: reduce(t, reduction="mean")
     )
-    networks = networks_of(config, teacher, chains, shard)
+    forward = chosen_forward(config, teacher, plan_of(config).last, shard.world)
+    networks = networks_of(config, teacher, chains, shard, forward)
     if not earlier and main:
         for nfe, name in starts.items():
             say(f"--start auto at {counted(nfe, 'call')}: {name}")
@@ -111,17 +113,18 @@ def distil(
 
     accelerator.wait_for_everyone()  # all have looked at the folder as it was
     training.open(run)
-    for round_ in run.rounds():
-        try:
-            measured = play_round(networks, config, round_)
-        except torch.OutOfMemoryError as error:
-            hint = f"--accumulate {2 * config.accumulate} halves what an update needs"
-            step = run.plan.step(round_ + 1)
-            raise HsiviError(
-                f"out of memory at step {step}: {hint}; or take a smaller --batch-size"
-            ) from error
-        run.record(measured)
-        training.follow(run, measured)
+    with quick(networks, config, forward, main):
+        for round_ in run.rounds():
+            try:
+                measured = play_round(networks, config, round_)
+            except torch.OutOfMemoryError as error:
+                hint = f"--accumulate {2 * config.accumulate} halves what an update needs"
+                step = run.plan.step(round_ + 1)
+                raise HsiviError(
+                    f"out of memory at step {step}: {hint}; or take a smaller --batch-size"
+                ) from error
+            run.record(measured)
+            training.follow(run, measured)
     if not run.plan.last and not run.resumed:
         run.save()
     training.close(run)

@@ -1,0 +1,440 @@
+"""What a training step, sampling and scoring cost here, beside what their arithmetic costs.
+
+    python bench/speed.py [--device cuda] [--channels 128,256,256,256] [--batch-size 128]
+        [--nfe 4] [--dtype bfloat16] [--minutes 3] [--against DIR] [--json FILE]
+
+Measures one student step of the default recipe (a roll-out, --fake-updates updates of the fake
+score, one of the student): as `hsivi train` makes it; step by step; the paper's way, with a fresh
+roll-out for every update; the network calls alone, step by step (the eager floor); another checkout
+of this project, DIR, in a process of its own; and the arithmetic, counted operations at the rate of
+a measured matrix product. All are measured in turns, so that a busy machine is busy for all.
+Without --channels the network is the embedded teacher; with it an untrained one of --size. Each row
+is printed as it comes; --json keeps all, null where nothing was measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from hsivi_cli.config import TrainConfig
+from hsivi_cli.files.pngs import saving
+from hsivi_cli.method import distill, draws
+from hsivi_cli.metrics.detectors import load_detector
+from hsivi_cli.models.compiled import compiled, quick
+from hsivi_cli.models.compiled import forward as plain_forward
+from hsivi_cli.models.draw import draw
+from hsivi_cli.models.loading import load_teacher
+from hsivi_cli.models.networks import averaged_sampler, networks_of
+from hsivi_cli.models.starts import make_chains
+
+# A step of another checkout of this project, in either of its layouts, each time a line comes in.
+CHILD = """
+import json, sys, time, torch
+from dataclasses import fields
+try:
+    from hsivi_cli.config import TrainConfig
+    from hsivi_cli.method.distill import play_round
+    from hsivi_cli.models.loading import load_teacher
+    from hsivi_cli.models.starts import make_chains
+    try:
+        from hsivi_cli.models.networks import networks_of
+    except ImportError:
+        from hsivi_cli.models.starts import networks_of
+    rest = ()
+except ModuleNotFoundError:
+    from hsivi_cli.config import TrainConfig
+    from hsivi_cli.distill import Share, play_round
+    from hsivi_cli.teacher import load_teacher
+    from hsivi_cli.start import make_chains
+    from hsivi_cli.train import make_players as networks_of
+    rest = (Share(),)
+source, device, threads, given = json.loads(sys.argv[1])
+torch.set_num_threads(threads)
+torch.set_float32_matmul_precision("high")
+teacher = load_teacher(source, torch.device(device))
+known = {f.name for f in fields(TrainConfig)}
+config = TrainConfig(**{k: v for k, v in given.items() if k in known})
+networks = networks_of(config, teacher, make_chains(config, teacher, {}))
+round_ = 0
+for line in sys.stdin:
+    begin = time.perf_counter()
+    for _ in range(int(line)):
+        play_round(networks, config, round_, *rest)
+        round_ += 1
+    if device != "cpu":
+        torch.cuda.synchronize()
+    print(json.dumps((time.perf_counter() - begin) / int(line)), flush=True)
+"""
+
+
+class Other:
+    """Another checkout's step, as a function that takes one and returns seconds."""
+
+    def __init__(self, folder: str, source: str | None, config: TrainConfig, device: str) -> None:
+        if not (Path(folder) / "hsivi_cli").is_dir():
+            raise SystemExit(f"--against {folder}: no checkout of this project lies there")
+        given = {k: getattr(config, k) for k in ("nfe", "batch_size", "dtype", "fake_updates",
+                                                 "fake_warmup", "accumulate")}  # fmt: skip
+        told = json.dumps([source, device, torch.get_num_threads(), given])
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", CHILD, told], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            text=True, env=os.environ | {"PYTHONPATH": str(Path(folder).resolve())}, cwd="/",
+        )  # fmt: skip
+
+    def __call__(self) -> float:
+        print(1, file=self.process.stdin, flush=True)
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit("the other checkout's process has ended: its reason stands above")
+        return json.loads(line)
+
+
+class Step:
+    """This checkout's step of a kind, as a function that makes one and returns seconds."""
+
+    def __init__(self, networks, config: TrainConfig, play=distill.play_round) -> None:
+        self.networks, self.config, self.play, self.round = networks, config, play, 0
+
+    def __call__(self) -> float:
+        return clocked(self.networks.device, self.once)
+
+    def once(self) -> None:
+        self.play(self.networks, self.config, self.round)
+        self.round += 1
+
+
+def clocked(device: torch.device, work) -> float:
+    """Seconds that a piece of work takes."""
+    wait(device)
+    begin = time.perf_counter()
+    work()
+    wait(device)
+    return time.perf_counter() - begin
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def paper_step(networks, config: TrainConfig, round_: int) -> None:
+    """A step with a roll-out of a batch of chains before every update."""
+    layers = list(range(1, networks.chain(round_).nfe + 1))
+    fresh = replace(config, fake_updates=2 * len(layers) - 1)  # a pool of one batch
+    for i in range(config.fake_updates + 1):
+        start = draws.draw_start(networks, fresh, round_ * 100 + i, layers)
+        start = moved(start, networks.device)
+        pool = distill.roll_out(networks, fresh, round_, layers, start)
+        kind = "student" if i == config.fake_updates else "fake score"
+        batch = draws.draw_batch(networks, fresh, round_, kind, 0, layers)
+        batch = draws.Batch(*moved((batch.sample, batch.layer, batch.tau, batch.noise),
+                                     networks.device))  # fmt: skip
+        if kind == "student":
+            *_, norm = distill.student_update(networks, config, pool, batch)
+        else:
+            *_, norm = distill.fake_score_update(networks, config, pool, batch)
+        norm.item()
+
+
+def moved(parts, device: torch.device):
+    if isinstance(parts, torch.Tensor):
+        return parts.to(device)
+    return None if parts is None else type(parts)(moved(part, device) for part in parts)
+
+
+def calls_alone(networks, config: TrainConfig, round_: int) -> None:
+    """The network calls of a step, and nothing else."""
+    size, nfe = config.batch_size, networks.chain(round_).nfe
+    pool = draws.pool_size(config, nfe)
+    x = torch.randn(max(size, pool), *networks.shape, device=networks.device)
+    times, level = x.new_full((len(x),), 500.0), x.new_full((len(x),), 0.5)
+
+    def call(network, count):
+        return network(x[:count], times[:count], None, level[:count])
+
+    with torch.no_grad():
+        for _ in range(nfe):
+            call(networks.student_eps, pool)
+        call(networks.fake_eps, size)
+        call(networks.teacher_eps, size)
+    for network in [networks.fake_eps] * config.fake_updates + [networks.student_eps]:
+        call(network, size).square().mean().backward()
+    for module in (networks.fake_score, networks.student):
+        module.zero_grad(set_to_none=True)
+
+
+def product_rate(device: torch.device, dtype: str) -> float:
+    """Operations a second of a large matrix product in a dtype; in float32 on a GPU as TF32."""
+    size = 8192 if device.type == "cuda" else 1024
+    kind = getattr(torch, dtype) if device.type == "cuda" else torch.float32
+    a, b = (torch.randn(size, size, device=device, dtype=kind) for _ in range(2))
+    for _ in range(3):
+        a @ b
+    return 2 * size**3 / min(clocked(device, lambda: a @ b) for _ in range(10))
+
+
+def waits_and_copies(report: Report, step: Step) -> None:
+    waits, copies = counts(step)
+    told = f"{waits:9}" if copies is None else f"{waits:9} waits, {copies} copies"
+    report.row("waits and host-device copies of a step", told,
+               waits_per_step=waits, copies_per_step=copies)  # fmt: skip
+
+
+def faster(report: Report, name: str, networks, config, forward, other: dict, seconds: float):
+    """A step that is captured, or compiled and captured, and what that took first."""
+    begin = time.perf_counter()
+    with quick(networks, config, forward):
+        report.row(f"made ready, {name}", f"{time.perf_counter() - begin:9.1f} s",
+                   **{f"{name}_seconds": round(time.perf_counter() - begin, 1)})  # fmt: skip
+        step = Step(networks, config)
+        first = [step() for _ in range(3)]
+        report.row("its first steps", " ".join(f"{each:9.2f} s" for each in first))
+        in_turns(report, {name: step} | other, seconds)
+        report.same("ours", name)
+        waits_and_copies(report, step)
+        graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        report.row("graphs compiled", f"{graphs:9}", graphs=graphs)
+
+
+def scoring(report: Report, weights: str | None, teacher, device: torch.device, size: int) -> None:
+    """Images a second through a detector: Inception where its weights are given."""
+    name = "inception" if weights else "fashion-mnist" if teacher.shape == (1, 28, 28) else None
+    if name is None:
+        return
+    detector = load_detector(name, Path(weights) if weights else None, device)
+    shape = (size, *teacher.shape[1:], teacher.shape[0])
+    images = torch.randint(256, shape, dtype=torch.uint8)
+    detector.features(images)
+    spent = min(clocked(device, lambda: detector.features(images)) for _ in range(4))
+    report.row(f"scoring, {name}", f"{size / spent:9.0f} images/s",
+               scoring__images_per_second=round(size / spent, 1))  # fmt: skip
+
+
+def counts(step: Step) -> tuple[int, int | None]:
+    """Times that the host waits for a device's value in a step, and copies between the two.
+
+    On a CPU the reads of numbers are counted, but not those of an optimizer's own counters.
+    """
+    cuda = step.networks.device.type == "cuda"
+    kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if cuda else [])
+    with profile(activities=kinds) as found:
+        step()
+    events = found.events()
+    if cuda:
+        names = [event.name for event in events]
+        copies = sum("Memcpy HtoD" in name or "Memcpy DtoH" in name for name in names)
+        return sum("Synchronize" in name for name in names) - 2, copies  # two are `clocked`'s own
+    reads = [event for event in events if event.name == "aten::_local_scalar_dense"]
+    return sum(not within(event, "Optimizer.step") for event in reads), None
+
+
+def within(event, name: str) -> bool:
+    while event := event.cpu_parent:
+        if event.name.startswith(name):
+            return True
+    return False
+
+
+class Report:
+    """The rows, printed as they come, and what --json keeps."""
+
+    def __init__(self, path: str | None) -> None:
+        self.path = path
+        self.found = {
+            "step": dict.fromkeys(
+                ("ours_ms", "against_ms", "paper_ms", "eager_floor_ms", "limit_ms",
+                 "step_by_step_ms", "captured_ms", "compiled_ms", "paper_float32_ms")
+            ),
+            "waits_per_step": None, "copies_per_step": None, "graphs": None,
+            "compiled_seconds": None, "captured_seconds": None,
+            "sampling": dict.fromkeys(("images_per_second", "share_in_network", "share_with_pngs")),
+            "scoring": {"images_per_second": None}, "peak_memory": None, "device": None,
+            "torch": torch.__version__,
+        }  # fmt: skip
+
+    def row(self, words: str, value: str, **found) -> None:
+        print(f"{words:<58} {value}", flush=True)
+        for key, number in found.items():
+            part, _, name = key.partition("__")
+            if name:
+                self.found[part][name] = number
+            else:
+                self.found[part] = number
+        if self.path:
+            Path(self.path).write_text(json.dumps(self.found, indent=1) + "\n")
+
+    def same(self, name: str, other: str) -> None:
+        """One kind of step is the other one here."""
+        self.found["step"][f"{name}_ms"] = self.found["step"][f"{other}_ms"]
+
+
+def in_turns(report: Report, steps: dict, seconds: float, least: int = 2) -> None:
+    """Make steps of all kinds in turns for so long; a row for each, their medians."""
+    spent, begin = {name: [] for name in steps}, time.monotonic()
+    for step in steps.values():  # the first is of another kind
+        step()
+    while time.monotonic() - begin < seconds or min(map(len, spent.values())) < least:
+        for name, step in steps.items():
+            spent[name].append(1000 * step())
+    for name, each in spent.items():
+        words = f"step, {name.replace('_', ' ')}"
+        found = {f"step__{name}_ms": round(statistics.median(each), 2)}
+        report.row(words, f"{statistics.median(each):9.1f} ms ({len(each)} steps)", **found)
+
+
+def untrained(args) -> str:
+    """A teacher of --channels in a temporary folder."""
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    channels = [int(word) for word in args.channels.split(",")]
+    at = min(args.attention, len(channels) - 1)
+
+    def kinds(word: str) -> list[str]:
+        return [f"{'Attn' * (i == at)}{word}Block2D" for i in range(len(channels))]
+
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        sample_size=args.size, in_channels=3, out_channels=3, block_out_channels=tuple(channels),
+        down_block_types=tuple(kinds("Down")), up_block_types=tuple(reversed(kinds("Up"))),
+        layers_per_block=args.layers, attention_head_dim=None,
+        norm_num_groups=min(32, channels[0] // 2),
+    )  # fmt: skip
+    folder = tempfile.mkdtemp()
+    DDPMPipeline(unet, DDPMScheduler(beta_schedule="linear")).save_pretrained(folder)
+    return folder
+
+
+class Timed:
+    """A network that adds up the seconds spent in it."""
+
+    def __init__(self, network) -> None:
+        self.network, self.seconds = network, 0.0
+
+    def __call__(self, *words):
+        begin = time.perf_counter()
+        out = self.network(*words)
+        wait(out.device)
+        self.seconds += time.perf_counter() - begin
+        return out
+
+
+def sampling(report: Report, sampler, device: torch.device, size: int, count: int) -> None:
+    """Images a second, and the part of the time inside the network, without and with PNGs."""
+    list(draw(sampler, range(size), size, device))
+    for words, key in (("sampling", "share_in_network"), ("sampling to PNGs", "share_with_pngs")):
+        timed = Timed(sampler.network)
+        with tempfile.TemporaryDirectory() as folder:
+            begin, done = time.perf_counter(), 0
+            with saving(Path(folder)) as save:
+                for images in draw(replace(sampler, network=timed), range(count), size, device):
+                    if key == "share_with_pngs":
+                        save(images, range(done, done + len(images)))
+                    done += len(images)
+            spent = time.perf_counter() - begin
+        share = round(timed.seconds / spent, 4)
+        value = f"{count / spent:9.0f} images/s, {share:.1%} inside the network"
+        found = {f"sampling__{key}": share, "sampling__images_per_second": round(count / spent, 1)}
+        report.row(words, value, **found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--teacher", help="a diffusers directory; default: the embedded one")
+    parser.add_argument("--channels", help="of an untrained network's levels")
+    parser.add_argument("--layers", type=int, default=2, help="its residual blocks of a level")
+    parser.add_argument("--attention", type=int, default=1, help="its level that attends, from 0")
+    parser.add_argument("--size", type=int, default=32, help="its images' side")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--nfe", type=int, default=4)
+    parser.add_argument("--fake-updates", type=int, default=5)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--minutes", type=float, default=3.0)
+    parser.add_argument("--against", help="another checkout of this project")
+    parser.add_argument("--compile", default="auto", choices=("auto", "off", "on"),
+                        help="auto: captured on a GPU; on: compiled too")  # fmt: skip
+    parser.add_argument("--count", type=int, default=2000, help="images of the sampling rows")
+    parser.add_argument("--detector-weights", help="of the Inception network: score by it")
+    parser.add_argument("--json")
+    args = parser.parse_args()
+    begin, device = time.monotonic(), torch.device(args.device)
+
+    def left(part: float) -> float:
+        return part * max(0.0, 60 * args.minutes - (time.monotonic() - begin))
+
+    torch.set_float32_matmul_precision("high")
+    source = args.teacher and str(Path(args.teacher).resolve())
+    source = untrained(args) if args.channels else source
+    teacher = load_teacher(source, device)
+    config = TrainConfig(
+        nfe=str(args.nfe), batch_size=args.batch_size, dtype=args.dtype, fake_warmup=0,
+        fake_updates=args.fake_updates, compile="off",
+    )  # fmt: skip
+    report = Report(args.json)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    report.row("device", name, device=name)
+    millions = sum(p.numel() for p in teacher.unet.parameters()) / 1e6
+    report.row("network", f"{millions:.2f} M parameters, {args.dtype}, batch {args.batch_size}")
+
+    def networks(forward=plain_forward, **changes):
+        chosen = replace(config, **changes)
+        return networks_of(chosen, teacher, make_chains(chosen, teacher, {}), None, forward), chosen
+
+    plain, _ = networks()
+    rate = product_rate(device, args.dtype)
+    with FlopCounterMode(display=False) as counter:
+        calls_alone(plain, config, 0)
+    flops = counter.get_total_flops()
+    limit = 1000 * flops / rate
+    told = f"{limit:9.1f} ms ({flops / 1e12:.3f} Tflop, {rate / 1e12:.2f} Tflop/s)"
+    report.row("arithmetic of a step", told, step__limit_ms=round(limit, 2))
+
+    other = {"against": Other(args.against, source, config, args.device)} if args.against else {}
+    steps = {
+        "step_by_step": Step(plain, config),
+        "paper": Step(plain, config, paper_step),
+        "eager_floor": Step(plain, config, calls_alone),
+    }
+    if args.dtype != "float32":
+        steps["paper_float32"] = Step(*networks(dtype="float32"), paper_step)
+    with quick(plain, config, plain_forward):
+        in_turns(report, steps | other, left(0.3))
+        if device.type == "cpu":
+            waits_and_copies(report, steps["step_by_step"])
+            report.same("ours", "step_by_step")
+    if device.type == "cuda" and args.compile != "off":
+        faster(report, "captured", *networks(compile="auto"), plain_forward, other, left(0.25))
+    sampler = averaged_sampler(plain, plain.chains[0], teacher, args.dtype)
+    sampling(report, sampler, device, min(500, args.count), args.count)
+    if args.compile == "on":  # last, for it may take minutes
+        chosen = compiled()
+        faster(report, "compiled", *networks(chosen, compile="on"), chosen, other, left(0.3))
+    scoring(report, args.detector_weights, teacher, device, min(500, args.count))
+    peak = (
+        torch.cuda.max_memory_allocated(device)
+        if device.type == "cuda"
+        else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    )
+    report.row("peak memory", f"{peak / 2**20:9.0f} MiB", peak_memory=peak)
+    for each in other.values():
+        each.process.kill()
+
+
+if __name__ == "__main__":
+    main()
