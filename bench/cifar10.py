@@ -28,9 +28,9 @@ from torch.nn.functional import adaptive_avg_pool2d
 from hsivi_cli.cli import main as hsivi
 from hsivi_cli.files.device import pick_device
 from hsivi_cli.files.images import save_npz
+from hsivi_cli.metrics.detectors import load_detector
 from hsivi_cli.metrics.frechet import frechet_distance, precision_recall
 from hsivi_cli.metrics.statistics import (
-    detector_for,
     image_batches,
     moments_of,
     save_statistics,
@@ -77,7 +77,7 @@ class Judge:
         self.args, self.device, self.file = args, device, args.out / "rows.jsonl"
         weights = Path(args.detector_weights) if args.detector_weights else None
         name = args.detector or "inception"
-        self.detector = detector_for([], name, weights, device)
+        self.detector = load_detector(name, weights, device)
         kept = args.out / "reference.npz"
         source = str(kept) if kept.exists() else args.reference
         self.reference = statistics_of(source, self.detector, args.data_root, keep_features=True)
