@@ -18,12 +18,14 @@ which its training goes on.
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from cifar10 import TRAIN_TEACHER, run
+from cifar10 import TRAIN_TEACHER
 from torch import Tensor
 from torchvision import datasets
 from torchvision.transforms.functional import resize
@@ -32,6 +34,13 @@ from hsivi_cli.files.images import DATASETS
 from hsivi_cli.files.whole import replacing
 
 TRAIN_DETECTOR = TRAIN_TEACHER.with_name("train_detector.py")
+
+
+def run(*words) -> None:
+    """A script of Python's, shown before it runs; its failure ends the bench."""
+    command = [str(word) for word in words]
+    print("+ python", *command, flush=True)
+    subprocess.run([sys.executable, *command], check=True)
 
 
 @dataclass(frozen=True)
