@@ -30,6 +30,7 @@ from hsivi_cli.files.device import pick_device
 from hsivi_cli.files.images import save_npz
 from hsivi_cli.metrics.detectors import load_detector
 from hsivi_cli.metrics.frechet import frechet_distance, precision_recall
+from hsivi_cli.metrics.judge import read_files
 from hsivi_cli.metrics.statistics import (
     image_batches,
     moments_of,
@@ -80,7 +81,9 @@ class Judge:
         self.detector = load_detector(name, weights, device)
         kept = args.out / "reference.npz"
         source = str(kept) if kept.exists() else args.reference
-        self.reference = statistics_of(source, self.detector, args.data_root, keep_features=True)
+        self.reference = read_files(source).get(source) or statistics_of(
+            source, self.detector, args.data_root, keep_features=True
+        )
         if not kept.exists():
             save_statistics(kept, self.reference)
         lines = self.file.read_text().splitlines() if self.file.exists() else []
