@@ -11,6 +11,7 @@ it first; a level of shape [B] is stretched over the remaining dimensions of x b
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -66,6 +67,33 @@ def to_eps(output: Tensor, x: Tensor, alpha_bar: Tensor, prediction: str) -> Ten
 def eps_to_x0(eps: Tensor, x: Tensor, alpha_bar: Tensor) -> Tensor:
     """The clean sample that a noise prediction stands for, (x - sigma eps) / sqrt(alpha_bar)."""
     return (x - over(sigma_of(alpha_bar), x) * eps) / over(alpha_bar.sqrt(), x)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """How a pipeline keeps a network's x0 in the range of its data.
+
+    Clamped to [-reach, reach]; or, with a quantile, by dynamic thresholding [Saharia et al. 2022]:
+    s = that quantile of |x0| in a sample, from 1 to reach; x0 is clamped to [-s, s], divided by s.
+    """
+
+    reach: float = 1.0
+    quantile: float | None = None
+
+    def x0(self, x0: Tensor) -> Tensor:
+        """A clean sample [B, ...] in range."""
+        if self.quantile is None:
+            return x0.clamp(-self.reach, self.reach)
+        size = x0.detach().abs().flatten(1).quantile(self.quantile, dim=1).clamp(1, self.reach)
+        size = over(size, x0)
+        return x0.clamp(-size, size) / size
+
+    def eps(self, eps: Tensor, x: Tensor, alpha_bar: Tensor) -> Tensor:
+        """The noise prediction [B, ...] that the clipped x0 stands for, so that a step stays linear
+        in what it is fed: eps + sqrt(alpha_bar) / sigma (x0 - clipped x0).
+        """
+        x0 = eps_to_x0(eps, x, alpha_bar)
+        return eps + over(1 / noise_to_signal(alpha_bar), x) * (x0 - self.x0(x0))
 
 
 def noise_to_signal(alpha_bar: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from ..errors import HsiviError
 from ..files.digest import digest
 from ..files.images import to_images
 from ..method.chain import Chain, Network, Noise, draw_noise, sample
+from ..method.schedule import Clip
 from .spacings import solver
 from .student import Student, load_student
 from .teacher import Teacher
@@ -62,31 +63,41 @@ def student_sampler(student: Student, nfe: int | None = None, dtype: str = "floa
     return Sampler(
         name=student.name,
         kind="student",
-        network=model.network(dtype=dtype),
+        network=model.network(dtype=dtype, clip=model.clip),
         chain=student.chains[nfe],
         log_scale=student.log_scales[nfe],
         shape=model.shape,
         label_count=model.label_count,
-        digest=f"{model.digest} {model.prediction}",
+        digest=digest_of_network(model, model.clip),
     )
 
 
 def solver_sampler(
-    teacher: Teacher, name: str, nfe: int, kind: str = "solver", dtype: str = "float32"
+    teacher: Teacher,
+    name: str,
+    nfe: int,
+    kind: str = "solver",
+    dtype: str = "float32",
+    clip: Clip | None = None,
 ) -> Sampler:
-    """A training-free solver on a teacher; kind "teacher" marks the many-call one that stands for
-    the teacher itself.
+    """A training-free solver on a teacher, x0 clipped or not; kind "teacher" marks the many-call
+    one that stands for the teacher itself.
     """
     return Sampler(
-        name=name,
+        name=f"{name} clipped" if clip else name,
         kind=kind,
-        network=teacher.network(dtype=dtype),
+        network=teacher.network(dtype=dtype, clip=clip),
         chain=solver(name, nfe, teacher.scheduler, teacher.table),
         log_scale=torch.zeros(1, *[1] * len(teacher.shape)),
         shape=teacher.shape,
         label_count=teacher.label_count,
-        digest=f"{teacher.digest} {teacher.prediction}",
+        digest=digest_of_network(teacher, clip),
     )
+
+
+def digest_of_network(model: Teacher, clip: Clip | None) -> str:
+    """What tells a network from another: its weights, what they predict, how x0 is clipped."""
+    return f"{model.digest} {model.prediction}" + (f" {clip}" if clip else "")
 
 
 def seed_noise(seed: int, nfe: int, shape: Sequence[int], label_count: int | None) -> Noise:

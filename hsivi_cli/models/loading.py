@@ -29,6 +29,9 @@ SCHEDULERS = tuple(
 )  # fmt: skip
 
 
+CLIPPING = ("DDPMScheduler", "DDIMScheduler")  # whose clip_sample is on by default
+
+
 def load_teacher(
     source: str | None = None,
     device: str | torch.device = "cpu",
@@ -70,6 +73,7 @@ def load_teacher(
         if not file.exists():
             raise HsiviError(f"{name} is no diffusers teacher: {file} is missing")
     scheduler, table = load_schedule(scheduler_file, name)
+    clip = clip_of(read_json(scheduler_file), scheduler_file)
     unet = load_unet(unet_folder, name, variant).to(device)
     config = unet.config
     size = config.sample_size
@@ -93,6 +97,7 @@ def load_teacher(
         shape=(config.in_channels, *size),
         label_count=config.num_class_embeds,
         digest=digest_of(unet),
+        clip=clip,
         origin={k: v for k, v in zip(ORIGIN, (revision, variant, subfolder), strict=True) if v},
     )
 
@@ -170,6 +175,22 @@ def load_schedule(file: Path, name: str) -> tuple[DDPMScheduler, Tensor]:
             "teachers are not supported"
         )
     return scheduler, table
+
+
+def clip_of(config: dict, file: Path | str) -> schedule.Clip | None:
+    """What the pipeline of a scheduler_config.json does to x0: clamping, as DDPM's and DDIM's do
+    unless they are told not to, or dynamic thresholding, which is off unless asked for.
+    """
+    kind = config.get("_class_name", "DDPMScheduler")
+    try:
+        if config.get("thresholding"):
+            reach = float(config.get("sample_max_value", 1.0))
+            return schedule.Clip(reach, float(config.get("dynamic_thresholding_ratio", 0.995)))
+        if config.get("clip_sample", kind in CLIPPING):
+            return schedule.Clip(float(config.get("clip_sample_range", 1.0)))
+    except (TypeError, ValueError) as error:
+        raise HsiviError(f"{file} describes no clipping of x0: {error}") from error
+    return None
 
 
 def load_unet(folder: Path, name: str, variant: str | None) -> UNet2DModel:

@@ -20,7 +20,7 @@ from ..errors import HsiviError, counted
 from ..files.places import embedded
 from ..files.whole import let_read, read_json, read_tensors, write_tensors, write_text, writing
 from ..method.chain import Chain, draw_noise, join_noise, sample
-from .loading import load_teacher
+from .loading import clip_of, load_teacher
 from .teacher import Teacher, eps_network
 
 FORMAT = 1
@@ -230,7 +230,9 @@ class HSIVIPipeline(DiffusionPipeline):
         def unet(x, *rest, **more):  # the pipeline may have been loaded in half precision
             return self.unet(x.to(self.unet.dtype), *rest, **more)
 
-        network = eps_network(unet, table, self.scheduler.config.prediction_type)
+        clip = clip_of(self.scheduler.config, "the scheduler")
+        prediction = self.scheduler.config.prediction_type
+        network = eps_network(unet, table, prediction, clip=clip)
         several = isinstance(generator, list)
         drawn = [
             draw_noise(one, nfe, shape, classes, 1 if several else batch_size)

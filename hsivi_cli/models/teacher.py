@@ -33,6 +33,7 @@ class Teacher:
     digest                  of the weights' content, which with prediction and schedule_name tells
                             one teacher from another
     origin                  revision, variant and subfolder, those that were given
+    clip                    what its own pipeline does to x0, None where it does nothing
     """
 
     name: str
@@ -44,6 +45,7 @@ class Teacher:
     label_count: int | None
     digest: str
     origin: dict[str, str] = field(default_factory=dict)
+    clip: schedule.Clip | None = None
 
     @property
     def schedule_name(self) -> str:
@@ -74,9 +76,11 @@ class Teacher:
         unet: UNet2DModel | None = None,
         dtype: str = "float32",
         forward: Forward = forward,
+        clip: schedule.Clip | None = None,
     ) -> Network:
         """This teacher's UNet, or another of the same kind, as an eps network."""
-        return eps_network(unet or self.unet, self.table, self.prediction, dtype, forward)
+        own = unet or self.unet
+        return eps_network(own, self.table, self.prediction, dtype, forward, clip)
 
     def new_unet(self) -> UNet2DModel:
         """A copy of the teacher's network that can be trained; still in eval mode, as dropout would
@@ -114,9 +118,10 @@ def eps_network(
     prediction: str,
     dtype: str = "float32",
     forward: Forward = forward,
+    clip: schedule.Clip | None = None,
 ) -> Network:
     """A UNet as a function (x [B,C,H,W], time [B], labels, alpha_bar [B] or None: looked up at
-    time) -> eps, float32.
+    time) -> eps, float32; with a clip, that of the clipped x0.
     """
 
     def network(
@@ -132,7 +137,8 @@ def eps_network(
         with low:
             output = forward(unet, x, time.float(), labels)
         output = output.float()[:, : x.shape[1]]  # a learned variance comes second and is not used
-        return schedule.to_eps(output, x, alpha_bar, prediction)
+        eps = schedule.to_eps(output, x, alpha_bar, prediction)
+        return clip.eps(eps, x, alpha_bar) if clip else eps
 
     return network
 

@@ -1,0 +1,98 @@
+"""x0 kept in range: against diffusers' own thresholding, and where it must change nothing."""
+
+import json
+
+import pytest
+import torch
+from command import hsivi, refusal
+from conftest import edit_json
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from walks import assert_walks_agree, images, model, start, trajectory
+
+from hsivi_cli import HSIVIPipeline
+from hsivi_cli.method.chain import sample
+from hsivi_cli.method.schedule import Clip, eps_to_x0
+from hsivi_cli.models.draw import draw, solver_sampler, student_sampler
+from hsivi_cli.models.loading import clip_of, load_teacher
+from hsivi_cli.models.spacings import solver
+from hsivi_cli.models.student import load_student
+
+
+@pytest.mark.parametrize("clip", [Clip(), Clip(2.0, 0.6), Clip(1.5, 0.9)])
+def test_a_clipped_walk_is_dpm_solvers_own_thresholding(clip):
+    teacher = DDPMScheduler()
+    options = {"dynamic_thresholding_ratio": clip.quantile or 0.995, "sample_max_value": clip.reach}
+    scheduler = DPMSolverMultistepScheduler(thresholding=True, solver_order=2, **options)
+    scheduler.set_timesteps(5)
+    chain = solver("dpm++2-linspace", 5, teacher, teacher.alphas_cumprod.double())
+
+    def clipped(x, time, labels, alpha_bar):
+        return clip.eps(model(x, time[0]), x, alpha_bar)
+
+    found = sample(clipped, chain, start(), None, torch.zeros(1, 1, 1, 1))
+    assert_walks_agree(found, trajectory(scheduler, start()), chain)
+    assert found.abs().max() < 3  # where the plain walk leaves the range
+    plain = DPMSolverMultistepScheduler(solver_order=2)
+    plain.set_timesteps(5)
+    assert trajectory(plain, start()).abs().max() > 10
+
+
+def test_what_is_in_range_is_left_to_the_last_bit_and_the_rest_ends_at_its_edge():
+    x, alpha_bar = 0.9 * start(), torch.full((16,), 0.6)
+    eps = 0.5 * start().flip(0)
+    x0, clipped = (eps_to_x0(e, x, alpha_bar) for e in (eps, Clip(0.8).eps(eps, x, alpha_bar)))
+    inside = x0.abs() <= 0.8
+    assert inside.any() and not inside.all()
+    assert torch.equal(Clip(0.8).eps(eps, x, alpha_bar)[inside], eps[inside])
+    torch.testing.assert_close(clipped, x0.clamp(-0.8, 0.8), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("config", "clip"),
+    [
+        ({}, Clip()),
+        ({"_class_name": "DDIMScheduler"}, Clip()),
+        ({"clip_sample": False}, None),
+        ({"clip_sample_range": 2.0}, Clip(2.0)),
+        ({"_class_name": "UniPCMultistepScheduler"}, None),
+        ({"_class_name": "PNDMScheduler"}, None),
+        ({"thresholding": True, "sample_max_value": 1.5}, Clip(1.5, 0.995)),
+    ],
+)
+def test_a_schedulers_configuration_says_what_its_pipeline_clips(config, clip):
+    assert clip_of(config, "x.json") == clip
+
+
+@pytest.mark.parametrize("scheduler", [DDPMScheduler, DDIMScheduler])
+def test_a_teacher_knows_what_its_pipeline_clips(save_teacher, scheduler):
+    folder = save_teacher(scheduler=scheduler(clip_sample_range=0.7))
+    teacher = load_teacher(str(folder))
+    assert teacher.clip == Clip(0.7)
+    x, time = images(teacher)
+    level = teacher.table[time]
+    x0 = eps_to_x0(teacher.network(clip=teacher.clip)(x, time), x, level)
+    assert x0.abs().max() < 0.7 + 1e-5 < eps_to_x0(teacher.network()(x, time), x, level).abs().max()
+    edit_json(folder / "scheduler" / "scheduler_config.json", clip_sample_range="wide")
+    assert "clipping" in refusal("info", folder)
+
+
+def test_a_clipped_sampler_is_another_and_says_so(save_teacher):
+    teacher = load_teacher(str(save_teacher()))
+    plain, clipped = (solver_sampler(teacher, "ddim", 2, clip=clip) for clip in (None, Clip(0.2)))
+    assert clipped.name == "ddim clipped" and clipped.digest != plain.digest
+    a, b = (torch.cat(list(draw(s, range(4), 4, "cpu"))).float() for s in (plain, clipped))
+    assert ((a - b).abs().max() > 20) and ((b / 127.5 - 1).abs() < 0.2 + 0.01).all()
+
+
+def test_a_students_scheduler_says_whether_its_walk_is_clipped(save_teacher, tmp_path):
+    out = tmp_path / "run"
+    hsivi("train", save_teacher(), "--nfe", 2, "--steps", 0, "--regress-steps", 0, "--out", out)
+    assert load_student(out).model.clip is None  # as those of before there was a choice
+    edit_json(out / "scheduler" / "scheduler_config.json", clip_sample=True, clip_sample_range=0.3)
+    told = torch.cat(list(draw(student_sampler(load_student(out)), range(3), 3, "cpu")))
+    assert ((told.float() / 127.5 - 1).abs() < 0.31).all()
+    rngs = [torch.Generator().manual_seed(seed) for seed in range(3)]
+    drawn = HSIVIPipeline.from_pretrained(out)(3, 2, rngs, output_type="pt").images
+    pixels = (drawn * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+    assert (pixels.int() - told.int()).abs().max() <= 1
+    assert json.loads((out / "scheduler" / "scheduler_config.json").read_text())["clip_sample"]
