@@ -73,7 +73,7 @@ def save_teacher(tiny_unet, tmp_path):
     ):
         import diffusers
 
-        scheduler = scheduler or diffusers.DDPMScheduler()
+        scheduler = scheduler or diffusers.DDPMScheduler(clip_sample=False)
         pipe = getattr(diffusers, pipeline)(unet=tiny_unet(**config), scheduler=scheduler)
         pipe.save_pretrained(tmp_path / folder, variant=variant, safe_serialization=safe)
         return tmp_path / folder

@@ -4,17 +4,22 @@ import json
 
 import pytest
 import torch
-from command import hsivi, refusal
+from command import QUICK, hsivi, refusal, save_detector
 from conftest import edit_json
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from safetensors.torch import load_file, save_file
 from walks import assert_walks_agree, images, model, start, trajectory
 
 from hsivi_cli import HSIVIPipeline
+from hsivi_cli.config import TrainConfig
 from hsivi_cli.method.chain import sample
 from hsivi_cli.method.schedule import Clip, eps_to_x0
+from hsivi_cli.models import starts
 from hsivi_cli.models.draw import draw, solver_sampler, student_sampler
 from hsivi_cli.models.loading import clip_of, load_teacher
+from hsivi_cli.models.networks import networks_of
 from hsivi_cli.models.spacings import solver
+from hsivi_cli.models.starts import make_chains
 from hsivi_cli.models.student import load_student
 
 
@@ -96,3 +101,58 @@ def test_a_students_scheduler_says_whether_its_walk_is_clipped(save_teacher, tmp
     pixels = (drawn * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
     assert (pixels.int() - told.int()).abs().max() <= 1
     assert json.loads((out / "scheduler" / "scheduler_config.json").read_text())["clip_sample"]
+
+
+def trained(teacher, out, *options):
+    hsivi("train", teacher, "--out", out, *QUICK, *options)
+    return load_student(out)
+
+
+def test_auto_clips_where_the_teachers_images_are_others_with_it(save_teacher, tmp_path):
+    """A random network leaves the range by far; one that predicts an x0 of zero never does."""
+    wide = save_teacher(scheduler=DDPMScheduler(clip_sample_range=0.9), folder="wide")
+    still = save_teacher(scheduler=DDPMScheduler(prediction_type="sample"), folder="still")
+    file = still / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({name: 0 * tensor for name, tensor in load_file(file).items()}, file)
+    assert trained(wide, tmp_path / "a").model.clip == Clip(0.9)
+    assert trained(still, tmp_path / "b").model.clip is None
+    assert trained(wide, tmp_path / "c", "--clip-x0", "off").model.clip is None
+    assert trained(still, tmp_path / "d", "--clip-x0", "on").model.clip == Clip()
+    told = json.loads((tmp_path / "a" / "hsivi.json").read_text())["clip"]
+    assert told == {"reach": 0.9, "quantile": None}
+
+
+def test_a_run_goes_on_clipped_as_it_began(save_teacher, tmp_path, monkeypatch):
+    wide = save_teacher(scheduler=DDPMScheduler())
+    whole = trained(wide, tmp_path / "whole", "--steps", 2)
+    trained(wide, tmp_path / "broken", "--steps", 2, "--minutes", 1e-9)
+    monkeypatch.setattr(starts, "clip_that_matters", None)  # not looked at anew
+    again = trained(wide, tmp_path / "broken", "--steps", 2)
+    assert again.model.clip == whole.model.clip == Clip()
+    assert again.model.digest == whole.model.digest
+
+
+def test_all_three_networks_are_clipped_in_training(save_teacher):
+    teacher = load_teacher(str(save_teacher(scheduler=DDPMScheduler(clip_sample_range=0.5))))
+    config = TrainConfig(nfe="2")
+    networks = networks_of(config, teacher, make_chains(config, teacher, {}))
+    x, time = images(teacher)
+    level = teacher.table[time]
+    for network in (networks.student_eps, networks.fake_eps, networks.teacher_eps):
+        assert eps_to_x0(network(x, time, None, level), x, level).abs().max() < 0.5 + 1e-4
+
+
+def test_compare_draws_solvers_and_the_teacher_with_and_without(save_teacher, tmp_path):
+    teacher = save_teacher(scheduler=DDPMScheduler())
+    save_detector(tmp_path / "detector")
+    real = tmp_path / "real.npz"
+    hsivi("sample", teacher, "--solver", "ddim", "--nfe", 4, "--count", 40, "--out", real)
+    judged = ("--reference", real, "--detector", tmp_path / "detector", "--count", 40)
+    found = tmp_path / "rows.json"
+    hsivi("compare", teacher, "--nfe", 2, "--solvers", "ddim-linspace", "--teacher-calls", 4,
+          *judged, "--cache", tmp_path / "cache", "--json", found)  # fmt: skip
+    rows = json.loads(found.read_text())["rows"]
+    names = {(row["kind"], row["name"]) for row in rows}
+    assert ("teacher", "dpm++2-linspace") in names
+    assert ("teacher", "dpm++2-linspace clipped") in names
+    assert ("solver", "ddim-linspace clipped") in names  # the reference's images are clipped

@@ -21,6 +21,7 @@ DATA_HERE = DATA_ROOT + "; default: data"
 REVISION = "a hub teacher's revision, for example one with EMA weights"
 VARIANT = "a teacher's weights variant, such as fp16 or ema"
 SUBFOLDER = "a folder within the teacher's"
+CLIPS = ("auto", "on", "off")
 DTYPES = ("float32", "bfloat16")
 ORIGIN = ("revision", "variant", "subfolder")  # of a teacher: which of what lies at its name
 RATES = 1e6  # learning rates lie below; Adam's arithmetic ends at some 1e38

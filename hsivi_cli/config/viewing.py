@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .options import (
+    CLIPS,
     DATA_HERE,
     DETECTOR,
     DETECTOR_WEIGHTS,
@@ -58,6 +59,9 @@ class SampleConfig(Options):
     source: str | None = None
     nfe: int | None = option(
         None, "network calls per image; default: what the run was trained for", least=1
+    )
+    clip_x0: str = option(
+        "auto", "keep a solver's x0 in range; auto: as the teacher's pipeline does", choices=CLIPS
     )
     solver: str | None = option(
         None, "draw the network's own images by this solver; default of a teacher: the best found"

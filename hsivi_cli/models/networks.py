@@ -34,7 +34,9 @@ def networks_of(
     shard: Shard | None = None,
     forward: Forward = forward,
 ) -> Networks:
-    """The networks of a training; student and fake score begin as the teacher."""
+    """The networks of a training; student and fake score begin as the teacher, and all of them keep
+    x0 in range as it does.
+    """
     calls = sum(chain.nfe for chain in chains)
     return make_networks(
         config,
@@ -43,8 +45,8 @@ def networks_of(
         fake_score=teacher.layer_conditioned_unet(calls)
         if config.conditions_layers
         else teacher.new_unet(),
-        network=lambda unet: teacher.network(unet, config.dtype, forward),
-        teacher_eps=teacher.network(None, config.dtype, forward),
+        network=lambda unet: teacher.network(unet, config.dtype, forward, teacher.clip),
+        teacher_eps=teacher.network(None, config.dtype, forward, teacher.clip),
         table=teacher.table,
         shape=teacher.shape,
         label_count=teacher.label_count,
@@ -97,7 +99,7 @@ def averaged_sampler(networks: Networks, chain: Chain, teacher: Teacher, dtype: 
     return Sampler(
         name="student",
         kind="student",
-        network=teacher.network(networks.ema, dtype),
+        network=teacher.network(networks.ema, dtype, clip=teacher.clip),
         chain=chain,
         log_scale=networks.ema_scale,
         shape=teacher.shape,

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -38,6 +39,8 @@ Judge = Callable[[Chain], float]  # of a chain without noise: the less the bette
 PATH_CALLS = 8  # of the teacher's paths that --regress-steps regresses on
 PAIRS = 100  # noises by which --start auto compares
 FIT_PAIRS = 512  # noises on which --fit-steps fits
+CLIP_PAIRS, CLIP_CALLS = 32, 20  # noises and calls by which --clip-x0 auto looks
+CLIP_GAP = 0.02  # of images in [-1, 1], root mean square: some three grey levels
 TEACHER_CALLS = 50  # of UniPC, whose images stand for the teacher's own
 
 
@@ -61,6 +64,35 @@ def find_chains(
         chains, _ = load_chains(earlier)
         return starts, [chains[nfe] for nfe in config.budgets]
     return starts, once(lambda: make_chains(config, teacher, starts))
+
+
+def find_clip(
+    config: TrainConfig, teacher: Teacher, earlier: Path | None, once: Callable[[Callable], object]
+) -> schedule.Clip | None:
+    """How a training's networks keep x0 in range: as --clip-x0 says, or as an earlier part of the
+    run did. Arguments as in `find_chains`.
+    """
+    if earlier:
+        stored = read_info(earlier).get("clip")
+        return schedule.Clip(**stored) if stored else None
+    if config.clip_x0 == "on":
+        return teacher.clip or schedule.Clip()
+    return once(lambda: clip_that_matters(teacher)) if config.clip_x0 == "auto" else None
+
+
+def clip_that_matters(teacher: Teacher) -> schedule.Clip | None:
+    """What the teacher's pipeline does to x0, if its images of many calls are others with it.
+
+    A network that stays in range loses by it: a clamp's gradients end at the edge.
+    """
+    if teacher.clip is None:
+        return None
+    calls = min(CLIP_CALLS, len(teacher.table) // 2)
+    chain = solver("unipc-auto", calls, teacher.scheduler, teacher.table)
+    both = (replace(teacher, clip=clip) for clip in (None, teacher.clip))
+    plain, clipped = (images(one, chain, CLIP_PAIRS).clamp(-1, 1) for one in both)
+    gap = (plain - clipped).square().mean().sqrt().item()
+    return teacher.clip if gap > CLIP_GAP else None
 
 
 def make_chains(config: TrainConfig, teacher: Teacher, starts: dict[int, str]) -> list[Chain]:
@@ -248,7 +280,7 @@ def noises(teacher: Teacher, count: int) -> tuple[Tensor, Tensor | None]:
 def images(teacher: Teacher, chain: Chain, count: int) -> Tensor:
     """The images [count, C, H, W] of a chain without noise over the teacher, of the same noises."""
     x, labels = noises(teacher, count)
-    network, size = teacher.network(), 64
+    network, size = teacher.network(clip=teacher.clip), 64
     labels = [None] * len(x) if labels is None else labels.split(size)
     parts = zip(x.split(size), labels, strict=False)
     return torch.cat([sample(network, chain, a, labels=b) for a, b in parts])
@@ -259,7 +291,11 @@ def fitted(config: TrainConfig, teacher: Teacher, made: list[Chain]) -> list[Cha
     images best.
     """
     x, labels = noises(teacher, FIT_PAIRS)
-    wanted, network, found = teacher_images(teacher, FIT_PAIRS), teacher.network(), []
+    wanted, network, found = (
+        teacher_images(teacher, FIT_PAIRS),
+        teacher.network(clip=teacher.clip),
+        [],
+    )
     for chain in made:
         draw = rng(config.seed, "fit", chain.nfe)
         chain = fit_coefficients(network, chain, x, wanted(chain), labels, config.fit_steps, draw)

@@ -87,7 +87,7 @@ def load_student(path: str | Path, device: str | torch.device = "cpu") -> Studen
 
 # of hsivi.json: what must be there, and of which kind
 FIELDS = {"teacher": dict, "config": dict, "step": int, "seconds": (int, float)}
-MAY_BE = {"best": dict, "starts": dict}
+MAY_BE = {"best": dict, "starts": dict, "clip": dict}
 
 
 def read_info(folder: Path) -> dict:

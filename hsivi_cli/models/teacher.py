@@ -82,6 +82,17 @@ class Teacher:
         own = unet or self.unet
         return eps_network(own, self.table, self.prediction, dtype, forward, clip)
 
+    def clipping_scheduler(self) -> DDPMScheduler:
+        """The scheduler, saying of x0 what `clip` does: a student's is read off it."""
+        clip = self.clip
+        told = {"clip_sample": clip is not None and clip.quantile is None}
+        if clip and clip.quantile is None:
+            told["clip_sample_range"] = clip.reach
+        elif clip:
+            told |= {"thresholding": True, "sample_max_value": clip.reach}
+            told["dynamic_thresholding_ratio"] = clip.quantile
+        return DDPMScheduler.from_config(self.scheduler.config, **told)
+
     def new_unet(self) -> UNet2DModel:
         """A copy of the teacher's network that can be trained; still in eval mode, as dropout would
         move the target.

@@ -23,6 +23,7 @@ from ..files.places import check_file, check_place, embedded
 from ..files.progress import command_line
 from ..files.run import whole_lines
 from ..files.whole import write_bytes, write_json, write_text
+from ..method.schedule import Clip
 from ..metrics.detectors import Detector
 from ..metrics.judge import open_judge
 from ..metrics.recorded import recorded, recorded_samplers, shipped
@@ -58,8 +59,9 @@ def run(config: CompareConfig) -> None:
     budgets, solvers = parse_budgets(config, students), parse_solvers(config)
     many = [n for n in parse_numbers(config.teacher_calls, "--teacher-calls", least=0) if n]
     teachers = [
-        solver_sampler(teacher, config.teacher_solver, calls, "teacher", config.dtype)
+        solver_sampler(teacher, config.teacher_solver, calls, "teacher", config.dtype, clip)
         for calls in (many if teacher else ())
+        for clip in clips_of(teacher)
     ]
     reference = config.reference or embedded_reference(teacher)
     judge = open_judge(config, reference, device, keep_features=True)
@@ -134,7 +136,7 @@ def write_files(
         kind = "kernel" if ruler.tunes_by_kernel else "Fréchet"
         about["solvers"] = (
             f"each at its spacing best by the {kind} distance on {ruler.tune_count} images; "
-            "linear, so x0 is never clipped"
+            "x0 clipped or not, as is better"
         )
     if config.json:
         found = {"rows": rows, "training": curves, "about": about}
@@ -243,9 +245,14 @@ def parse_solvers(config: CompareConfig) -> list[str]:
     return names
 
 
+def clips_of(teacher: Teacher) -> tuple[Clip | None, Clip]:
+    """x0 as the network has it, and in range as the teacher's own pipeline keeps it, or clamped."""
+    return None, teacher.clip or Clip()
+
+
 def tuned(name: str, nfe: int, teacher: Teacher, ruler: Ruler) -> Sampler | None:
-    """A solver on the teacher: the one named, or a family's best spacing. None, with a warning,
-    where nothing fits this many calls.
+    """A solver on the teacher: the one named, or a family's best spacing; x0 clipped or not, as is
+    better. None, with a warning, where nothing fits this many calls.
 
     Many spacings are tried by successive halving: all on few images, the best of them on all.
     """
@@ -253,8 +260,10 @@ def tuned(name: str, nfe: int, teacher: Teacher, ruler: Ruler) -> Sampler | None
     candidates, reason = {}, None
     for spaced in solver_names((name,)) if name in SOLVERS else (name,):
         try:
-            sampler = solver_sampler(teacher, spaced, nfe, dtype=config.dtype)
-            candidates.setdefault(chain_digest(sampler), sampler)  # equal ones are drawn once
+            for clip in clips_of(teacher):
+                sampler = solver_sampler(teacher, spaced, nfe, dtype=config.dtype, clip=clip)
+                own = (sampler.digest, chain_digest(sampler))
+                candidates.setdefault(own, sampler)  # equal ones are drawn once
         except HsiviError as error:  # a spacing that does not fit this many calls
             reason = reason or error
     if not candidates:

@@ -28,6 +28,7 @@ from ..files.pngs import saving
 from ..files.progress import Bar, say
 from ..files.whole import read_json, write_text
 from ..method.chain import Chain
+from ..method.schedule import Clip
 from ..models.draw import Sampler, chain_digest, check_labels, draw, solver_sampler, student_sampler
 from ..models.loading import load_teacher
 from ..models.spacings import solver_names
@@ -152,7 +153,9 @@ def open_sampler(config: SampleConfig, device: torch.device) -> tuple[Sampler, s
     if config.nfe is None:
         raise HsiviError(f"{teacher.name} is a teacher: give --nfe, the number of network calls")
     solver = config.solver or best_solver(teacher, config.nfe)
-    sampler = solver_sampler(teacher, solver, config.nfe, dtype=config.dtype)
+    clips = {"auto": teacher.clip, "on": teacher.clip or Clip(), "off": None}
+    clip = clips[config.clip_x0]
+    sampler = solver_sampler(teacher, solver, config.nfe, dtype=config.dtype, clip=clip)
     return sampler, f"{name}-{solver}-{config.nfe}"
 
 

@@ -12,7 +12,7 @@ import contextlib
 import importlib.util
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -47,7 +47,7 @@ from ..models.networks import (
     networks_of,
     training_tensors,
 )
-from ..models.starts import find_chains
+from ..models.starts import find_chains, find_clip
 from ..models.student import (
     is_student,
     is_whole,
@@ -91,7 +91,9 @@ def distil(
     earlier = check_out(out, config, teacher)
     if main:
         sweep(out)  # check_out has found it to be a run's
-    starts, chains = find_chains(config, teacher, out if earlier else None, once(accelerator))
+    begun = (out if earlier else None, once(accelerator))
+    teacher = replace(teacher, clip=find_clip(config, teacher, *begun))
+    starts, chains = find_chains(config, teacher, *begun)
     judge = make_judge(config, teacher) if main else None
     shard = Shard(
         accelerator.process_index, accelerator.num_processes, lambda t: reduce(t, reduction="mean")
@@ -217,6 +219,7 @@ class Training:
             "nfe": self.config.budgets,
             "config": asdict(self.config),
             "starts": self.starts,
+            "clip": self.teacher.clip and asdict(self.teacher.clip),
             "step": run.step,
             "regressed": regressed(self.config, run.state["round"]),
             "seconds": round(run.state["seconds"], 1),
@@ -233,7 +236,7 @@ class Training:
         save_student(
             self.out,
             self.networks.ema,
-            self.teacher.scheduler,
+            self.teacher.clipping_scheduler(),
             chains,
             {nfe: self.networks.ema_scale.clone() for nfe in chains},  # safetensors shares none
             info,
