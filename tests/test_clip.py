@@ -114,9 +114,9 @@ def test_auto_clips_where_the_teachers_images_are_others_with_it(save_teacher, t
     still = save_teacher(scheduler=DDPMScheduler(prediction_type="sample"), folder="still")
     file = still / "unet" / "diffusion_pytorch_model.safetensors"
     save_file({name: 0 * tensor for name, tensor in load_file(file).items()}, file)
-    assert trained(wide, tmp_path / "a").model.clip == Clip(0.9)
-    assert trained(still, tmp_path / "b").model.clip is None
-    assert trained(wide, tmp_path / "c", "--clip-x0", "off").model.clip is None
+    assert trained(wide, tmp_path / "a", "--clip-x0", "auto").model.clip == Clip(0.9)
+    assert trained(still, tmp_path / "b", "--clip-x0", "auto").model.clip is None
+    assert trained(wide, tmp_path / "c").model.clip is None
     assert trained(still, tmp_path / "d", "--clip-x0", "on").model.clip == Clip()
     told = json.loads((tmp_path / "a" / "hsivi.json").read_text())["clip"]
     assert told == {"reach": 0.9, "quantile": None}
@@ -124,10 +124,11 @@ def test_auto_clips_where_the_teachers_images_are_others_with_it(save_teacher, t
 
 def test_a_run_goes_on_clipped_as_it_began(save_teacher, tmp_path, monkeypatch):
     wide = save_teacher(scheduler=DDPMScheduler())
-    whole = trained(wide, tmp_path / "whole", "--steps", 2)
-    trained(wide, tmp_path / "broken", "--steps", 2, "--minutes", 1e-9)
+    whole = trained(wide, tmp_path / "whole", "--steps", 2, "--clip-x0", "auto")
+    options = ("--steps", 2, "--clip-x0", "auto")
+    trained(wide, tmp_path / "broken", *options, "--minutes", 1e-9)
     monkeypatch.setattr(starts, "clip_that_matters", None)  # not looked at anew
-    again = trained(wide, tmp_path / "broken", "--steps", 2)
+    again = trained(wide, tmp_path / "broken", *options)
     assert again.model.clip == whole.model.clip == Clip()
     assert again.model.digest == whole.model.digest
 

@@ -38,7 +38,7 @@ class TrainConfig(RunConfig):
         "what the layers are before training: ddim, a solver with spacing, or auto for the best",
     )
     clip_x0: str = option(
-        "auto",
+        "off",
         "keep every network's x0 in range; auto: as the teacher's pipeline does, if that matters",
         choices=CLIPS,
     )
@@ -264,13 +264,12 @@ PRESETS = {
         "objective": "score-matching", "a": 0.5, "weight": "sigma2", "fake_weight": "sigma2",
         "levels": "own", "steps": 10_000, "batch_size": 128, "fake_updates": 20, "fake_warmup": 0,
         "student_rate": 1.6e-5, "fake_rate": 8e-5, "rate_warmup": 125, "optimizer": "amsgrad",
-        "student_beta1": 0.9, "ema": 0.999, "clip_x0": "off",
+        "student_beta1": 0.9, "ema": 0.999,
     },
     # score identity distillation, one call
     "sid": {
         "nfe": "1", "grid_top": 440, "objective": "score-matching", "a": 1.0, "weight": "sid",
         "levels": "above", "steps": 10_000, "batch_size": 256, "fake_updates": 1, "fake_warmup": 0,
         "student_rate": 1e-5, "fake_rate": 1e-5, "decay": "none", "fake_beta1": 0.0, "ema": 0.999,
-        "clip_x0": "off",
     },
 }  # fmt: skip
