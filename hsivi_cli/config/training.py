@@ -121,8 +121,7 @@ class TrainConfig(RunConfig):
     # the run
     compile: str = option(
         "auto",
-        "on a GPU steps are captured as CUDA graphs, and networks are compiled: auto where the "
-        "training is long enough to repay it, on always; off does neither",
+        "on a GPU capture steps as CUDA graphs, and compile: on, auto where it pays; off does neither",
         choices=("auto", "off", "on"),
         run_only=True,
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
@@ -42,3 +43,20 @@ def once(accelerator: Accelerator) -> Callable[[Callable], object]:
         return broadcast_object_list([make() if accelerator.is_main_process else None])[0]
 
     return made
+
+
+@contextmanager
+def exact_float32(device: str | torch.device) -> Iterator[None]:
+    """Full float32, whatever the caller has set: no autocast, no TF32, whose 10 bits move an FID and
+    the images of a seed.
+    """
+    settings = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    before = [setting.fp32_precision for setting in settings]
+    try:
+        for setting in settings:
+            setting.fp32_precision = "ieee"
+        with torch.autocast(torch.device(device).type, enabled=False), torch.no_grad():
+            yield
+    finally:
+        for setting, value in zip(settings, before, strict=True):
+            setting.fp32_precision = value

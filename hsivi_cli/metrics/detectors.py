@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..errors import HsiviError
+from ..files.device import exact_float32
 from ..files.digest import digest
 from ..files.places import weights_folder
 
@@ -156,7 +157,7 @@ def _load_classifier(folder: Path, device: str | torch.device) -> Detector:
                 f"detector {name} takes images of {side} x {side} with {channels} channel(s), "
                 f"not {height} x {width} with {depth}; use --detector inception"
             )
-        with _exact_float32(device):
+        with exact_float32(device):
             return trunk(images.to(device).permute(0, 3, 1, 2).float() / 127.5 - 1)
 
     stamp = f"{name} {side}x{side} no-resize {_weights_digest(state)}"
@@ -229,7 +230,7 @@ def _load_inception(weights: Path | None, device: str | torch.device) -> Detecto
                 f"detector inception takes grey or colour images, not {images.shape[3]} channels"
             )
         x = images.to(device).permute(0, 3, 1, 2).float() / 255
-        with _exact_float32(device):
+        with exact_float32(device):
             return network(x.expand(-1, 3, -1, -1).contiguous(memory_format=layout))
 
     stamp = f"{INCEPTION} bilinear-299 {_weights_digest(wanted)}"
@@ -265,22 +266,6 @@ def _inception_state(weights: Path | None) -> dict[str, Tensor]:
             "(pytorch-fid's pt_inception-2015-12-05 file)"
         )
     return state
-
-
-@contextmanager
-def _exact_float32(device: str | torch.device) -> Iterator[None]:
-    """Full float32, whatever the caller has set: no autocast, no TF32 (its 10-bit mantissa moves
-    an FID)."""
-    settings = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
-    before = [setting.fp32_precision for setting in settings]
-    try:
-        for setting in settings:
-            setting.fp32_precision = "ieee"
-        with torch.autocast(torch.device(device).type, enabled=False), torch.no_grad():
-            yield
-    finally:
-        for setting, value in zip(settings, before, strict=True):
-            setting.fp32_precision = value
 
 
 def _weights_digest(state: dict[str, Tensor]) -> str:

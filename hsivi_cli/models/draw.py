@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..errors import HsiviError
+from ..files.device import exact_float32
 from ..files.digest import digest
 from ..files.images import to_images
 from ..method.chain import Chain, Network, Noise, draw_noise, sample
@@ -179,7 +180,10 @@ def draw(
             own = torch.tensor(chosen + chosen[-1:] * (batch_size - len(chosen)))
         return noise, own
 
-    with ThreadPoolExecutor(1) as pool:  # the next batch's noise is drawn beside the network
+    with (
+        exact_float32(device),
+        ThreadPoolExecutor(1) as pool,
+    ):  # the next batch's noise is drawn beside the network
         job = pool.submit(drawn, 0)
         for start in range(0, len(seeds), batch_size):
             noise, own = (None if t is None else t.to(device, non_blocking=True)
