@@ -121,7 +121,7 @@ class TrainConfig(RunConfig):
     # the run
     compile: str = option(
         "auto",
-        "on a GPU capture steps as CUDA graphs, and compile: on, auto where it pays; off does neither",
+        "on a GPU capture steps as CUDA graphs and compile: on; auto, where it pays; off, neither",
         choices=("auto", "off", "on"),
         run_only=True,
     )

@@ -47,8 +47,8 @@ def once(accelerator: Accelerator) -> Callable[[Callable], object]:
 
 @contextmanager
 def exact_float32(device: str | torch.device) -> Iterator[None]:
-    """Full float32, whatever the caller has set: no autocast, no TF32, whose 10 bits move an FID and
-    the images of a seed.
+    """Full float32, whatever the caller has set: no autocast, no TF32, whose 10 bits move an FID
+    and the images of a seed.
     """
     settings = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
     before = [setting.fp32_precision for setting in settings]

@@ -180,10 +180,7 @@ def draw(
             own = torch.tensor(chosen + chosen[-1:] * (batch_size - len(chosen)))
         return noise, own
 
-    with (
-        exact_float32(device),
-        ThreadPoolExecutor(1) as pool,
-    ):  # the next batch's noise is drawn beside the network
+    with ThreadPoolExecutor(1) as pool:  # the next batch's noise is drawn beside the network
         job = pool.submit(drawn, 0)
         for start in range(0, len(seeds), batch_size):
             noise, own = (None if t is None else t.to(device, non_blocking=True)
@@ -191,7 +188,8 @@ def draw(
             if start + batch_size < len(seeds):
                 job = pool.submit(drawn, start + batch_size)
             x, *rest = (layer.contiguous() for layer in noise.unbind(1))
-            x = sample(sampler.network, sampler.chain, x, rest, log_scale, own)
+            with exact_float32(device):
+                x = sample(sampler.network, sampler.chain, x, rest, log_scale, own)
             yield to_images(x[: len(seeds) - start])
 
 
