@@ -1,21 +1,24 @@
 """A run of `hsivi infer`: what lies in its folder, how it stops and goes on, what it refuses."""
 
 import json
+import math
 import os
 import shutil
 import signal
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from command import finite, hsivi, refusal, rows, tree
+from command import finite, hsivi, refusal, rows, tree, warnings_of
 
 from hsivi_cli.density import against
 from hsivi_cli.density.rounds import play_round
+from hsivi_cli.errors import HsiviError
 from hsivi_cli.files.checkpoint import checkpoints
-from hsivi_cli.files.run import holding
-from hsivi_cli.files.whole import write_tensors
+from hsivi_cli.files.folder import holding
+from hsivi_cli.files.whole import read_tensors, write_tensors
 from hsivi_cli.verbs import infer as infer_module
 from hsivi_cli.verbs.infer import load
 
@@ -174,10 +177,11 @@ def test_a_finished_run_without_its_checkpoint_is_left_alone(tmp_path):
 def test_a_checkpoint_of_something_else_is_one_line(tensors, tmp_path):
     infer("densities:tilted", tmp_path / "y", "--dim", 3)
     (newest,) = checkpoints(tmp_path / "y" / "checkpoint")
+    (newest / "SHA256SUMS").unlink()  # or no other file would be believed
     write_tensors(newest / "tensors.safetensors", tensors)
     before = tree(tmp_path / "y")
     told = refused("densities:tilted", tmp_path / "y", "--dim", 3, "--steps", 9)
-    assert f"{newest} is damaged" in told and "another --out" in told
+    assert f"damaged: {newest} (" in told and "another --out" in told
     assert tree(tmp_path / "y") == before
 
 
@@ -293,3 +297,78 @@ def test_a_loss_that_is_not_finite_stops_with_advice(tmp_path):
     ).stderr.splitlines()[-1]
     assert said.startswith("error: the loss is not finite at step") and "lower" in said
     infer("banana", tmp_path / "y", "--objective", "lb")  # it kept nothing, so nothing binds
+
+
+def test_a_round_that_is_not_finite_is_skipped_or_rolled_back_in_inference_too(
+    tmp_path, monkeypatch
+):
+    rates = []
+
+    def diverging(networks, config, round_):
+        rates.append((round_, config.student_rate, networks.fake_optimizer.param_groups[0]["lr"]))
+        at_fault = round_ == 4 and config.student_rate > 5e-4
+        return play_round(networks, config, round_) | ({"norm": math.nan} if at_fault else {})
+
+    monkeypatch.setattr(infer_module, "play_round", diverging)
+    options = ("--objective", "sm", "--checkpoint-every", 1, "--count", 9)
+    assert "norm not finite at step 3: skipped" in infer("banana", tmp_path / "y", *options).stderr
+    assert rows(tmp_path / "y" / "metrics.jsonl")[2] == {"step": 3, "skipped": ["norm"]}
+    rates.clear()
+    told = infer("banana", tmp_path / "z", *options, "--on-nan", "rollback").stderr
+    assert "back to step-000003, at rates times 0.5" in told
+    assert rates[4:6] == [(4, 1e-3, 2e-3), (3, 5e-4, 1e-3)]
+
+
+@pytest.mark.parametrize("objective", ["lb", "reverse-kl"])
+def test_layers_that_draw_what_is_not_finite_are_neither_kept_nor_exported(tmp_path, objective):
+    absurd = ("--rate-warmup", 0, "--decay", "none", "--ema", 0, "--student-rate", 9e5)
+    options = ("--objective", objective, "--steps", 1, *absurd)
+    line = infer("banana", tmp_path / "y", *options, exit_code=1).stderr.splitlines()[-1]
+    assert "draw NaN or infinite values at step 1; there was no checkpoint yet" in line
+    assert "samples.npz" not in {file.name for file in (tmp_path / "y").iterdir()}
+    assert all(tensor.abs().max() < 9e5 for tensor in load(tmp_path / "y").state_dict().values())
+
+
+def test_layers_that_are_not_finite_are_refused_by_their_weights_name(tmp_path):
+    infer("banana", tmp_path / "y")
+    file = tmp_path / "y" / "model.safetensors"
+    tensors = read_tensors(file)
+    tensors["centre"][1] = math.inf
+    write_tensors(file, tensors)
+    with pytest.raises(HsiviError, match=r"model\.safetensors: centre holds NaN or infinite"):
+        load(tmp_path / "y")
+
+
+def spoil_layers(run, name, value):
+    """Set one tensor of a run's averaged layers in its checkpoint."""
+    (newest,) = checkpoints(run / "checkpoint")
+    (newest / "SHA256SUMS").unlink()
+    tensors = read_tensors(newest / "tensors.safetensors")
+    tensors[f"ema.{name}"].fill_(value)
+    write_tensors(newest / "tensors.safetensors", tensors)
+
+
+def test_samples_that_are_not_finite_are_refused_before_anything_is_written(tmp_path):
+    infer("banana", tmp_path / "y")
+    before = tree(tmp_path / "y")
+    spoil_layers(tmp_path / "y", "layers.0.log_scale", 88.7)  # its exponential is near the largest
+    line = refused("banana", tmp_path / "y")
+    assert "of 500 samples hold NaN or infinite values: none was written" in line
+    for name in ("samples.npz", "summary.json", "layers.png"):
+        assert (tmp_path / "y" / name).read_bytes() == before[Path(name)]
+
+
+def test_samples_that_have_gone_far_away_are_warned_of(tmp_path):
+    infer("densities:tilted", tmp_path / "y", "--dim", 3)
+    assert "beyond" not in infer("densities:tilted", tmp_path / "y", "--dim", 3).stderr
+    spoil_layers(tmp_path / "y", "centre", 5e11)
+    warned = warnings_of(infer("densities:tilted", tmp_path / "y", "--dim", 3))
+    assert any("is 5e+11 from 0: beyond 1e+06 the target is not checked" in w for w in warned)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "[" * 100_000, "{}", "\xff"])
+def test_a_damaged_description_of_a_run_is_one_line(tmp_path, content):
+    infer("banana", tmp_path / "y")
+    (tmp_path / "y" / "infer.json").write_text(content, encoding="latin-1")
+    assert "infer.json" in refused("banana", tmp_path / "y")
+    assert "infer.json" in refusal("info", tmp_path / "y")

@@ -19,24 +19,27 @@ import pytest
 import torch
 from command import QUICK, TINY, finite, hsivi, refusal, rows, save_detector, train, tree
 from conftest import edit_json
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from hsivi_cli.config import TrainConfig
+from hsivi_cli.errors import HsiviError
 from hsivi_cli.files import checkpoint, whole
-from hsivi_cli.files.checkpoint import load_checkpoint
+from hsivi_cli.files.checkpoint import checkpoints, go_back, load_checkpoint
+from hsivi_cli.files.folder import holding
 from hsivi_cli.files.images import save_npz
-from hsivi_cli.files.run import Interrupt, holding
+from hsivi_cli.files.interrupt import Interrupt
 from hsivi_cli.method import distill, regress
+from hsivi_cli.metrics import evaluation
 from hsivi_cli.metrics.detectors import load_detector
+from hsivi_cli.metrics.evaluation import EVAL_SEED
 from hsivi_cli.metrics.frechet import frechet_distance
 from hsivi_cli.metrics.statistics import load_statistics, moments_of
 from hsivi_cli.models.draw import Sampler, draw, solver_sampler, student_sampler
 from hsivi_cli.models.loading import load_teacher
-from hsivi_cli.models.networks import networks_of
+from hsivi_cli.models.networks import networks_of, training_tensors
 from hsivi_cli.models.starts import make_chain
-from hsivi_cli.models.student import load_student
+from hsivi_cli.models.student import HSIVIPipeline, load_student
 from hsivi_cli.verbs import train as train_module
-from hsivi_cli.verbs.train import EVAL_SEED
 
 
 @pytest.fixture(scope="module")
@@ -286,7 +289,7 @@ def test_a_best_student_that_is_gone_gives_way_to_the_last_average(teacher, tmp_
     assert "are gone" in result.stderr
     found = load_student(out)
     ema = load_checkpoint(out / "checkpoint")[0]
-    assert found.info["best"] is None
+    assert found.info["best"]["step"] == 2  # judged anew
     for name, tensor in found.model.unet.state_dict().items():
         assert tensor.equal(ema[f"ema.{name}"])
 
@@ -296,7 +299,7 @@ def test_a_new_best_is_kept_with_a_checkpoint_of_its_step(teacher, tmp_path, mon
     save_npz(torch.randint(256, (9, 8, 8, 1), dtype=torch.uint8), tmp_path / "real.npz")
     judged = ("--reference", tmp_path / "real.npz", "--detector", tmp_path / "detector")
     falling = iter((9.0, 8.0, 7.0))
-    monkeypatch.setattr(train_module, "frechet_distance", lambda *a: next(falling))
+    monkeypatch.setattr(evaluation, "frechet_distance", lambda *a: next(falling))
     play_round = distill.play_round
 
     def killed(networks, config, round_):
@@ -309,6 +312,92 @@ def test_a_new_best_is_kept_with_a_checkpoint_of_its_step(teacher, tmp_path, mon
     train(teacher, out, *options, "--steps", 9, "--checkpoint-every", 9, exit_code=9)
     state = load_checkpoint(out / "checkpoint")[1]
     assert state["best"]["step"] == load_student(out).info["best"]["step"] == 3
+
+
+def judged_by(folder, images):
+    """Options that judge by images in a file of one name."""
+    if not (folder / "detector").exists():
+        save_detector(folder / "detector")
+    save_npz(images, folder / "real.npz")
+    judged = ("--reference", folder / "real.npz", "--detector", folder / "detector")
+    return (*judged, "--eval-count", 9, "--eval-every", 1)
+
+
+def test_a_reference_replaced_under_its_name_is_another_ruler(teacher, tmp_path, monkeypatch):
+    noise = torch.randint(256, (9, 8, 8, 1), dtype=torch.uint8)
+    steps = iter((5.0, 4.0, 6.0, 7.0))
+    monkeypatch.setattr(evaluation, "frechet_distance", lambda *a: next(steps))
+    options = ("--decay", "none", "--steps")
+    train(teacher, tmp_path / "x", *judged_by(tmp_path, noise), *options, 2)
+    (tmp_path / "elsewhere").mkdir()
+    moved = judged_by(tmp_path / "elsewhere", noise)
+    train(teacher, tmp_path / "x", *moved, *options, 3)  # another name of the same images
+    assert load_student(tmp_path / "x").info["best"]["step"] == 2
+    train(teacher, tmp_path / "x", *judged_by(tmp_path, 255 - noise // 8), *options, 4)
+    assert load_student(tmp_path / "x").info["best"]["step"] == 4
+
+
+def test_of_a_best_whose_reference_has_no_moments_the_name_is_believed():
+    now = {"count": 9, "detector": "d", "reference": "r", "moments": [1.0, 2.0, 3.0]}
+    old = {"count": 9, "detector": "d", "reference": "r"}
+    assert evaluation.same_ruler(now, old) and not evaluation.same_ruler(now, old | {"count": 8})
+    assert not evaluation.same_ruler(now, old | {"reference": "s"})
+    near, far = [1.00001, 2.0, 3.0], [1.001, 2.0, 3.0]
+    assert evaluation.same_ruler(now, now | {"moments": near, "reference": "s"})
+    assert not evaluation.same_ruler(now, now | {"moments": far})
+
+
+def test_a_reference_added_to_a_finished_run_judges_its_student(teacher, tmp_path):
+    out = tmp_path / "run"
+    train(teacher, out)
+    before = tree(out / "unet")
+    judged = judged_by(tmp_path, torch.randint(256, (9, 8, 8, 1), dtype=torch.uint8))
+    told = train(teacher, out, *judged).stderr
+    assert f"the student in {out} has not been judged" in told and "step 2: distance" in told
+    assert load_student(out).info["best"]["step"] == 2 and tree(out / "unet") == before
+    assert [row["step"] for row in rows(out / "evaluations.jsonl")] == [2]
+    assert "step 2: distance" not in train(teacher, out, *judged).stderr  # once
+
+
+def test_a_collapse_is_told_once_and_the_best_is_kept(teacher, tmp_path, monkeypatch):
+    save_detector(tmp_path / "detector")
+    save_npz(torch.randint(256, (9, 8, 8, 1), dtype=torch.uint8), tmp_path / "real.npz")
+    judged = ("--reference", tmp_path / "real.npz", "--detector", tmp_path / "detector")
+    measured = [3.0, 2.0, 5.0, 5.0, 3.0, 5.0, 5.0, 5.0, 9.0]
+    later = iter(measured)
+    monkeypatch.setattr(evaluation, "frechet_distance", lambda *a: next(later))
+    out, options = tmp_path / "run", (*judged, "--eval-count", 9, "--eval-every", 1, "--steps", 9)
+    told = ""
+    for _ in range(10):  # the warm-up and nine steps, each by a process of its own
+        told += train(teacher, out, *options, "--minutes", 1e-9).stderr
+    warned = [line for line in told.splitlines() if line.startswith("warning: ")]
+    assert len(warned) == 1 and f"{out} keeps the best, of step 2" in warned[0]
+    assert told.index("step 8: distance") < told.index(warned[0]) < told.index("step 9: distance")
+    assert load_student(out).info["best"]["step"] == 2
+
+
+@pytest.mark.parametrize("damage", [True, False], ids=["damaged", "rolled back"])
+def test_a_best_student_outlives_its_checkpoint(teacher, tmp_path, monkeypatch, damage):
+    save_detector(tmp_path / "detector")
+    save_npz(torch.randint(256, (9, 8, 8, 1), dtype=torch.uint8), tmp_path / "real.npz")
+    judged = ("--reference", tmp_path / "real.npz", "--detector", tmp_path / "detector")
+    falls = {1: 9.0, 2: 8.0, 3: 7.0, 4: 9.0}
+    evaluate = evaluation.evaluate
+
+    def judge(*arguments):
+        found = evaluate(*arguments)
+        return found | {"distance": falls[found["step"]]}
+
+    monkeypatch.setattr(train_module, "evaluate", judge)
+    out, options = tmp_path / "run", (*judged, "--eval-count", 9, "--eval-every", 1)
+    train(teacher, out, *options, "--steps", 3, "--decay", "none")
+    best = tree(out / "unet")
+    if damage:
+        (checkpoints(out / "checkpoint")[-1] / "state.json").write_text("{}")
+    else:
+        go_back(out / "checkpoint", {"rollbacks": 1})
+    train(teacher, out, *options, "--steps", 4, "--decay", "none")
+    assert load_student(out).info["best"]["step"] == 3 and tree(out / "unet") == best
 
 
 def test_a_kill_before_the_best_student_is_exported_leaves_its_checkpoint_to_mend_it(
@@ -390,9 +479,11 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(teacher, tmp_path)
 def test_a_damaged_description_of_a_run_is_one_line(teacher, tmp_path):
     out = tmp_path / "run"
     train(teacher, out, "--steps", 0)
-    (out / "hsivi.json").write_text('{"format": 1}')
-    assert "hsivi.json" in refusal("train", teacher, "--out", out, *QUICK)
-    for content in ("{", "[]"):
+    whole = json.loads((out / "hsivi.json").read_text())
+    (out / "hsivi.json").write_text(json.dumps(whole | {"best": {"step": 3}}))
+    for verb in (("train", teacher, *QUICK, "--out"), ("info",)):
+        assert "no usable distance, count, detector" in refusal(*verb, out)
+    for content in ("{", "[]", "[" * 100_000, '{"format": 1}'):
         (out / "hsivi.json").write_text(content)
         assert "hsivi.json" in refusal("train", teacher, "--out", out, *QUICK)
 
@@ -414,7 +505,8 @@ def test_a_loss_that_is_not_finite_stops_with_advice_and_keeps_the_last_checkpoi
         return play_round(networks, config, round_)
 
     monkeypatch.setattr(train_module, "play_round", broken_from_step_3)
-    told = refusal("train", teacher, "--out", out, *QUICK, "--steps", 6, "--checkpoint-every", 2)
+    options = ("--steps", 6, "--checkpoint-every", 2, "--on-nan", "stop")
+    told = refusal("train", teacher, "--out", out, *QUICK, *options)
     assert "not finite at step 3" in told and "--student-rate" in told
     assert kept_checkpoints(out) == ["step-000003"] and "step-000003" in told
     tensors, state = checkpoint.load_checkpoint(out / "checkpoint")
@@ -425,17 +517,139 @@ def test_a_loss_that_is_not_finite_stops_with_advice_and_keeps_the_last_checkpoi
     assert student_files(out) == student_files(tmp_path / "whole")
 
 
+def bad_batches(monkeypatch, *rounds):
+    """In these rounds the gradients of the fake score are infinite."""
+    play_round, loss = distill.play_round, distill.fake_score_loss
+
+    def played(networks, config, round_):
+        with monkeypatch.context() as context:
+            if round_ in rounds:
+                context.setattr(distill, "fake_score_loss", lambda *a: loss(*a) * float("inf"))
+            return play_round(networks, config, round_)
+
+    monkeypatch.setattr(train_module, "play_round", played)
+
+
+def test_a_batch_of_infinite_gradients_is_skipped_counted_and_repeated_by_a_resume(
+    teacher, tmp_path, monkeypatch
+):
+    bad_batches(monkeypatch, 3)
+    told = train(teacher, tmp_path / "whole", "--steps", 5, "--checkpoint-every", 1).stderr
+    assert "warning: fake_loss, fake_norm not finite at step 3: skipped, 1 of the 3" in told
+    counted = rows(tmp_path / "whole" / "metrics.jsonl")
+    assert counted[2] == {"step": 3, "skipped": ["fake_loss", "fake_norm"]} and len(counted) == 5
+    assert all(map(finite, counted[:2] + counted[3:]))
+    for _ in range(6):
+        train(teacher, tmp_path / "broken", "--steps", 5, "--minutes", 1e-9)
+    assert student_files(tmp_path / "broken") == student_files(tmp_path / "whole")
+
+
+def test_batches_that_are_never_finite_end_in_advice_for_their_phase(
+    teacher, tmp_path, monkeypatch
+):
+    bad_batches(monkeypatch, *range(9))
+    lines = train(teacher, tmp_path / "x", "--steps", 9, exit_code=1).stderr.splitlines()
+    assert len(lines) == 4 and "not finite at step 3; there was no checkpoint" in lines[3]
+    assert "--student-rate or --fake-rate" in lines[3]
+    options = ("--on-nan", "stop", "--fake-warmup", 3)
+    told = refusal("train", teacher, "--out", tmp_path / "y", *QUICK, *options)
+    assert "the fake score's warm-up" in told and "with a lower --fake-rate" in told
+
+
+def test_a_rollback_halves_the_rates_and_repeats_in_another_process(teacher, tmp_path, monkeypatch):
+    play_round, rates = distill.play_round, []
+
+    def diverging(networks, config, round_):
+        (group,) = networks.fake_optimizer.param_groups
+        rates.append((round_, config.student_rate, config.fake_rate, group["lr"]))
+        measured = play_round(networks, config, round_)
+        at_fault = round_ == 4 and config.student_rate > 5e-4
+        return measured | ({"loss": float("nan")} if at_fault else {})
+
+    monkeypatch.setattr(train_module, "play_round", diverging)
+    options = ("--steps", 5, "--checkpoint-every", 1, "--on-nan", "rollback", "--fake-rate", 4e-4)
+    told = train(teacher, tmp_path / "whole", *options).stderr
+    assert "the loss is not finite: back to step-000003, at rates times 0.5" in told
+    assert rates[4:6] == [(4, 1e-3, 4e-4, 4e-4), (3, 5e-4, 2e-4, 2e-4)]
+    for _ in range(7):
+        train(teacher, tmp_path / "broken", *options, "--minutes", 1e-9)
+    assert student_files(tmp_path / "broken") == student_files(tmp_path / "whole")
+    assert load_checkpoint(tmp_path / "whole" / "checkpoint")[1]["rollbacks"] == 1
+
+
 def test_a_run_that_kept_nothing_binds_no_settings(teacher, tmp_path):
     out = tmp_path / "run"
-    absurd = ("--student-rate", 1e5, "--steps", 9)
+    absurd = ("--student-rate", 1e5, "--steps", 9, "--on-nan", "stop")
     assert "no checkpoint yet" in refusal("train", teacher, "--out", out, *QUICK, *absurd)
     train(teacher, out)
     assert load_student(out).info["config"]["student_rate"] == 1e-3
 
 
-def test_absurd_rates_end_in_advice_not_in_a_broken_student(teacher, tmp_path):
-    told = refusal("train", teacher, "--out", tmp_path / "x", *QUICK, "--fake-rate", 1e5)
-    assert "not finite" in told and "no checkpoint" in told and "--fake-rate" in told
+@pytest.mark.parametrize(
+    ("rates", "told"),
+    [
+        (("--fake-rate", 1e5), ("not finite", "--fake-rate")),
+        (("--student-rate", 9e5, "--steps", 1), ("--nfe 2 draws NaN", "step 1; ", "-rate")),
+        (
+            ("--regress-rate", 9e5, "--regress-steps", 1, "--steps", 0),
+            ("--nfe 2 draws NaN", "1 updates of regression", "a lower --regress-rate"),
+        ),
+    ],
+)
+def test_absurd_rates_end_in_advice_not_in_a_broken_student(teacher, tmp_path, rates, told):
+    absurd = ("--rate-warmup", 0, "--decay", "none", "--ema", 0, *rates)
+    line = train(teacher, tmp_path / "x", *absurd, exit_code=1).stderr.splitlines()[-1]
+    assert all(word in line for word in (*told, "no checkpoint")), line
+    assert not (tmp_path / "x" / "unet").exists() and not (tmp_path / "x" / "checkpoint").exists()
+
+
+def spoil(file, name, value=float("nan")):
+    """Set one weight of a safetensors file."""
+    tensors = load_file(file)
+    tensors[name].view(-1)[0] = value
+    save_file(tensors, file, {"format": "pt"})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_teacher_that_is_not_finite_is_refused_by_its_weights_name(save_teacher, tmp_path, value):
+    teacher, out = save_teacher(**TINY), tmp_path / "run"
+    spoil(teacher / "unet" / "diffusion_pytorch_model.safetensors", "conv_in.weight", value)
+    for line in (
+        refusal("info", teacher),
+        refusal("train", teacher, "--out", out, *QUICK, "--steps", 0),
+        refusal("sample", teacher, "--solver", "ddim", "--nfe", 2, "--grid", tmp_path / "g.png"),
+    ):
+        assert "unet: conv_in.weight holds NaN or infinite values (1 of 72)" in line
+    assert not out.exists()
+
+
+def test_a_student_that_is_not_finite_is_refused_by_its_weights_name(teacher, tmp_path):
+    out = tmp_path / "run"
+    train(teacher, out)
+    spoil(out / "unet" / "diffusion_pytorch_model.safetensors", "conv_out.bias")
+    assert "conv_out.bias holds NaN" in refusal("sample", out, "--grid", tmp_path / "g.png")
+    with pytest.raises(HsiviError, match=r"conv_out\.bias holds NaN"):
+        HSIVIPipeline.from_pretrained(out)
+    spoil(out / "chain.safetensors", "2.log_scale")
+    assert "2.log_scale holds NaN" in refusal("sample", out, "--grid", tmp_path / "g.png")
+
+
+@pytest.mark.parametrize("name", ["ema.conv_in.weight", "ema_scale", "fake_optimizer.0.exp_avg_sq"])
+def test_nothing_that_is_not_finite_is_kept(teacher, tmp_path, monkeypatch, name):
+    out = tmp_path / "run"
+    train(teacher, out, "--minutes", 1e-9)  # the warm-up, and its checkpoint
+    before = tree(out)
+
+    def spoiled(networks):
+        tensors = training_tensors(networks)
+        return tensors | {name: torch.full_like(tensors[name], float("inf"))}
+
+    monkeypatch.setattr(train_module, "training_tensors", spoiled)
+    line = refusal("train", teacher, "--out", out, *QUICK)
+    assert f"{name} holds NaN or infinite values" in line and "step-000001 is the last good" in line
+    after = tree(out)
+    kept = [file for file in before if file.suffix == ".safetensors" or "checkpoint" in str(file)]
+    assert all(after[file] == before[file] for file in kept)
 
 
 def test_out_of_memory_names_the_option_that_halves_it(teacher, tmp_path, monkeypatch):
@@ -445,6 +659,17 @@ def test_out_of_memory_names_the_option_that_halves_it(teacher, tmp_path, monkey
     monkeypatch.setattr(train_module, "play_round", full)
     told = refusal("train", teacher, "--out", tmp_path / "x", *QUICK, "--accumulate", 2)
     assert "out of memory" in told and "--accumulate 4" in told
+
+
+def test_out_of_memory_in_an_evaluation_names_what_reaches_there(teacher, tmp_path, monkeypatch):
+    def full(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(evaluation, "draw", full)
+    judged = judged_by(tmp_path, torch.randint(256, (9, 8, 8, 1), dtype=torch.uint8))
+    options = ("--eval-count", 1000, "--checkpoint-every", 1)
+    told = refusal("train", teacher, "--out", tmp_path / "x", *QUICK, *judged, *options)
+    assert "draws 256 images at once: --eval-count 128 or fewer" in told
 
 
 @pytest.mark.parametrize("place", ["save_file", "replace"])
@@ -484,7 +709,7 @@ def test_a_run_holds_two_checkpoints_and_no_pickle(teacher, tmp_path):
     out = tmp_path / "run"
     train(teacher, out, "--steps", 5, "--checkpoint-every", 1)
     assert kept_checkpoints(out) == ["step-000005", "step-000006"]
-    assert {name.suffix for name in tree(out)} == {".safetensors", ".json", ".jsonl", ".md"}
+    assert {name.suffix for name in tree(out)} == {".safetensors", ".json", ".jsonl", ".md", ""}
     for name, content in tree(out).items():  # and each is what its name says
         assert load_file(out / name) if name.suffix == ".safetensors" else content.decode()
 

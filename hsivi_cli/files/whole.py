@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -57,7 +58,7 @@ def remove(path: Path) -> None:
             path.unlink()
 
 
-LEFT = re.compile(r"\..+\.\d+\.tmp.*|\.export-.+")  # names of what is half written
+LEFT = re.compile(r"\..+\.(\d+)\.tmp.*|\.export-.+")  # half written, and by whom
 
 
 def is_fresh(out: Path) -> bool:
@@ -65,17 +66,34 @@ def is_fresh(out: Path) -> bool:
     return not out.exists() or all(LEFT.fullmatch(path.name) for path in out.iterdir())
 
 
-def sweep(out: Path) -> None:
-    """Delete what a killed process left half written in a run's folder."""
-    for folder in (out, out / "checkpoint"):
+def sweep(out: Path, shared: bool = False) -> None:
+    """Delete what a killed process left half written in a folder of ours.
+
+    shared  no lock keeps other processes out: what living ones write stays
+    """
+    for folder in (out, out / "checkpoint", out / "eval"):
         for path in folder.iterdir() if folder.is_dir() else ():
-            if LEFT.fullmatch(path.name):
+            left = LEFT.fullmatch(path.name)
+            if left and not (shared and left[1] and is_another(int(left[1]))):
                 remove(path)
+
+
+def is_another(pid: int) -> bool:
+    """Whether a process of this number runs here, and is not this one."""
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # it is another user's; or no system counts so far
+        return True
+    return True
 
 
 def write_text(path: Path, text: str) -> None:
     with replacing(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8", errors="replace")  # names of odd bytes
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -99,8 +117,8 @@ def write_json(path: Path, content: dict) -> None:
 def read_json(path: Path) -> dict:
     """The object in a JSON file."""
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise HsiviError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(found, dict):
         raise HsiviError(f"{path} holds no JSON object but a {type(found).__name__}")
@@ -127,11 +145,30 @@ def let_read(file: Path) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, on the CPU."""
+    """All tensors of a safetensors file, on the CPU. Refuses what is not finite."""
     try:
         with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise HsiviError(
             f"{path} cannot be read ({error}); it is missing or damaged: copy it again"
         ) from error
+    check_finite(tensors, path)
+    return tensors
+
+
+def not_finite_in(tensors: dict[str, Tensor]) -> str | None:
+    """The first tensor that is not finite throughout, in words."""
+    for name, tensor in tensors.items():
+        if bad := (~torch.isfinite(tensor)).sum().item():
+            return f"{name} holds NaN or infinite values ({bad} of {tensor.numel()})"
+    return None
+
+
+def check_finite(tensors: dict[str, Tensor], place: Path) -> None:
+    """Refuse the tensors of a place if one of them is not finite throughout."""
+    if wrong := not_finite_in(tensors):
+        raise HsiviError(
+            f"{place}: {wrong}, with which nothing can be drawn: copy it again, or take an earlier "
+            "state of it"
+        )

@@ -18,7 +18,15 @@ from torch import Tensor
 
 from ..errors import HsiviError, counted
 from ..files.places import embedded
-from ..files.whole import let_read, read_json, read_tensors, write_tensors, write_text, writing
+from ..files.whole import (
+    check_finite,
+    let_read,
+    read_json,
+    read_tensors,
+    write_tensors,
+    write_text,
+    writing,
+)
 from ..method.chain import Chain, draw_noise, join_noise, sample
 from .loading import clip_of, load_teacher
 from .teacher import Teacher, eps_network
@@ -106,7 +114,20 @@ def read_info(folder: Path) -> dict:
             f"{file} describes no run ({', '.join(wrong) or 'teacher'} is missing or damaged): "
             "copy it again, or choose another folder"
         )
+    check_best(info.get("best"))
     return info
+
+
+BEST = {"step": int, "distance": (int, float), "count": int, "detector": str}
+
+
+def check_best(best: dict | None) -> None:
+    """Refuse a best evaluation that is none."""
+    if best is None:
+        return
+    told = best if isinstance(best, dict) else {}
+    if wrong := [key for key, kind in BEST.items() if not isinstance(told.get(key), kind)]:
+        raise HsiviError(f"the best evaluation has no usable {', '.join(wrong)}: copy it again")
 
 
 def load_chains(folder: Path) -> tuple[dict[int, Chain], dict[int, Tensor]]:
@@ -183,6 +204,7 @@ class HSIVIPipeline(DiffusionPipeline):
     def from_pretrained(cls, path, **kwargs) -> HSIVIPipeline:
         folder = embedded(path)
         pipeline = super().from_pretrained(folder, **kwargs)
+        check_finite(pipeline.unet.state_dict(), folder / "unet")
         pipeline.chains, pipeline.log_scales = load_chains(folder)
         return pipeline
 

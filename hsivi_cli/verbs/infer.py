@@ -16,7 +16,7 @@ and with more --steps beyond the end.
 from __future__ import annotations
 
 import importlib.util
-import json
+import math
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -30,7 +30,7 @@ from ..config import InferConfig
 from ..density import against, quality
 from ..density.bridge import check_density
 from ..density.family import Family
-from ..density.fit import first_round, last_round, not_finite
+from ..density.fit import check_target, first_round, last_round, not_finite
 from ..density.named import fingerprint, load_target, probe
 from ..density.packages import quietly
 from ..density.rounds import Networks, make_networks, play_round, resolved
@@ -42,12 +42,16 @@ from ..files.checkpoint import (
     load_optimizer,
     module_tensors,
     optimizer_tensors,
+    slow,
 )
 from ..files.device import pick_device
+from ..files.folder import check_resumable, holding
+from ..files.logs import trim
 from ..files.progress import say
-from ..files.run import Plan, Run, check_resumable, holding, trim
+from ..files.run import Plan, Run, slowed, until_done
 from ..files.whole import (
     is_fresh,
+    read_json,
     read_tensors,
     remove,
     replacing,
@@ -73,14 +77,14 @@ def load(folder: str | Path) -> Family:
 
 def read_info(out: Path) -> dict:
     try:
-        info = json.loads((out / "infer.json").read_text())
+        info = read_json(out / "infer.json")
         names = {item.name for item in fields(InferConfig)}
         if {"target", "dim", "config", "step", "cpu_seconds"} <= info.keys() and (
             info["config"].keys() <= names
         ):
             return info
         reason = "it describes no run of this version"
-    except (OSError, ValueError, AttributeError) as error:
+    except (HsiviError, AttributeError) as error:
         reason = error
     raise HsiviError(f"{out / 'infer.json'} cannot be used ({reason}): choose another folder")
 
@@ -96,7 +100,7 @@ def run(config: InferConfig, name: str, dim: int | None, out: Path) -> None:
             quietly(package)
     about = {"target": name, "dim": target.dim}
     with holding(out):
-        learn(config, about, target, device, out, begin)
+        until_done(lambda clocks: learn(config, about, target, device, out, clocks), begin)
 
 
 def learn(
@@ -119,7 +123,10 @@ def learn(
     trim(out / "metrics.jsonl", run.step)
     done = run.step
     for round_ in run.rounds():
-        run.record(play_round(inference.networks, config, round_))
+        measured = play_round(inference.networks, run.settings, round_)
+        if not all(map(math.isfinite, measured.values())):
+            check_target(inference.networks)  # its fault would come again
+        run.record(measured)
     if run.stopped:
         run.leave(f"at step {run.step} of {config.steps}")
         return
@@ -197,12 +204,13 @@ class Inference:
         tensors |= optimizer_tensors(self.networks.optimizer, "optimizer")
         return tensors | optimizer_tensors(self.networks.fake_optimizer, "fake_optimizer")
 
-    def load(self, tensors: dict[str, Tensor]) -> None:
+    def load(self, tensors: dict[str, Tensor], state: dict) -> None:
         whitening = (tensors["family.centre"], tensors["family.factor"])
         self.networks = make_networks(self.config, self.target, whitening, self.device)
         load_modules(self.networks, MODULES, tensors)
         load_optimizer(self.networks.optimizer, "optimizer", tensors)
         load_optimizer(self.networks.fake_optimizer, "fake_optimizer", tensors)
+        slow(self.networks.fake_optimizer, slowed(state["rollbacks"]))
 
     def export(self, run: Run) -> None:
         """model.safetensors and infer.json."""
@@ -224,8 +232,13 @@ class Inference:
         divergence = measured.get("divergence_1", 0)
         return f"step {run.step} of {self.config.steps}, divergence {divergence:.3g}"
 
-    def not_finite(self, step: int, kept: str) -> HsiviError:
-        return not_finite(self.networks, step, kept)
+    def fault(self) -> str | None:
+        """Finite weights may be large enough to draw what is not."""
+        finite = self.networks.ema.sample(100, self.config.seed).isfinite().all()
+        return None if finite else "the averaged layers draw NaN or infinite values"
+
+    def not_finite(self, what: str, round_: int, kept: str) -> HsiviError:
+        return not_finite(self.networks, what, plan_of(self.config).step(round_ + 1), kept)
 
 
 def report(out: Path, networks: Networks, config: InferConfig, target: Target) -> None:
@@ -233,6 +246,7 @@ def report(out: Path, networks: Networks, config: InferConfig, target: Target) -
     the samples' quality.
     """
     drawn = networks.ema.sample(config.count, config.seed)
+    quality.check_samples(drawn)
     with torch.no_grad():
         check_density(torch.cat([target.log_prob(x) for x in drawn[:2000].split(500)]), drawn)
     samples = drawn.cpu()
@@ -242,7 +256,7 @@ def report(out: Path, networks: Networks, config: InferConfig, target: Target) -
     about = {"step": config.steps} | summary(samples) | {"divergence": divergence}
     write_json(out / "summary.json", about)
     say(quality.in_words(divergence))
-    if doubt := quality.doubt(divergence):
+    for doubt in filter(None, (quality.doubt(divergence), quality.strayed(samples))):
         say(f"warning: {doubt}")
     if samples.shape[1] == 2:
         marginals = networks.ema.marginals(config.count, config.seed)

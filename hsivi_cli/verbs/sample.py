@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
-from ..config import SEEDS, SampleConfig, TrainConfig, flag_of
+from ..config import ORIGIN, SEEDS, SampleConfig, TrainConfig, flag_of
 from ..errors import HsiviError, counted
 from ..files.device import pick_device
 from ..files.images import (
@@ -26,7 +26,7 @@ from ..files.images import (
 from ..files.places import check_file, check_place, name_of, shipped_students
 from ..files.pngs import saving
 from ..files.progress import Bar, say
-from ..files.whole import read_json, write_text
+from ..files.whole import is_fresh, read_json, sweep, write_text
 from ..method.chain import Chain
 from ..method.schedule import Clip
 from ..models.draw import Sampler, chain_digest, check_labels, draw, solver_sampler, student_sampler
@@ -146,6 +146,10 @@ def open_sampler(config: SampleConfig, device: torch.device) -> tuple[Sampler, s
         source = shipped(SHIPPED if config.nfe is None else config.nfe)
     name = name_of(source)
     if config.solver is None and source is not None and is_student(source):
+        if told := [flag_of(name) for name in ORIGIN if getattr(config, name)]:
+            raise HsiviError(
+                f"{' and '.join(told)} tell of a teacher, and {source} is a run: leave them out"
+            )
         student = load_student(source, device)
         sampler = student_sampler(student, config.nfe, config.dtype)
         return sampler, f"{name}-{sampler.nfe}" if len(student.chains) > 1 else name
@@ -200,7 +204,7 @@ def claim(folder: Path, sampler: Sampler, config: SampleConfig) -> None:
         "labels": config.labels,
         "dtype": config.dtype,
     }
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.is_dir() and not is_fresh(folder):
         if not (folder / MARK).exists():
             raise HsiviError(
                 f"{folder} exists and holds something else than samples of hsivi: choose another "
@@ -217,6 +221,7 @@ def claim(folder: Path, sampler: Sampler, config: SampleConfig) -> None:
         raise HsiviError(f"{folder} is a file: choose a folder, or a name that ends in .npz")
     else:
         write_text(folder / MARK, json.dumps(mark) + "\n")
+    sweep(folder, shared=True)
 
 
 def parse_seeds(config: SampleConfig) -> range:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import math
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,32 +22,33 @@ from torch import Tensor
 from .. import __version__
 from ..config import TrainConfig
 from ..errors import HsiviError, counted
-from ..files.checkpoint import checkpoints
+from ..files.checkpoint import checkpoints, slow
 from ..files.device import launched, once
-from ..files.images import has_picture, save_grid
+from ..files.folder import check_resumable, holding
+from ..files.logs import append, trim
 from ..files.progress import say
-from ..files.run import Plan, Processes, Run, append, check_resumable, holding, trim
+from ..files.run import Plan, Processes, Run, slowed, until_done
 from ..files.whole import is_fresh, sweep
 from ..method.distill import opening_rounds, play_round
 from ..method.networks import Networks
 from ..method.regress import regress_rounds, regressed
 from ..method.steps import Shard
 from ..metrics.detectors import Detector
-from ..metrics.frechet import frechet_distance
+from ..metrics.evaluation import EVALUATIONS, evaluate, has_collapsed, is_better
 from ..metrics.judge import make_judge
-from ..metrics.statistics import Statistics, moments_of
+from ..metrics.statistics import Statistics
 from ..models.compiled import chosen_forward, quick
-from ..models.draw import draw
 from ..models.loading import load_teacher
 from ..models.networks import (
-    averaged_sampler,
     begin_from,
+    broken_budget,
     load_training,
     networks_of,
     training_tensors,
 )
 from ..models.starts import find_chains, find_clip
 from ..models.student import (
+    check_best,
     is_student,
     is_whole,
     read_info,
@@ -59,8 +59,6 @@ from ..models.teacher import Teacher, difference
 from ..report.card import how_to_go_on, model_card, of_budgets, one_of
 
 SAVE_REGRESSION = 4  # rounds of regression between checkpoints, as long as some 50 steps
-EVAL_SEED = 1_000_000_000  # the seeds that judge a training are none that a user is likely to draw
-GRID_COUNT = 64  # images of a kept grid
 
 
 def run(config: TrainConfig, teacher_options: dict, out: Path) -> None:
@@ -80,7 +78,7 @@ def run(config: TrainConfig, teacher_options: dict, out: Path) -> None:
         raise HsiviError(f"{count} processes: a round's chains divide over 1, 2, 4 or 8 of them")
     teacher = load_teacher(**teacher_options, device=device)
     with holding(out) if accelerator.is_main_process else contextlib.nullcontext():
-        distil(config, teacher, out, accelerator, begin)
+        until_done(lambda clocks: distil(config, teacher, out, accelerator, clocks), begin)
 
 
 def distil(
@@ -118,7 +116,7 @@ def distil(
     with quick(networks, config, forward, main):
         for round_ in run.rounds():
             try:
-                measured = play_round(networks, config, round_)
+                measured = play_round(networks, run.settings, round_)
             except torch.OutOfMemoryError as error:
                 hint = f"--accumulate {2 * config.accumulate} halves what an update needs"
                 step = run.plan.step(round_ + 1)
@@ -186,8 +184,10 @@ class Training:
     def tensors(self) -> dict[str, Tensor]:
         return training_tensors(self.networks)
 
-    def load(self, tensors: dict[str, Tensor]) -> None:
+    def load(self, tensors: dict[str, Tensor], state: dict) -> None:
+        check_best(state["best"])
         load_training(self.networks, tensors)
+        slow(self.networks.fake_optimizer, slowed(state["rollbacks"]))
 
     def open(self, run: Run) -> None:
         """Write the run's description, mend the export where it is not the checkpoint's, drop log
@@ -197,6 +197,9 @@ class Training:
             self.accelerator.init_trackers("hsivi", config=asdict(self.config))
         if not run.processes.main:
             return
+        told = read_info(self.out).get("best") if run.resumed else None
+        if told and told["step"] > run.step:  # its checkpoint was damaged: it is exported still
+            run.state["best"] = told
         if run.state["best"] and not is_whole(self.out):
             run.state["best"] = None
             say(
@@ -229,7 +232,8 @@ class Training:
     def export(self, run: Run) -> None:
         """The student of now where it is the best or nothing judges it, else the description."""
         best, info = run.state["best"], self.info(run)
-        if best and best["step"] != run.step:
+        now = (run.step, run.state["rollbacks"])
+        if best and (best["step"], best.get("rollbacks", 0)) != now:
             write_info(self.out, info)
             return
         chains = {chain.nfe: chain for chain in self.networks.chains}
@@ -253,12 +257,22 @@ class Training:
         self.divergence = 0.95 * before + 0.05 * bound
         return f"step {run.step} of {self.config.steps}, divergence {self.divergence:.3g}"
 
-    def not_finite(self, step: int, kept: str) -> HsiviError:
-        advice = "a lower --student-rate or --fake-rate, or more --fake-updates"
-        advice += ", or --dtype float32" if self.config.dtype == "bfloat16" else ""
-        return HsiviError(
-            f"the loss is not finite at step {step}; {kept}. Begin in another --out with {advice}"
-        )
+    def fault(self) -> str | None:
+        return broken_budget(self.networks, self.teacher, self.config.dtype)
+
+    def not_finite(self, what: str, round_: int, kept: str) -> HsiviError:
+        config = self.config
+        if round_ < 0:
+            return HsiviError(f"{what} before any training: the teacher or its chain is at fault")
+        advice, where = "a lower --student-rate or --fake-rate, or more --fake-updates", "at step "
+        where += str(plan_of(config).step(round_ + 1))
+        if round_ < regress_rounds(config):
+            advice = "a lower --regress-rate"
+            where = f"after {regressed(config, round_ + 1)} updates of regression"
+        elif round_ < opening_rounds(config):
+            advice, where = "a lower --fake-rate", "in the fake score's warm-up"
+        advice += ", or --dtype float32" if config.dtype == "bfloat16" else ""
+        return HsiviError(f"{what} {where}; {kept}. Begin in another --out with {advice}")
 
     def follow(self, run: Run, measured: dict[str, float]) -> None:
         """What a round that was recorded leads to: timing, trackers, an evaluation."""
@@ -284,44 +298,29 @@ class Training:
             self.evaluate(run)
 
     def evaluate(self, run: Run) -> None:
-        """Judge the averaged student by its distance to the reference at every budget; if their
-        geometric mean is the least so far, so that every budget counts by ratios, keep it.
-        """
-        (detector, reference), config, step = self.judge, self.config, run.step
-        count = config.eval_count
-        ruled = {"count": count, "detector": detector.stamp, "reference": config.reference}
-        distances = {}
-        for chain in self.networks.chains:
-            sampler = averaged_sampler(self.networks, chain, self.teacher, config.dtype)
-            seeds = range(EVAL_SEED, EVAL_SEED + count)
-            batches = list(draw(sampler, seeds, min(count, 256), self.networks.device))
-            if has_picture(self.teacher.shape[0]):
-                file = self.out / "eval" / f"step-{step:06d}-{chain.nfe}.png"
-                save_grid(torch.cat(batches)[:GRID_COUNT], file)
-            moments, _ = moments_of(batches, detector)
-            distance = distances[str(chain.nfe)] = frechet_distance(moments, reference.moments)
-            row = {"step": step, "nfe": chain.nfe, "distance": distance}
-            append(self.out / "evaluations.jsonl", row | ruled)
-        mean = math.prod(max(0.0, d) for d in distances.values()) ** (1 / len(distances))
-        found = {"step": step, "distance": mean, "distances": distances} | ruled
-        if config.log_with:
+        """Judge the averaged student, and keep it if it is the best so far."""
+        found = evaluate(
+            *(self.networks, self.teacher, self.judge, self.config, run.step, self.out)
+        )
+        distances, best = found["distances"], run.state["best"]
+        if self.config.log_with:
             each = {f"distance_{nfe}": distance for nfe, distance in distances.items()}
-            self.accelerator.log({"distance": mean} | each, step=step)
-        best = run.state["best"]
+            self.accelerator.log({"distance": found["distance"]} | each, step=run.step)
         say(
-            f"step {step}: distance {of_budgets(distances)}"
-            + (f", mean {mean:.2f}" if len(distances) > 1 else "")
-            + f" ({count} images)"
+            f"step {run.step}: distance {of_budgets(distances)}"
+            + (f", mean {found['distance']:.2f}" if len(distances) > 1 else "")
+            + f" ({found['count']} images)"
             + (f", best {best['distance']:.2f}" if best else "")
         )
-        ruler = ("count", "detector", "reference")  # by another one a distance says something else
-        if (
-            best is None
-            or found["distance"] < best["distance"]
-            or any(found[key] != best.get(key) for key in ruler)
-        ):
-            run.state["best"] = found
+        if is_better(found, best):
+            back = run.state["rollbacks"]  # a step may come again, at other rates
+            run.state["best"] = found | ({"rollbacks": back} if back else {})
             run.keep()
+        elif has_collapsed(self.out / "evaluations.jsonl", best):
+            say(
+                f"warning: the distance has been above twice the best {EVALUATIONS} times: the "
+                f"student may have collapsed; {self.out} keeps the best, of step {best['step']}"
+            )
 
     def close(self, run: Run) -> None:
         """The run's last words."""
@@ -336,6 +335,9 @@ class Training:
         if config.log_with:
             self.accelerator.end_training()
         if run.processes.main:
+            if self.judge and run.resumed and run.state["best"] is None:
+                say(f"the student in {self.out} has not been judged: it is now")
+                self.evaluate(run)
             best = run.state["best"]
             measured = (
                 f", best distance {best['distance']:.2f} at step {best['step']}" if best else ""
