@@ -1,4 +1,4 @@
-"""PNG files by the ten thousand: a small encoder, and threads that write beside the drawing.
+"""PNG files by the ten thousand: threads that encode and write them beside the drawing.
 
 Images are uint8 [N, H, W, C], C = 1 (grey) or 3 (RGB). A picture is written under a temporary name
 and then moved, so that a file that exists is whole.
@@ -7,36 +7,19 @@ and then moved, so that a file that exists is whole.
 from __future__ import annotations
 
 import os
-import struct
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 from torch import Tensor
 
+from .images import image_png
 from .whole import remove, writing
 
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
-COLOUR_TYPES = {1: 0, 3: 2}  # by channels: grey, RGB
 WRITERS = min(4, os.cpu_count() or 1)
 WAITING = 4  # batches that may wait for their writing, or memory would fill
-
-
-def encode_png(image: np.ndarray) -> bytes:
-    """A picture [H, W, C] as the bytes of a PNG: eight bits a channel, rows unfiltered."""
-    height, width, channels = image.shape
-    rows = np.zeros((height, 1 + width * channels), np.uint8)  # a row begins with its filter, 0
-    rows[:, 1:] = image.reshape(height, -1)
-    header = struct.pack(">IIBBBBB", width, height, 8, COLOUR_TYPES[channels], 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
-    return SIGNATURE + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in chunks
-    )
 
 
 def save_png(images: Tensor, seeds: Sequence[int], folder: Path) -> None:
@@ -44,10 +27,10 @@ def save_png(images: Tensor, seeds: Sequence[int], folder: Path) -> None:
     folder = Path(folder)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for image, seed in zip(images.numpy(), seeds, strict=True):
+        for image, seed in zip(images, seeds, strict=True):
             name = f"{seed:05d}.png"
             temporary = f"{folder}/.{name}.{os.getpid()}.tmp"
-            _write(encode_png(image), f"{folder}/{name}", temporary)
+            _write(image_png(image), f"{folder}/{name}", temporary)
 
 
 def _write(data: bytes, path: str, temporary: str) -> None:
