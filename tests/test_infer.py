@@ -1,6 +1,7 @@
 """A run of `hsivi infer`: what lies in its folder, how it stops and goes on, what it refuses."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -13,9 +14,10 @@ from command import finite, hsivi, refusal, rows, tree
 
 from hsivi_cli.density import against
 from hsivi_cli.density.rounds import play_round
+from hsivi_cli.errors import HsiviError
 from hsivi_cli.files.checkpoint import checkpoints
 from hsivi_cli.files.run import holding
-from hsivi_cli.files.whole import write_tensors
+from hsivi_cli.files.whole import read_tensors, write_tensors
 from hsivi_cli.verbs import infer as infer_module
 from hsivi_cli.verbs.infer import load
 
@@ -293,3 +295,23 @@ def test_a_loss_that_is_not_finite_stops_with_advice(tmp_path):
     ).stderr.splitlines()[-1]
     assert said.startswith("error: the loss is not finite at step") and "lower" in said
     infer("banana", tmp_path / "y", "--objective", "lb")  # it kept nothing, so nothing binds
+
+
+@pytest.mark.parametrize("objective", ["lb", "reverse-kl"])
+def test_layers_that_draw_what_is_not_finite_are_neither_kept_nor_exported(tmp_path, objective):
+    absurd = ("--rate-warmup", 0, "--decay", "none", "--ema", 0, "--student-rate", 9e5)
+    options = ("--objective", objective, "--steps", 1, *absurd)
+    line = infer("banana", tmp_path / "y", *options, exit_code=1).stderr.splitlines()[-1]
+    assert "draw NaN or infinite values at step 1; there was no checkpoint yet" in line
+    assert "samples.npz" not in {file.name for file in (tmp_path / "y").iterdir()}
+    assert all(tensor.abs().max() < 9e5 for tensor in load(tmp_path / "y").state_dict().values())
+
+
+def test_layers_that_are_not_finite_are_refused_by_their_weights_name(tmp_path):
+    infer("banana", tmp_path / "y")
+    file = tmp_path / "y" / "model.safetensors"
+    tensors = read_tensors(file)
+    tensors["centre"][1] = math.inf
+    write_tensors(file, tensors)
+    with pytest.raises(HsiviError, match=r"model\.safetensors: centre holds NaN or infinite"):
+        load(tmp_path / "y")

@@ -12,9 +12,11 @@ from command import rows
 
 from hsivi_cli.errors import HsiviError
 from hsivi_cli.files import progress
-from hsivi_cli.files.checkpoint import load_checkpoint
+from hsivi_cli.files.checkpoint import checkpoints, load_checkpoint
 from hsivi_cli.files.progress import Bar
 from hsivi_cli.files.run import Plan, Processes, Run
+
+BROKEN = -1.0
 
 
 class Number:
@@ -37,8 +39,11 @@ class Number:
     def words(self, measured, run):
         return f"value {measured['value']:g}"
 
-    def not_finite(self, step, kept):
-        return HsiviError(f"step {step}: {kept}")
+    def fault(self):
+        return "it draws nothing" if self.value == BROKEN else None
+
+    def not_finite(self, what, round_, kept):
+        return HsiviError(f"{what} in round {round_}: {kept}")
 
     def play(self, round_):
         self.value += round_
@@ -98,10 +103,27 @@ def test_minutes_end_a_run_after_a_round_and_it_says_how_to_go_on(tmp_path, caps
 
 def test_what_is_not_finite_ends_the_run_at_its_step_and_is_not_counted(tmp_path):
     number, run = open_run(tmp_path / "x")
-    with pytest.raises(HsiviError, match=r"step 4: .*step-000005 is the last good state"):
+    with pytest.raises(HsiviError, match=r"not finite in round 5: .*step-000005 is the last good"):
         for round_ in run.rounds():
             run.record({"value": float("nan")} if round_ == 5 else number.play(round_))
     assert run.state["round"] == 5 and len(rows(tmp_path / "x" / "metrics.jsonl")) == 3
+
+
+@pytest.mark.parametrize(
+    ("value", "told"), [(float("inf"), r"value holds NaN or inf"), (BROKEN, "it draws nothing")]
+)
+def test_a_state_that_is_not_finite_or_draws_nothing_is_neither_kept_nor_exported(
+    tmp_path, value, told
+):
+    number, run = open_run(tmp_path / "x")
+    with pytest.raises(HsiviError, match=rf"{told}.* in round 7: .*step-000005 is the last good"):
+        for round_ in run.rounds():
+            measured = number.play(round_)
+            if round_ == 7:
+                number.value.fill_(value)
+            run.record(measured)
+    assert [p.name for p in checkpoints(tmp_path / "x" / "checkpoint")] == ["step-000005"]
+    assert json.loads((tmp_path / "x" / "value.json").read_text())[0] == 3
 
 
 def test_a_kill_between_a_checkpoint_and_its_export_loses_nothing(tmp_path):

@@ -19,24 +19,26 @@ import pytest
 import torch
 from command import QUICK, TINY, finite, hsivi, refusal, rows, save_detector, train, tree
 from conftest import edit_json
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from hsivi_cli.config import TrainConfig
+from hsivi_cli.errors import HsiviError
 from hsivi_cli.files import checkpoint, whole
 from hsivi_cli.files.checkpoint import load_checkpoint
 from hsivi_cli.files.images import save_npz
 from hsivi_cli.files.run import Interrupt, holding
 from hsivi_cli.method import distill, regress
+from hsivi_cli.metrics import evaluation
 from hsivi_cli.metrics.detectors import load_detector
+from hsivi_cli.metrics.evaluation import EVAL_SEED
 from hsivi_cli.metrics.frechet import frechet_distance
 from hsivi_cli.metrics.statistics import load_statistics, moments_of
 from hsivi_cli.models.draw import Sampler, draw, solver_sampler, student_sampler
 from hsivi_cli.models.loading import load_teacher
-from hsivi_cli.models.networks import networks_of
+from hsivi_cli.models.networks import networks_of, training_tensors
 from hsivi_cli.models.starts import make_chain
-from hsivi_cli.models.student import load_student
+from hsivi_cli.models.student import HSIVIPipeline, load_student
 from hsivi_cli.verbs import train as train_module
-from hsivi_cli.verbs.train import EVAL_SEED
 
 
 @pytest.fixture(scope="module")
@@ -296,7 +298,7 @@ def test_a_new_best_is_kept_with_a_checkpoint_of_its_step(teacher, tmp_path, mon
     save_npz(torch.randint(256, (9, 8, 8, 1), dtype=torch.uint8), tmp_path / "real.npz")
     judged = ("--reference", tmp_path / "real.npz", "--detector", tmp_path / "detector")
     falling = iter((9.0, 8.0, 7.0))
-    monkeypatch.setattr(train_module, "frechet_distance", lambda *a: next(falling))
+    monkeypatch.setattr(evaluation, "frechet_distance", lambda *a: next(falling))
     play_round = distill.play_round
 
     def killed(networks, config, round_):
@@ -433,9 +435,71 @@ def test_a_run_that_kept_nothing_binds_no_settings(teacher, tmp_path):
     assert load_student(out).info["config"]["student_rate"] == 1e-3
 
 
-def test_absurd_rates_end_in_advice_not_in_a_broken_student(teacher, tmp_path):
-    told = refusal("train", teacher, "--out", tmp_path / "x", *QUICK, "--fake-rate", 1e5)
-    assert "not finite" in told and "no checkpoint" in told and "--fake-rate" in told
+@pytest.mark.parametrize(
+    ("rates", "told"),
+    [
+        (("--fake-rate", 1e5), ("not finite", "--fake-rate")),
+        (("--student-rate", 9e5, "--steps", 1), ("--nfe 2 draws NaN", "step 1; ", "-rate")),
+        (
+            ("--regress-rate", 9e5, "--regress-steps", 1, "--steps", 0),
+            ("--nfe 2 draws NaN", "1 updates of regression", "a lower --regress-rate"),
+        ),
+    ],
+)
+def test_absurd_rates_end_in_advice_not_in_a_broken_student(teacher, tmp_path, rates, told):
+    absurd = ("--rate-warmup", 0, "--decay", "none", "--ema", 0, *rates)
+    line = train(teacher, tmp_path / "x", *absurd, exit_code=1).stderr.splitlines()[-1]
+    assert all(word in line for word in (*told, "no checkpoint")), line
+    assert not (tmp_path / "x" / "unet").exists() and not (tmp_path / "x" / "checkpoint").exists()
+
+
+def spoil(file, name, value=float("nan")):
+    """Set one weight of a safetensors file."""
+    tensors = load_file(file)
+    tensors[name].view(-1)[0] = value
+    save_file(tensors, file, {"format": "pt"})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_teacher_that_is_not_finite_is_refused_by_its_weights_name(save_teacher, tmp_path, value):
+    teacher, out = save_teacher(**TINY), tmp_path / "run"
+    spoil(teacher / "unet" / "diffusion_pytorch_model.safetensors", "conv_in.weight", value)
+    for line in (
+        refusal("info", teacher),
+        refusal("train", teacher, "--out", out, *QUICK, "--steps", 0),
+        refusal("sample", teacher, "--solver", "ddim", "--nfe", 2, "--grid", tmp_path / "g.png"),
+    ):
+        assert "unet: conv_in.weight holds NaN or infinite values (1 of 72)" in line
+    assert not out.exists()
+
+
+def test_a_student_that_is_not_finite_is_refused_by_its_weights_name(teacher, tmp_path):
+    out = tmp_path / "run"
+    train(teacher, out)
+    spoil(out / "unet" / "diffusion_pytorch_model.safetensors", "conv_out.bias")
+    assert "conv_out.bias holds NaN" in refusal("sample", out, "--grid", tmp_path / "g.png")
+    with pytest.raises(HsiviError, match=r"conv_out\.bias holds NaN"):
+        HSIVIPipeline.from_pretrained(out)
+    spoil(out / "chain.safetensors", "2.log_scale")
+    assert "2.log_scale holds NaN" in refusal("sample", out, "--grid", tmp_path / "g.png")
+
+
+@pytest.mark.parametrize("name", ["ema.conv_in.weight", "ema_scale", "fake_optimizer.0.exp_avg_sq"])
+def test_nothing_that_is_not_finite_is_kept(teacher, tmp_path, monkeypatch, name):
+    out = tmp_path / "run"
+    train(teacher, out, "--minutes", 1e-9)  # the warm-up, and its checkpoint
+    before = tree(out)
+
+    def spoiled(networks):
+        tensors = training_tensors(networks)
+        return tensors | {name: torch.full_like(tensors[name], float("inf"))}
+
+    monkeypatch.setattr(train_module, "training_tensors", spoiled)
+    line = refusal("train", teacher, "--out", out, *QUICK)
+    assert f"{name} holds NaN or infinite values" in line and "step-000001 is the last good" in line
+    after = tree(out)
+    kept = [file for file in before if file.suffix == ".safetensors" or "checkpoint" in str(file)]
+    assert all(after[file] == before[file] for file in kept)
 
 
 def test_out_of_memory_names_the_option_that_halves_it(teacher, tmp_path, monkeypatch):

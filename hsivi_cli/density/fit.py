@@ -47,19 +47,21 @@ def fit(log_prob: Callable | Target, dim: int, progress: bool = True, **options)
     first = first_round(config)
     for round_ in tqdm(range(first, last_round(config)), disable=not progress, unit="step"):
         if not all(map(math.isfinite, play_round(networks, config, round_).values())):
-            raise not_finite(networks, round_ - warmup_rounds(config), "nothing was kept")
+            step = max(0, round_ - warmup_rounds(config))
+            raise not_finite(networks, "the loss is not finite", step, "nothing was kept")
     return networks.ema
 
 
-def not_finite(networks: Networks, step: int, kept: str) -> HsiviError:
-    """What to say of a loss that is not finite: the target's own fault first.
+def not_finite(networks: Networks, what: str, step: int, kept: str) -> HsiviError:
+    """What to say of a training that ends in what is not finite: the target's own fault first.
 
+    what  is not finite, in words
     kept  what there is to go back to, in words
     """
     for k, x in enumerate(networks.ema.marginals(1000)[:-1]):
         networks.bridge.score(x, k)
         check_density(networks.bridge.log_prob(x, k), x)
     return HsiviError(
-        f"the loss is not finite at step {max(0, step)}; {kept}. Begin anew with a lower "
+        f"{what} at step {step}; {kept}. Begin anew with a lower "
         "--student-rate or --fake-rate, more --layers, or a larger --start-scale"
     )

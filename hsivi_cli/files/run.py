@@ -33,7 +33,7 @@ from ..config import flag_of
 from ..errors import HsiviError
 from .checkpoint import checkpoints, last_good, load_checkpoint, save_checkpoint, usable
 from .progress import Bar, command_line, say
-from .whole import write_text, writing
+from .whole import not_finite_in, write_text, writing
 
 try:
     import fcntl
@@ -197,8 +197,15 @@ class Trained(Protocol):
     def words(self, measured: dict[str, float], run: Run) -> str:
         """What the bar says of a round."""
 
-    def not_finite(self, step: int, kept: str) -> HsiviError:
-        """What to say of measurements that are not finite. kept: what there is to go back to."""
+    def fault(self) -> str | None:
+        """What keeps the students that would be exported from drawing, in words."""
+
+    def not_finite(self, what: str, round_: int, kept: str) -> HsiviError:
+        """What to say of a fault of a round, and what to change in its phase.
+
+        what  is not finite, in words
+        kept  what there is to go back to
+        """
 
 
 class Run:
@@ -283,25 +290,29 @@ class Run:
         """A round is over: count it, refuse what is not finite, write its line in metrics.jsonl
         where it made a step, and tell the bar.
         """
-        before, step = self.step, self.plan.step(self.state["round"] + 1)
+        before, round_ = self.step, self.state["round"]
         if not all(map(math.isfinite, measured.values())):
-            raise self.trained.not_finite(step, last_good(self.out))
+            raise self.trained.not_finite("the loss is not finite", round_, last_good(self.out))
         self.state["round"] += 1
         if not self.processes.main:
             return
         self.clock()
-        if step > before:
-            append(self.out / "metrics.jsonl", {"step": step} | measured)
+        if self.step > before:
+            append(self.out / "metrics.jsonl", {"step": self.step} | measured)
         self.bar.set_description(self.trained.words(measured, self), refresh=False)
         self.bar.update()
 
     def keep(self) -> None:
         """A checkpoint, then the export that goes with it: a kill in between leaves an export that
-        the checkpoint can mend.
+        the checkpoint can mend. Neither, where a tensor is not finite or the student draws what is
+        not.
         """
+        tensors = self.trained.tensors()
+        if wrong := not_finite_in(tensors) or self.trained.fault():
+            raise self.trained.not_finite(wrong, self.state["round"] - 1, last_good(self.out))
         self.clock()
         self.kept = self.state["round"]
-        save_checkpoint(self.out / "checkpoint", self.kept, self.trained.tensors(), self.state)
+        save_checkpoint(self.out / "checkpoint", self.kept, tensors, self.state)
         self.trained.export(self)
 
     def save(self) -> None:

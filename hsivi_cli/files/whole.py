@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -127,11 +128,30 @@ def let_read(file: Path) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, on the CPU."""
+    """All tensors of a safetensors file, on the CPU. Refuses what is not finite."""
     try:
         with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise HsiviError(
             f"{path} cannot be read ({error}); it is missing or damaged: copy it again"
         ) from error
+    check_finite(tensors, path)
+    return tensors
+
+
+def not_finite_in(tensors: dict[str, Tensor]) -> str | None:
+    """The first tensor that is not finite throughout, in words."""
+    for name, tensor in tensors.items():
+        if bad := (~torch.isfinite(tensor)).sum().item():
+            return f"{name} holds NaN or infinite values ({bad} of {tensor.numel()})"
+    return None
+
+
+def check_finite(tensors: dict[str, Tensor], place: Path) -> None:
+    """Refuse the tensors of a place if one of them is not finite throughout."""
+    if wrong := not_finite_in(tensors):
+        raise HsiviError(
+            f"{place}: {wrong}, with which nothing can be drawn: copy it again, or take an earlier "
+            "state of it"
+        )

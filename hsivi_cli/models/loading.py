@@ -13,7 +13,7 @@ from torch import Tensor
 from ..config import ORIGIN
 from ..errors import HsiviError
 from ..files.places import embedded, embedded_names
-from ..files.whole import read_json
+from ..files.whole import check_finite, read_json
 from ..method import schedule
 from .teacher import Teacher, digest_of
 
@@ -212,6 +212,7 @@ def load_unet(folder: Path, name: str, variant: str | None) -> UNet2DModel:
             f"the weights in {folder} do not fit their config.json: {missing[0]} is missing or "
             "has another shape"
         )
+    check_finite(unet.state_dict(), folder)
     if unet.config.out_channels not in (unet.config.in_channels, 2 * unet.config.in_channels):
         channels = f"{unet.config.in_channels} channels in and {unet.config.out_channels} out"
         raise HsiviError(

@@ -15,11 +15,12 @@ from ..files.checkpoint import (
     module_tensors,
     optimizer_tensors,
 )
+from ..files.images import NotFinite
 from ..method.chain import Chain
 from ..method.networks import Networks, make_networks
 from ..method.steps import Shard
 from .compiled import Forward, forward
-from .draw import Sampler
+from .draw import Sampler, draw
 from .starts import make_path
 from .student import load_student
 from .teacher import Teacher, difference
@@ -104,3 +105,16 @@ def averaged_sampler(networks: Networks, chain: Chain, teacher: Teacher, dtype: 
         label_count=teacher.label_count,
         digest="",
     )
+
+
+def broken_budget(networks: Networks, teacher: Teacher, dtype: str) -> str | None:
+    """Which budget's averaged student draws what is not finite, in words: weights that are finite
+    may be large enough. Two images of each are drawn.
+    """
+    for chain in networks.chains:
+        sampler = averaged_sampler(networks, chain, teacher, dtype)
+        try:
+            list(draw(sampler, range(2), 2, networks.device))
+        except NotFinite:
+            return f"the averaged student at --nfe {chain.nfe} draws NaN or infinite values"
+    return None

@@ -18,7 +18,15 @@ from torch import Tensor
 
 from ..errors import HsiviError, counted
 from ..files.places import embedded
-from ..files.whole import let_read, read_json, read_tensors, write_tensors, write_text, writing
+from ..files.whole import (
+    check_finite,
+    let_read,
+    read_json,
+    read_tensors,
+    write_tensors,
+    write_text,
+    writing,
+)
 from ..method.chain import Chain, draw_noise, join_noise, sample
 from .loading import load_teacher
 from .teacher import Teacher, eps_network
@@ -183,6 +191,7 @@ class HSIVIPipeline(DiffusionPipeline):
     def from_pretrained(cls, path, **kwargs) -> HSIVIPipeline:
         folder = embedded(path)
         pipeline = super().from_pretrained(folder, **kwargs)
+        check_finite(pipeline.unet.state_dict(), folder / "unet")
         pipeline.chains, pipeline.log_scales = load_chains(folder)
         return pipeline
 

@@ -224,8 +224,13 @@ class Inference:
         divergence = measured.get("divergence_1", 0)
         return f"step {run.step} of {self.config.steps}, divergence {divergence:.3g}"
 
-    def not_finite(self, step: int, kept: str) -> HsiviError:
-        return not_finite(self.networks, step, kept)
+    def fault(self) -> str | None:
+        """Finite weights may be large enough to draw what is not."""
+        finite = self.networks.ema.sample(100, self.config.seed).isfinite().all()
+        return None if finite else "the averaged layers draw NaN or infinite values"
+
+    def not_finite(self, what: str, round_: int, kept: str) -> HsiviError:
+        return not_finite(self.networks, what, plan_of(self.config).step(round_ + 1), kept)
 
 
 def report(out: Path, networks: Networks, config: InferConfig, target: Target) -> None:

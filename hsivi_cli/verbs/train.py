@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +24,6 @@ from ..config import TrainConfig
 from ..errors import HsiviError, counted
 from ..files.checkpoint import checkpoints
 from ..files.device import launched, once
-from ..files.images import has_picture, save_grid
 from ..files.progress import say
 from ..files.run import Plan, Processes, Run, append, check_resumable, holding, trim
 from ..files.whole import is_fresh, sweep
@@ -34,15 +32,14 @@ from ..method.networks import Networks
 from ..method.regress import regress_rounds, regressed
 from ..method.steps import Shard
 from ..metrics.detectors import Detector
-from ..metrics.frechet import frechet_distance
+from ..metrics.evaluation import evaluate, is_better
 from ..metrics.judge import make_judge
-from ..metrics.statistics import Statistics, moments_of
+from ..metrics.statistics import Statistics
 from ..models.compiled import chosen_forward, quick
-from ..models.draw import draw
 from ..models.loading import load_teacher
 from ..models.networks import (
-    averaged_sampler,
     begin_from,
+    broken_budget,
     load_training,
     networks_of,
     training_tensors,
@@ -59,8 +56,6 @@ from ..models.teacher import Teacher, difference
 from ..report.card import how_to_go_on, model_card, of_budgets, one_of
 
 SAVE_REGRESSION = 4  # rounds of regression between checkpoints, as long as some 50 steps
-EVAL_SEED = 1_000_000_000  # the seeds that judge a training are none that a user is likely to draw
-GRID_COUNT = 64  # images of a kept grid
 
 
 def run(config: TrainConfig, teacher_options: dict, out: Path) -> None:
@@ -250,12 +245,22 @@ class Training:
         self.divergence = 0.95 * before + 0.05 * bound
         return f"step {run.step} of {self.config.steps}, divergence {self.divergence:.3g}"
 
-    def not_finite(self, step: int, kept: str) -> HsiviError:
-        advice = "a lower --student-rate or --fake-rate, or more --fake-updates"
-        advice += ", or --dtype float32" if self.config.dtype == "bfloat16" else ""
-        return HsiviError(
-            f"the loss is not finite at step {step}; {kept}. Begin in another --out with {advice}"
-        )
+    def fault(self) -> str | None:
+        return broken_budget(self.networks, self.teacher, self.config.dtype)
+
+    def not_finite(self, what: str, round_: int, kept: str) -> HsiviError:
+        config = self.config
+        if round_ < 0:
+            return HsiviError(f"{what} before any training: the teacher or its chain is at fault")
+        advice, where = "a lower --student-rate or --fake-rate, or more --fake-updates", "at step "
+        where += str(plan_of(config).step(round_ + 1))
+        if round_ < regress_rounds(config):
+            advice = "a lower --regress-rate"
+            where = f"after {regressed(config, round_ + 1)} updates of regression"
+        elif round_ < opening_rounds(config):
+            advice, where = "a lower --fake-rate", "in the fake score's warm-up"
+        advice += ", or --dtype float32" if config.dtype == "bfloat16" else ""
+        return HsiviError(f"{what} {where}; {kept}. Begin in another --out with {advice}")
 
     def follow(self, run: Run, measured: dict[str, float]) -> None:
         """What a round that was recorded leads to: timing, trackers, an evaluation."""
@@ -281,42 +286,21 @@ class Training:
             self.evaluate(run)
 
     def evaluate(self, run: Run) -> None:
-        """Judge the averaged student by its distance to the reference at every budget; if their
-        geometric mean is the least so far, so that every budget counts by ratios, keep it.
-        """
-        (detector, reference), config, step = self.judge, self.config, run.step
-        count = config.eval_count
-        ruled = {"count": count, "detector": detector.stamp, "reference": config.reference}
-        distances = {}
-        for chain in self.networks.chains:
-            sampler = averaged_sampler(self.networks, chain, self.teacher, config.dtype)
-            seeds = range(EVAL_SEED, EVAL_SEED + count)
-            batches = list(draw(sampler, seeds, min(count, 256), self.networks.device))
-            if has_picture(self.teacher.shape[0]):
-                file = self.out / "eval" / f"step-{step:06d}-{chain.nfe}.png"
-                save_grid(torch.cat(batches)[:GRID_COUNT], file)
-            moments, _ = moments_of(batches, detector)
-            distance = distances[str(chain.nfe)] = frechet_distance(moments, reference.moments)
-            row = {"step": step, "nfe": chain.nfe, "distance": distance}
-            append(self.out / "evaluations.jsonl", row | ruled)
-        mean = math.prod(max(0.0, d) for d in distances.values()) ** (1 / len(distances))
-        found = {"step": step, "distance": mean, "distances": distances} | ruled
-        if config.log_with:
+        """Judge the averaged student, and keep it if it is the best so far."""
+        found = evaluate(
+            *(self.networks, self.teacher, self.judge, self.config, run.step, self.out)
+        )
+        distances, best = found["distances"], run.state["best"]
+        if self.config.log_with:
             each = {f"distance_{nfe}": distance for nfe, distance in distances.items()}
-            self.accelerator.log({"distance": mean} | each, step=step)
-        best = run.state["best"]
+            self.accelerator.log({"distance": found["distance"]} | each, step=run.step)
         say(
-            f"step {step}: distance {of_budgets(distances)}"
-            + (f", mean {mean:.2f}" if len(distances) > 1 else "")
-            + f" ({count} images)"
+            f"step {run.step}: distance {of_budgets(distances)}"
+            + (f", mean {found['distance']:.2f}" if len(distances) > 1 else "")
+            + f" ({found['count']} images)"
             + (f", best {best['distance']:.2f}" if best else "")
         )
-        ruler = ("count", "detector", "reference")  # by another one a distance says something else
-        if (
-            best is None
-            or found["distance"] < best["distance"]
-            or any(found[key] != best.get(key) for key in ruler)
-        ):
+        if is_better(found, best):
             run.state["best"] = found
             run.keep()
 

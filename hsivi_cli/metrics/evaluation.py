@@ -1,0 +1,64 @@
+"""The evaluations of a training: how far the averaged student is from the reference."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+
+from ..config import TrainConfig
+from ..files.images import has_picture, save_grid
+from ..files.run import append
+from ..method.networks import Networks
+from ..models.draw import draw
+from ..models.networks import averaged_sampler
+from ..models.teacher import Teacher
+from .detectors import Detector
+from .frechet import frechet_distance
+from .statistics import Statistics, moments_of
+
+EVAL_SEED = 1_000_000_000  # the seeds that judge a training are none that a user is likely to draw
+GRID_COUNT = 64  # images of a kept grid
+RULER = ("count", "detector", "reference")  # by another one a distance says something else
+
+
+def evaluate(
+    networks: Networks,
+    teacher: Teacher,
+    judge: tuple[Detector, Statistics],
+    config: TrainConfig,
+    step: int,
+    out: Path,
+) -> dict:
+    """The averaged student's distances to the reference, by budget, and their geometric mean, in
+    which every budget counts by ratios: a line for each in evaluations.jsonl, a grid of images
+    in eval/.
+
+    Returns  step, distance (the mean), distances and what they were measured by
+    """
+    (detector, reference), count = judge, config.eval_count
+    ruled = {"count": count, "detector": detector.stamp, "reference": config.reference}
+    distances = {}
+    for chain in networks.chains:
+        sampler = averaged_sampler(networks, chain, teacher, config.dtype)
+        seeds = range(EVAL_SEED, EVAL_SEED + count)
+        batches = list(draw(sampler, seeds, min(count, 256), networks.device))
+        if has_picture(teacher.shape[0]):
+            file = out / "eval" / f"step-{step:06d}-{chain.nfe}.png"
+            save_grid(torch.cat(batches)[:GRID_COUNT], file)
+        moments, _ = moments_of(batches, detector)
+        distance = distances[str(chain.nfe)] = frechet_distance(moments, reference.moments)
+        row = {"step": step, "nfe": chain.nfe, "distance": distance}
+        append(out / "evaluations.jsonl", row | ruled)
+    mean = math.prod(max(0.0, d) for d in distances.values()) ** (1 / len(distances))
+    return {"step": step, "distance": mean, "distances": distances} | ruled
+
+
+def is_better(found: dict, best: dict | None) -> bool:
+    """Whether an evaluation is the best so far: no other by the same ruler is as good."""
+    return (
+        best is None
+        or found["distance"] < best["distance"]
+        or any(found[key] != best.get(key) for key in RULER)
+    )
