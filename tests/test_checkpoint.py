@@ -1,12 +1,15 @@
 """Files that are whole or absent, and checkpoints that survive what can happen to them."""
 
 import errno
+import hashlib
+import json
+import math
 import os
 import shutil
 
 import pytest
 import torch
-from command import QUICK, TINY, refusal, train, tree
+from command import TINY, train, tree
 from torch import nn
 
 from hsivi_cli.errors import HsiviError
@@ -192,30 +195,133 @@ def lose_tensors(folder):
     (folder / "tensors.safetensors").unlink()
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [damage_tensors, damage_state, forget_round, forget_best, exchange_tensors, lose_tensors],
-)
-def test_a_damaged_checkpoint_is_named_and_the_advice_goes_on_from_the_older(
+def flip(file, place=None):
+    """Turn one bit of a file over, by default in its middle."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2 if place is None else place] ^= 4
+    file.write_bytes(content)
+
+
+def flip_tensors(folder):
+    flip(folder / "tensors.safetensors")
+
+
+def flip_state(folder):
+    file = folder / "state.json"
+    flip(file, file.read_bytes().index(b'"seconds": ') + len('"seconds": '))
+
+
+def flip_sums(folder):
+    flip(folder / "SHA256SUMS", 3)
+
+
+def empty_sums(folder):
+    (folder / "SHA256SUMS").write_text("")
+
+
+WHOLE_BUT = [damage_tensors, damage_state, forget_round, forget_best, exchange_tensors]
+WHOLE_BUT += [lose_tensors, flip_tensors, flip_state, flip_sums, empty_sums]
+
+
+@pytest.mark.parametrize("damage", WHOLE_BUT)
+def test_the_checkpoint_before_takes_over_from_a_damaged_one_and_says_so(
     save_teacher, tmp_path, damage
 ):
     teacher, out = save_teacher(**TINY), tmp_path / "run"
-    train(teacher, out, "--steps", 3, "--checkpoint-every", 1)
+    options = ("--steps", 3, "--checkpoint-every", 1)
+    train(teacher, out, *options)
     weights = out / "unet" / "diffusion_pytorch_model.safetensors"
     expected = weights.read_bytes()
     older, newest = checkpoints(out / "checkpoint")
     damage(newest)
-    told = refusal("train", teacher, "--out", out, *QUICK, "--steps", 3)
-    assert str(newest) in told and f"delete {newest} to go on from {older.name}" in told
-    shutil.rmtree(newest)
-    train(teacher, out, "--steps", 3)
-    assert weights.read_bytes() == expected
+    told, *rest = train(teacher, out, *options).stderr.splitlines()
+    assert told.startswith(f"warning: the checkpoint {newest} is damaged (") and len(rest) == 1
+    assert told.endswith(f"{older.name} takes over") and weights.read_bytes() == expected
+    assert len(train(teacher, out, *options).stderr.splitlines()) == 1  # it was made anew
 
 
-def test_the_only_checkpoint_damaged_advises_another_folder(tmp_path):
+def forget_sums(folder):
+    (folder / "SHA256SUMS").unlink()
+
+
+def unshape_an_optimizer(folder):
+    tensors = read_tensors(folder / "tensors.safetensors")
+    tensors["student_optimizer.0.exp_avg"] = torch.zeros(3)
+    write_tensors(folder / "tensors.safetensors", tensors)
+
+
+def say_in_state(**change):
+    def damage(folder):
+        state = json.loads((folder / "state.json").read_text())
+        (folder / "state.json").write_text(json.dumps(state | change))
+
+    return damage
+
+
+def nest_state(folder):
+    (folder / "state.json").write_text("[" * 100_000)
+
+
+BEST = {"step": 1, "distance": 2.0, "count": 9, "detector": "a"}
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda folder: None, None),
+        (unshape_an_optimizer, "student_optimizer.0.exp_avg has the shape [3]"),
+        (say_in_state(round=63000), "round 63000"),
+        (say_in_state(round=math.inf), "round inf"),
+        (say_in_state(seconds=math.inf), "seconds are inf"),
+        (say_in_state(best=BEST | {"distance": None}), "no usable distance"),
+        (say_in_state(best=7), "no usable step"),
+        (nest_state, "cannot be read as JSON"),
+    ],
+)
+def test_what_no_sum_tells_is_found_when_it_is_loaded(save_teacher, tmp_path, damage, reason):
+    teacher, out = save_teacher(**TINY), tmp_path / "run"
+    options = ("--steps", 3, "--checkpoint-every", 1)
+    train(teacher, out, *options)
+    expected = tree(out / "unet")
+    older, newest = checkpoints(out / "checkpoint")
+    forget_sums(older), forget_sums(newest)  # as earlier versions wrote them
+    damage(newest)
+    told, *rest = train(teacher, out, *options).stderr.splitlines()
+    assert bool(rest) == (reason is not None) and (reason or "") in told
+    assert tree(out / "unet") == expected
+
+
+def test_a_checkpoint_of_another_number_is_not_believed(tmp_path):
+    for number in (5, 6):
+        save_checkpoint(tmp_path, number, TENSORS, {"round": number})
+    (tmp_path / "step-000006").rename(tmp_path / "step-000009")
+    assert load_checkpoint(tmp_path)[1] == {"round": 5}
+
+
+def test_the_sums_are_those_of_sha256sum(tmp_path):
+    save_checkpoint(tmp_path, 5, TENSORS, {"round": 5})
+    for line in (tmp_path / "step-000005" / "SHA256SUMS").read_text().splitlines():
+        told, name = line.split("  ")
+        content = (tmp_path / "step-000005" / name).read_bytes()
+        assert told == hashlib.sha256(content).hexdigest()
+
+
+def test_a_later_checkpoint_than_the_one_that_is_written_goes(tmp_path):
+    for number in (5, 50):
+        save_checkpoint(tmp_path, number, TENSORS, {"round": number})
+    flip_tensors(tmp_path / "step-000050")
+    save_checkpoint(tmp_path, 7, TENSORS, {"round": 7})
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-000005", "step-000007"]
+
+
+def test_no_checkpoint_that_is_whole_is_one_line_that_says_what_to_do(tmp_path):
     save_checkpoint(tmp_path, 1, TENSORS, {"round": 1})
     damage_tensors(tmp_path / "step-000001")
-    with pytest.raises(HsiviError, match=r"step-000001 is damaged .* another --out"):
+    with pytest.raises(HsiviError, match=r"damaged: .*step-000001 \(.*another --out"):
+        load_checkpoint(tmp_path)
+    save_checkpoint(tmp_path, 2, TENSORS, {"round": 2})
+    damage_state(tmp_path / "step-000002")
+    with pytest.raises(HsiviError, match=r"damaged: .*step-000001 and .*step-000002 \(state"):
         load_checkpoint(tmp_path)
 
 

@@ -28,7 +28,7 @@ class Number:
     def tensors(self):
         return {"value": self.value}
 
-    def load(self, tensors):
+    def load(self, tensors, state):
         self.value.copy_(tensors["value"])
 
     def export(self, run):

@@ -548,7 +548,7 @@ def test_a_run_holds_two_checkpoints_and_no_pickle(teacher, tmp_path):
     out = tmp_path / "run"
     train(teacher, out, "--steps", 5, "--checkpoint-every", 1)
     assert kept_checkpoints(out) == ["step-000005", "step-000006"]
-    assert {name.suffix for name in tree(out)} == {".safetensors", ".json", ".jsonl", ".md"}
+    assert {name.suffix for name in tree(out)} == {".safetensors", ".json", ".jsonl", ".md", ""}
     for name, content in tree(out).items():  # and each is what its name says
         assert load_file(out / name) if name.suffix == ".safetensors" else content.decode()
 

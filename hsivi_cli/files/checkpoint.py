@@ -1,40 +1,61 @@
-"""The checkpoints of a run: safetensors and JSON, no pickle, two kept."""
+"""The checkpoints of a run: safetensors and JSON with their sums, no pickle, two kept."""
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from ..errors import HsiviError
-from .whole import read_tensors, replacing, write_tensors
+from .progress import say
+from .whole import read_json, read_tensors, replacing, write_tensors
 
 KEEP = 2
+TENSORS, STATE, SUMS = "tensors.safetensors", "state.json", "SHA256SUMS"
+# what a damaged file, or one of another run, leads to
+DAMAGE = (OSError, LookupError, RuntimeError, TypeError, ValueError, ArithmeticError)
+Made = TypeVar("Made")
 
 
 def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: dict) -> None:
-    """Write folder/step-NNNNNN (tensors.safetensors, state.json) at once, then drop all but the
-    newest two.
+    """Write folder/step-NNNNNN (tensors.safetensors, state.json, their SHA256SUMS) at once, then
+    drop all but the newest two up to it; any later one is of a state that was gone back behind.
     """
-    with replacing(folder / f"step-{step:06d}") as temporary:
+    made = folder / f"step-{step:06d}"
+    with replacing(made) as temporary:
         temporary.mkdir()
-        write_tensors(temporary / "tensors.safetensors", tensors)
-        (temporary / "state.json").write_text(json.dumps(state, indent=1))
-    for old in checkpoints(folder)[:-KEEP]:
-        shutil.rmtree(old)
+        write_tensors(temporary / TENSORS, tensors)
+        (temporary / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+        sums = "".join(f"{sha256(temporary / name)}  {name}\n" for name in (STATE, TENSORS))
+        (temporary / SUMS).write_text(sums, encoding="utf-8")
+    kept = [path for path in checkpoints(folder) if number_of(path) <= step][-KEEP:]
+    for other in checkpoints(folder):
+        if other not in kept:
+            shutil.rmtree(other)
+
+
+def sha256(file: Path) -> str:
+    with open(file, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first; folders of other names are nobody's."""
     found = folder.iterdir() if folder.is_dir() else ()
     numbered = [path for path in found if re.fullmatch(r"step-\d{6,}", path.name)]
-    return sorted(numbered, key=lambda path: int(path.name.removeprefix("step-")))
+    return sorted(numbered, key=number_of)
+
+
+def number_of(checkpoint: Path) -> int:
+    """The round of a checkpoint, by its folder's name."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def last_good(out: Path) -> str:
@@ -44,27 +65,49 @@ def last_good(out: Path) -> str:
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict] | None:
-    """The newest checkpoint's tensors and state, or None where there is none yet."""
-    found = checkpoints(folder)
-    if not found:
-        return None
-    with usable(folder):
-        state = json.loads((found[-1] / "state.json").read_text())
-        return read_tensors(found[-1] / "tensors.safetensors"), state
+    """The tensors and state of the newest checkpoint that is whole, or None where there is none
+    yet.
+    """
+    return restore(folder, lambda tensors, state: (tensors, state))
 
 
-@contextlib.contextmanager
-def usable(folder: Path) -> Iterator[None]:
-    """Turns what a damaged newest checkpoint leads to into a line that says how to go on."""
-    try:
-        yield
-    except (HsiviError, OSError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        newest, *older = reversed(checkpoints(folder))
-        hint = "start anew with another --out"
-        if older:
-            hint = f"delete {newest} to go on from {older[0].name}"
-        reason = " ".join(str(error).split())[:200]
-        raise HsiviError(f"the checkpoint {newest} is damaged ({reason}); {hint}") from error
+def restore(folder: Path, take: Callable[[dict[str, Tensor], dict], Made]) -> Made | None:
+    """What `take(tensors, state)` makes of the newest checkpoint, or with a warning of the one
+    before, where that is damaged or `take` cannot use it. None where there is none yet.
+    """
+    damaged = {}
+    for path in reversed(checkpoints(folder)):
+        try:
+            made = take(*read_checkpoint(path))
+        except (*DAMAGE, HsiviError) as error:
+            damaged[str(path)] = " ".join(str(error).split())[:200]
+            continue
+        for broken, reason in damaged.items():
+            say(f"warning: the checkpoint {broken} is damaged ({reason}): {path.name} takes over")
+        return made
+    if damaged:
+        which = " and ".join(reversed(damaged))
+        raise HsiviError(
+            f"damaged: {which} ({next(iter(damaged.values()))}); copy the run's folder again, or "
+            "start anew with another --out"
+        )
+    return None
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict]:
+    """The tensors and state of one checkpoint. Refuses what is not as it was written; where no sums
+    were, it is believed.
+    """
+    if (path / SUMS).exists():
+        lines = (path / SUMS).read_text(encoding="utf-8").splitlines()
+        sums = {name: told for told, _, name in (line.partition("  ") for line in lines)}
+        for name in (STATE, TENSORS):
+            if sums.get(name) != sha256(path / name):
+                raise HsiviError(f"{name} is not what was written: its SHA-256 is another")
+    state = read_json(path / STATE)
+    if state["round"] != number_of(path):
+        raise HsiviError(f"{STATE} is of round {state['round']}")
+    return read_tensors(path / TENSORS), state
 
 
 def module_tensors(owner: object, names: Sequence[str]) -> dict[str, Tensor]:
@@ -95,8 +138,11 @@ def load_optimizer(
     """The inverse of `optimizer_tensors`, for an optimizer of the same parameters."""
     state = optimizer.state_dict()
     state["state"] = {}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for name, tensor in tensors.items():
         if name.startswith(prefix + "."):
             index, key = name[len(prefix) + 1 :].split(".")
+            if tensor.shape not in ((), parameters[int(index)].shape):  # torch believes any
+                raise HsiviError(f"{name} has the shape {list(tensor.shape)}")
             state["state"].setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict(state)

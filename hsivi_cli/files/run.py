@@ -31,7 +31,7 @@ from torch import Tensor
 
 from ..config import flag_of
 from ..errors import HsiviError
-from .checkpoint import checkpoints, last_good, load_checkpoint, save_checkpoint, usable
+from .checkpoint import checkpoints, last_good, restore, save_checkpoint
 from .progress import Bar, command_line, say
 from .whole import not_finite_in, write_text, writing
 
@@ -188,8 +188,10 @@ class Trained(Protocol):
     def tensors(self) -> dict[str, Tensor]:
         """Everything that changes in training, by name."""
 
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        """The inverse of `tensors`."""
+    def load(self, tensors: dict[str, Tensor], state: dict) -> None:
+        """The inverse of `tensors`. Refuses a state, what the verb adds, that it cannot go on
+        from.
+        """
 
     def export(self, run: Run) -> None:
         """Write what users take from the folder, and what it tells of the run."""
@@ -206,6 +208,9 @@ class Trained(Protocol):
         what  is not finite, in words
         kept  what there is to go back to
         """
+
+
+CLOCKS = ("seconds", "cpu_seconds")
 
 
 class Run:
@@ -232,19 +237,22 @@ class Run:
         self.processes = processes or Processes()
         self.begin = begin or (time.monotonic(), time.process_time())
         self.state = {"round": plan.first, "seconds": 0.0, "cpu_seconds": 0.0} | state
-        found = load_checkpoint(out / "checkpoint") if resume else None
+        found = restore(out / "checkpoint", self.take) if resume else None
         self.resumed = found is not None
-        if found:
-            with usable(out / "checkpoint"):
-                tensors, stored = found
-                self.state |= {key: stored[key] for key in state}  # which must be there
-                self.state["round"] = int(stored["round"])
-                for clock in ("seconds", "cpu_seconds"):
-                    self.state[clock] = float(stored.get(clock, 0.0))
-                trained.load(tensors)
+        self.state |= found or {}
         self.before = (self.state["seconds"], self.state["cpu_seconds"])
         self.kept = None  # the round of the last checkpoint
         self.stopped = 0  # the signal that ended it early, or -1 for the clock
+
+    def take(self, tensors: dict[str, Tensor], stored: dict) -> dict:
+        """The state of a checkpoint, whose tensors have been loaded."""
+        found = {key: stored[key] for key in self.state if key not in CLOCKS}  # must be there
+        for clock in CLOCKS:
+            found[clock] = float(stored.get(clock, 0.0))
+            if not math.isfinite(found[clock]):
+                raise HsiviError(f"{clock} are {found[clock]}")
+        self.trained.load(tensors, found)
+        return found
 
     def add_seconds(self, seconds: float) -> None:
         """Count what an earlier run took whose result this one begins with."""

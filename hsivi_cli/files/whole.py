@@ -100,8 +100,8 @@ def write_json(path: Path, content: dict) -> None:
 def read_json(path: Path) -> dict:
     """The object in a JSON file."""
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise HsiviError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(found, dict):
         raise HsiviError(f"{path} holds no JSON object but a {type(found).__name__}")

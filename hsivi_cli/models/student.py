@@ -114,7 +114,20 @@ def read_info(folder: Path) -> dict:
             f"{file} describes no run ({', '.join(wrong) or 'teacher'} is missing or damaged): "
             "copy it again, or choose another folder"
         )
+    check_best(info.get("best"))
     return info
+
+
+BEST = {"step": int, "distance": (int, float), "count": int, "detector": str}
+
+
+def check_best(best: dict | None) -> None:
+    """Refuse a best evaluation that is none."""
+    if best is None:
+        return
+    told = best if isinstance(best, dict) else {}
+    if wrong := [key for key, kind in BEST.items() if not isinstance(told.get(key), kind)]:
+        raise HsiviError(f"the best evaluation has no usable {', '.join(wrong)}: copy it again")
 
 
 def load_chains(folder: Path) -> tuple[dict[int, Chain], dict[int, Tensor]]:

@@ -197,7 +197,7 @@ class Inference:
         tensors |= optimizer_tensors(self.networks.optimizer, "optimizer")
         return tensors | optimizer_tensors(self.networks.fake_optimizer, "fake_optimizer")
 
-    def load(self, tensors: dict[str, Tensor]) -> None:
+    def load(self, tensors: dict[str, Tensor], state: dict) -> None:
         whitening = (tensors["family.centre"], tensors["family.factor"])
         self.networks = make_networks(self.config, self.target, whitening, self.device)
         load_modules(self.networks, MODULES, tensors)

@@ -46,6 +46,7 @@ from ..models.networks import (
 )
 from ..models.starts import find_chains
 from ..models.student import (
+    check_best,
     is_student,
     is_whole,
     read_info,
@@ -179,7 +180,8 @@ class Training:
     def tensors(self) -> dict[str, Tensor]:
         return training_tensors(self.networks)
 
-    def load(self, tensors: dict[str, Tensor]) -> None:
+    def load(self, tensors: dict[str, Tensor], state: dict) -> None:
+        check_best(state["best"])
         load_training(self.networks, tensors)
 
     def open(self, run: Run) -> None:
@@ -190,6 +192,9 @@ class Training:
             self.accelerator.init_trackers("hsivi", config=asdict(self.config))
         if not run.processes.main:
             return
+        told = read_info(self.out)["best"] if run.resumed else None
+        if told and told["step"] > run.step:  # its checkpoint was damaged: it is exported still
+            run.state["best"] = told
         if run.state["best"] and not is_whole(self.out):
             run.state["best"] = None
             say(
