@@ -16,7 +16,6 @@ others. The same command again goes on where the last checkpoint was.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import signal
@@ -32,8 +31,9 @@ from torch import Tensor
 from ..config import flag_of
 from ..errors import HsiviError
 from .checkpoint import checkpoints, last_good, restore, save_checkpoint
+from .logs import append
 from .progress import Bar, command_line, say
-from .whole import not_finite_in, write_text, writing
+from .whole import not_finite_in, writing
 
 try:
     import fcntl
@@ -95,27 +95,6 @@ def check_resumable(out: Path, info: dict, config) -> None:
             f"{out} holds a finished run of {made} steps without its checkpoint: it cannot go on; "
             "choose another --out"
         )
-
-
-# ---- logs ----------------------------------------------------------------------------------------
-
-
-def append(path: Path, row: dict) -> None:
-    """A line at the end of a log."""
-    with writing(path.parent), open(path, "a") as file:
-        file.write(json.dumps(row) + "\n")
-
-
-def whole_lines(text: str) -> list[str]:
-    """The lines of a log; one that a full disk or a power cut broke off is left out."""
-    return [line for line in text.splitlines() if line.startswith("{") and line.endswith("}")]
-
-
-def trim(path: Path, done: int) -> None:
-    """Drop a log's lines of later steps than a checkpoint's."""
-    if path.exists():
-        kept = [line for line in whole_lines(path.read_text()) if json.loads(line)["step"] <= done]
-        write_text(path, "".join(f"{line}\n" for line in kept))
 
 
 # ---- signals and processes -----------------------------------------------------------------------

@@ -9,7 +9,7 @@ import torch
 
 from ..config import TrainConfig
 from ..files.images import has_picture, save_grid
-from ..files.run import append
+from ..files.logs import append
 from ..method.networks import Networks
 from ..models.draw import draw
 from ..models.networks import averaged_sampler

@@ -7,7 +7,6 @@ drawn is cached by content: weights, chain, seeds, detector; a second run draws 
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import replace
 from datetime import date
@@ -19,9 +18,9 @@ from ..config import ORIGIN, CompareConfig, parse_numbers
 from ..errors import HsiviError
 from ..files.device import pick_device
 from ..files.images import has_picture, save_grid
+from ..files.logs import rows_of
 from ..files.places import check_file, check_place, embedded
 from ..files.progress import command_line
-from ..files.run import whole_lines
 from ..files.whole import write_bytes, write_json, write_text
 from ..metrics.detectors import Detector
 from ..metrics.judge import open_judge
@@ -285,13 +284,11 @@ def training_facts(row: dict, students: list[Student], teacher: Teacher | None) 
 def training_curve(student: Student, nfe: int, detector: Detector) -> dict:
     """Distances that a run measured in training by this detector: points of (minutes, distance)."""
     folder, points, counts = embedded(student.name), [], set()
-    logs = [folder / "timing.jsonl", folder / "evaluations.jsonl"]
-    if all(log.exists() for log in logs):
-        timing, evaluations = (map(json.loads, whole_lines(log.read_text())) for log in logs)
-        seconds = {line["step"]: line["seconds"] for line in timing}
-        for line in evaluations:
-            mine = line.get("nfe", nfe) == nfe and line["detector"] == detector.stamp
-            if mine and line["step"] in seconds:
-                points.append([round(seconds[line["step"]] / 60, 2), line["distance"]])
-                counts.add(line["count"])
+    timing = rows_of(folder / "timing.jsonl", "seconds")
+    seconds = {row["step"]: row["seconds"] for row in timing}
+    for row in rows_of(folder / "evaluations.jsonl", "detector", "distance", "count"):
+        mine = row.get("nfe", nfe) == nfe and row["detector"] == detector.stamp
+        if mine and row["step"] in seconds:
+            points.append([round(seconds[row["step"]] / 60, 2), row["distance"]])
+            counts.add(row["count"])
     return {"name": student.name, "nfe": nfe, "points": points, "counts": sorted(counts)}

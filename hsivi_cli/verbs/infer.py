@@ -44,8 +44,9 @@ from ..files.checkpoint import (
     optimizer_tensors,
 )
 from ..files.device import pick_device
+from ..files.logs import trim
 from ..files.progress import say
-from ..files.run import Plan, Run, check_resumable, holding, trim
+from ..files.run import Plan, Run, check_resumable, holding
 from ..files.whole import (
     is_fresh,
     read_tensors,

@@ -24,8 +24,9 @@ from ..config import TrainConfig
 from ..errors import HsiviError, counted
 from ..files.checkpoint import checkpoints
 from ..files.device import launched, once
+from ..files.logs import append, trim
 from ..files.progress import say
-from ..files.run import Plan, Processes, Run, append, check_resumable, holding, trim
+from ..files.run import Plan, Processes, Run, check_resumable, holding
 from ..files.whole import is_fresh, sweep
 from ..method.distill import opening_rounds, play_round
 from ..method.networks import Networks
