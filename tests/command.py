@@ -43,6 +43,11 @@ def train(teacher, out, *options, **more):
     return hsivi("train", teacher, "--out", out, *QUICK, *options, **more)
 
 
+def warnings_of(result):
+    """The lines on stderr that warn."""
+    return [line for line in result.stderr.splitlines() if line.startswith("warning: ")]
+
+
 def rows(path):
     """The lines of a .jsonl file."""
     return [json.loads(line) for line in path.read_text().splitlines()]

@@ -16,7 +16,7 @@ from hsivi_cli.density import against
 from hsivi_cli.density.rounds import play_round
 from hsivi_cli.errors import HsiviError
 from hsivi_cli.files.checkpoint import checkpoints
-from hsivi_cli.files.run import holding
+from hsivi_cli.files.folder import holding
 from hsivi_cli.files.whole import read_tensors, write_tensors
 from hsivi_cli.verbs import infer as infer_module
 from hsivi_cli.verbs.infer import load
@@ -296,6 +296,26 @@ def test_a_loss_that_is_not_finite_stops_with_advice(tmp_path):
     ).stderr.splitlines()[-1]
     assert said.startswith("error: the loss is not finite at step") and "lower" in said
     infer("banana", tmp_path / "y", "--objective", "lb")  # it kept nothing, so nothing binds
+
+
+def test_a_round_that_is_not_finite_is_skipped_or_rolled_back_in_inference_too(
+    tmp_path, monkeypatch
+):
+    rates = []
+
+    def diverging(networks, config, round_):
+        rates.append((round_, config.student_rate, networks.fake_optimizer.param_groups[0]["lr"]))
+        at_fault = round_ == 4 and config.student_rate > 5e-4
+        return play_round(networks, config, round_) | ({"norm": math.nan} if at_fault else {})
+
+    monkeypatch.setattr(infer_module, "play_round", diverging)
+    options = ("--objective", "sm", "--checkpoint-every", 1, "--count", 9)
+    assert "norm not finite at step 3: skipped" in infer("banana", tmp_path / "y", *options).stderr
+    assert rows(tmp_path / "y" / "metrics.jsonl")[2] == {"step": 3, "skipped": ["norm"]}
+    rates.clear()
+    told = infer("banana", tmp_path / "z", *options, "--on-nan", "rollback").stderr
+    assert "back to step-000003, at rates times 0.5" in told
+    assert rates[4:6] == [(4, 1e-3, 2e-3), (3, 5e-4, 1e-3)]
 
 
 @pytest.mark.parametrize("objective", ["lb", "reverse-kl"])

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -12,9 +13,10 @@ from command import rows
 
 from hsivi_cli.errors import HsiviError
 from hsivi_cli.files import progress
-from hsivi_cli.files.checkpoint import checkpoints, load_checkpoint
+from hsivi_cli.files.checkpoint import checkpoints, go_back, load_checkpoint, save_checkpoint
+from hsivi_cli.files.logs import trim
 from hsivi_cli.files.progress import Bar
-from hsivi_cli.files.run import Plan, Processes, Run
+from hsivi_cli.files.run import Plan, Processes, RolledBack, Run, until_done
 
 BROKEN = -1.0
 
@@ -50,19 +52,21 @@ class Number:
         return {"value": self.value.item()}
 
 
+@dataclass(frozen=True)
 class Config:
-    def __init__(self, minutes=None):
-        self.minutes = minutes
+    minutes: float | None = None
+    on_nan: str = "stop"
+    student_rate: float = 8.0
 
 
 def plan(last=8, every=3):
     return Plan(0, last, lambda n: max(0, n - 2), lambda n: n > 2 and (n - 2) % every == 0)
 
 
-def open_run(out, minutes=None, resume=False, **more):
+def open_run(out, minutes=None, resume=False, on_nan="stop", **more):
     out.mkdir(exist_ok=True)
     number = Number(out)
-    return number, Run(out, Config(minutes), number, plan(), resume, **more)
+    return number, Run(out, Config(minutes, on_nan), number, plan(), resume, **more)
 
 
 def go(out, until=None, **more):
@@ -126,6 +130,153 @@ def test_a_state_that_is_not_finite_or_draws_nothing_is_neither_kept_nor_exporte
     assert json.loads((tmp_path / "x" / "value.json").read_text())[0] == 3
 
 
+# ---- what is not finite --------------------------------------------------------------------------
+
+
+def go_with_nan(out, bad, until=None, **more):
+    """`go`, where in the rounds `bad` a measure is not finite and the number stays as it is."""
+    number, run = open_run(out, **more)
+    for round_ in run.rounds():
+        if round_ == until:
+            os.kill(os.getpid(), signal.SIGTERM)
+        broken = {"value": number.value.item(), "norm": float("inf")}
+        run.record(broken if round_ in bad else number.play(round_))
+    return run
+
+
+def test_a_round_that_is_not_finite_is_skipped_and_counted(tmp_path, capsys):
+    run = go_with_nan(tmp_path / "x", [1, 5], on_nan="skip")
+    assert run.state["skipped"] == [1, 5]
+    (_, value), told = result(tmp_path / "x")
+    assert value == sum(range(8)) - 6 and told[3] == {"step": 4, "skipped": ["norm"]}
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("warning: norm not finite before the first step: skipped, 1 of ")
+    assert second.startswith("warning: norm not finite at step 4: skipped, 2 of the 3")
+
+
+@pytest.mark.parametrize("until", range(7))
+def test_a_run_that_skipped_and_was_broken_off_in_any_round_goes_on_the_same(tmp_path, until):
+    bad = [3, 4, 6]
+    go_with_nan(tmp_path / "whole", bad, on_nan="skip")
+    stopped = go_with_nan(tmp_path / "broken", bad, until, on_nan="skip").stopped
+    assert stopped or until == 6  # it waits for a round that is finite, which is the last
+    go_with_nan(tmp_path / "broken", bad, on_nan="skip", resume=True)
+    assert result(tmp_path / "broken") == result(tmp_path / "whole")
+
+
+def test_three_rounds_in_a_hundred_may_be_skipped_and_no_fourth(tmp_path):
+    long = Plan(0, 210, lambda n: n, lambda n: False)
+
+    def run_to_the_end(name, bad):
+        (tmp_path / name).mkdir()
+        run = Run(tmp_path / name, Config(on_nan="skip"), Number(tmp_path / name), long)
+        for round_ in run.rounds():
+            run.record({"value": float("nan") if round_ in bad else 1.0})
+
+    run_to_the_end("few", [1, 3, 5, 101, 103, 105, 201])
+    with pytest.raises(HsiviError, match="loss is not finite in round 100"):
+        run_to_the_end("many", [1, 3, 5, 100])
+
+
+def test_a_state_after_a_skipped_round_is_not_kept_but_the_next_is(tmp_path):
+    go_with_nan(tmp_path / "x", [4], on_nan="skip")  # after five rounds a checkpoint is due
+    names = [path.name for path in checkpoints(tmp_path / "x" / "checkpoint")]
+    assert names == ["step-000006", "step-000008"]
+
+
+def test_a_run_whose_last_rounds_were_not_finite_has_not_succeeded(tmp_path):
+    go_with_nan(tmp_path / "one", [7], on_nan="skip")
+    with pytest.raises(HsiviError, match=r"not finite in round 7: .*step-000005"):
+        go_with_nan(tmp_path / "two", [6, 7], on_nan="skip")
+
+
+def go_with_rates(out, least, until=None, resume=False):
+    """Rounds of which those from 6 on are not finite at a rate above `least`; the run is opened
+    again as often as it rolls back. Returns it, and the rounds with their rates.
+    """
+    seen = []
+
+    def part(begin):
+        number, run = open_run(out, resume=resume or bool(seen), on_nan="rollback", begin=begin)
+        trim(out / "metrics.jsonl", run.step)
+        for round_ in run.rounds():
+            rate = run.settings.student_rate
+            seen.append((round_, rate))
+            if len(seen) == until:
+                os.kill(os.getpid(), signal.SIGTERM)
+            broken = round_ >= 6 and rate > least
+            run.record({"value": float("nan")} if broken else number.play(round_))
+        return run
+
+    runs = []
+    until_done(lambda begin: runs.append(part(begin)), (0.0, 0.0))
+    return runs[-1], seen
+
+
+def test_a_rollback_goes_to_the_checkpoint_before_the_last_at_half_the_rates(tmp_path, capsys):
+    handler = signal.getsignal(signal.SIGTERM)
+    run, seen = go_with_rates(tmp_path / "x", 2.0)
+    # checkpoints after 5 rounds only: there it goes back to, twice
+    assert seen == [
+        *((n, 8.0) for n in range(7)),
+        (5, 4.0),
+        (6, 4.0),
+        *((n, 2.0) for n in (5, 6, 7)),
+    ]
+    assert run.state["rollbacks"] == 2 and run.config.student_rate == 8.0
+    assert result(tmp_path / "x") == result_of_a_whole_run(tmp_path)
+    told = capsys.readouterr().err.splitlines()
+    assert [line.split(": ", 2)[2] for line in told] == [
+        "back to step-000005, at rates times 0.5",
+        "back to step-000005, at rates times 0.25",
+    ]
+    assert signal.getsignal(signal.SIGTERM) == handler
+
+
+def result_of_a_whole_run(tmp_path):
+    go(tmp_path / "whole")
+    return result(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("until", range(1, 12))
+def test_a_run_that_rolled_back_and_was_broken_off_goes_on_the_same(tmp_path, until):
+    run, before = go_with_rates(tmp_path / "x", 2.0, until)
+    run, after = go_with_rates(tmp_path / "x", 2.0, resume=True)
+    assert result(tmp_path / "x") == result_of_a_whole_run(tmp_path)
+    assert (before + after)[-1] == (7, 2.0) and run.state["rollbacks"] == 2
+
+
+def test_of_two_checkpoints_the_older_is_gone_back_to_and_the_newer_goes(tmp_path):
+    for number in (5, 8):
+        save_checkpoint(tmp_path, number, {"value": torch.tensor(number)}, {"round": number})
+    assert go_back(tmp_path, {"rollbacks": 1}) == tmp_path / "step-000005"
+    tensors, state = load_checkpoint(tmp_path)
+    assert tensors["value"] == 5 and state == {"round": 5, "rollbacks": 1}
+    assert checkpoints(tmp_path) == [tmp_path / "step-000005"]
+
+
+def test_rolling_back_ends_where_nothing_helps_and_where_nothing_was_kept(tmp_path):
+    with pytest.raises(HsiviError, match="loss is not finite in round 6"):
+        go_with_rates(tmp_path / "x", 0.0)
+    assert load_checkpoint(tmp_path / "x" / "checkpoint")[1]["rollbacks"] == 5
+    with pytest.raises(HsiviError, match="round 1: there was no checkpoint yet"):
+        go_with_nan(tmp_path / "y", [1], on_nan="rollback")
+
+
+def test_a_state_that_draws_nothing_rolls_back_too(tmp_path):
+    number, run = open_run(tmp_path / "x", on_nan="rollback")
+    with pytest.raises(RolledBack):
+        for round_ in run.rounds():
+            measured = number.play(round_)
+            if round_ == 7:
+                number.value.fill_(BROKEN)
+            run.record(measured)
+    assert load_checkpoint(tmp_path / "x" / "checkpoint")[1]["round"] == 5
+
+
+# ---- kills ---------------------------------------------------------------------------------------
+
+
 def test_a_kill_between_a_checkpoint_and_its_export_loses_nothing(tmp_path):
     number, run = open_run(tmp_path / "x")
     number.fails = True
@@ -139,7 +290,7 @@ def test_a_kill_between_a_checkpoint_and_its_export_loses_nothing(tmp_path):
 
 
 def test_only_the_main_process_writes_and_all_stop_where_one_does(tmp_path):
-    waits, stops = [], iter([False, False, True])
+    waits, stops = [], iter([False, False, True, False])
     other = Processes(main=False, any=lambda so: next(stops), wait=lambda: waits.append(1))
     run = go(tmp_path / "x", processes=other)
     assert run.state["round"] == 3 and run.stopped and waits == [1]

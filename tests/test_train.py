@@ -24,9 +24,10 @@ from safetensors.torch import load_file, save_file
 from hsivi_cli.config import TrainConfig
 from hsivi_cli.errors import HsiviError
 from hsivi_cli.files import checkpoint, whole
-from hsivi_cli.files.checkpoint import load_checkpoint
+from hsivi_cli.files.checkpoint import checkpoints, go_back, load_checkpoint
+from hsivi_cli.files.folder import holding
 from hsivi_cli.files.images import save_npz
-from hsivi_cli.files.run import Interrupt, holding
+from hsivi_cli.files.interrupt import Interrupt
 from hsivi_cli.method import distill, regress
 from hsivi_cli.metrics import evaluation
 from hsivi_cli.metrics.detectors import load_detector
@@ -313,6 +314,47 @@ def test_a_new_best_is_kept_with_a_checkpoint_of_its_step(teacher, tmp_path, mon
     assert state["best"]["step"] == load_student(out).info["best"]["step"] == 3
 
 
+def test_a_collapse_is_told_once_and_the_best_is_kept(teacher, tmp_path, monkeypatch):
+    save_detector(tmp_path / "detector")
+    save_npz(torch.randint(256, (9, 8, 8, 1), dtype=torch.uint8), tmp_path / "real.npz")
+    judged = ("--reference", tmp_path / "real.npz", "--detector", tmp_path / "detector")
+    measured = [3.0, 2.0, 5.0, 5.0, 3.0, 5.0, 5.0, 5.0, 9.0]
+    later = iter(measured)
+    monkeypatch.setattr(evaluation, "frechet_distance", lambda *a: next(later))
+    out, options = tmp_path / "run", (*judged, "--eval-count", 9, "--eval-every", 1, "--steps", 9)
+    told = ""
+    for _ in range(10):  # the warm-up and nine steps, each by a process of its own
+        told += train(teacher, out, *options, "--minutes", 1e-9).stderr
+    warned = [line for line in told.splitlines() if line.startswith("warning: ")]
+    assert len(warned) == 1 and f"{out} keeps the best, of step 2" in warned[0]
+    assert told.index("step 8: distance") < told.index(warned[0]) < told.index("step 9: distance")
+    assert load_student(out).info["best"]["step"] == 2
+
+
+@pytest.mark.parametrize("damage", [True, False], ids=["damaged", "rolled back"])
+def test_a_best_student_outlives_its_checkpoint(teacher, tmp_path, monkeypatch, damage):
+    save_detector(tmp_path / "detector")
+    save_npz(torch.randint(256, (9, 8, 8, 1), dtype=torch.uint8), tmp_path / "real.npz")
+    judged = ("--reference", tmp_path / "real.npz", "--detector", tmp_path / "detector")
+    falls = {1: 9.0, 2: 8.0, 3: 7.0, 4: 9.0}
+    evaluate = evaluation.evaluate
+
+    def judge(*arguments):
+        found = evaluate(*arguments)
+        return found | {"distance": falls[found["step"]]}
+
+    monkeypatch.setattr(train_module, "evaluate", judge)
+    out, options = tmp_path / "run", (*judged, "--eval-count", 9, "--eval-every", 1)
+    train(teacher, out, *options, "--steps", 3, "--decay", "none")
+    best = tree(out / "unet")
+    if damage:
+        (checkpoints(out / "checkpoint")[-1] / "state.json").write_text("{}")
+    else:
+        go_back(out / "checkpoint", {"rollbacks": 1})
+    train(teacher, out, *options, "--steps", 4, "--decay", "none")
+    assert load_student(out).info["best"]["step"] == 3 and tree(out / "unet") == best
+
+
 def test_a_kill_before_the_best_student_is_exported_leaves_its_checkpoint_to_mend_it(
     teacher, tmp_path, monkeypatch
 ):
@@ -416,7 +458,8 @@ def test_a_loss_that_is_not_finite_stops_with_advice_and_keeps_the_last_checkpoi
         return play_round(networks, config, round_)
 
     monkeypatch.setattr(train_module, "play_round", broken_from_step_3)
-    told = refusal("train", teacher, "--out", out, *QUICK, "--steps", 6, "--checkpoint-every", 2)
+    options = ("--steps", 6, "--checkpoint-every", 2, "--on-nan", "stop")
+    told = refusal("train", teacher, "--out", out, *QUICK, *options)
     assert "not finite at step 3" in told and "--student-rate" in told
     assert kept_checkpoints(out) == ["step-000003"] and "step-000003" in told
     tensors, state = checkpoint.load_checkpoint(out / "checkpoint")
@@ -427,9 +470,69 @@ def test_a_loss_that_is_not_finite_stops_with_advice_and_keeps_the_last_checkpoi
     assert student_files(out) == student_files(tmp_path / "whole")
 
 
+def bad_batches(monkeypatch, *rounds):
+    """In these rounds the gradients of the fake score are infinite."""
+    play_round, loss = distill.play_round, distill.fake_score_loss
+
+    def played(networks, config, round_):
+        with monkeypatch.context() as context:
+            if round_ in rounds:
+                context.setattr(distill, "fake_score_loss", lambda *a: loss(*a) * float("inf"))
+            return play_round(networks, config, round_)
+
+    monkeypatch.setattr(train_module, "play_round", played)
+
+
+def test_a_batch_of_infinite_gradients_is_skipped_counted_and_repeated_by_a_resume(
+    teacher, tmp_path, monkeypatch
+):
+    bad_batches(monkeypatch, 3)
+    told = train(teacher, tmp_path / "whole", "--steps", 5, "--checkpoint-every", 1).stderr
+    assert "warning: fake_loss, fake_norm not finite at step 3: skipped, 1 of the 3" in told
+    counted = rows(tmp_path / "whole" / "metrics.jsonl")
+    assert counted[2] == {"step": 3, "skipped": ["fake_loss", "fake_norm"]} and len(counted) == 5
+    assert all(map(finite, counted[:2] + counted[3:]))
+    for _ in range(6):
+        train(teacher, tmp_path / "broken", "--steps", 5, "--minutes", 1e-9)
+    assert student_files(tmp_path / "broken") == student_files(tmp_path / "whole")
+
+
+def test_batches_that_are_never_finite_end_in_advice_for_their_phase(
+    teacher, tmp_path, monkeypatch
+):
+    bad_batches(monkeypatch, *range(9))
+    lines = train(teacher, tmp_path / "x", "--steps", 9, exit_code=1).stderr.splitlines()
+    assert len(lines) == 4 and "not finite at step 3; there was no checkpoint" in lines[3]
+    assert "--student-rate or --fake-rate" in lines[3]
+    options = ("--on-nan", "stop", "--fake-warmup", 3)
+    told = refusal("train", teacher, "--out", tmp_path / "y", *QUICK, *options)
+    assert "the fake score's warm-up" in told and "with a lower --fake-rate" in told
+
+
+def test_a_rollback_halves_the_rates_and_repeats_in_another_process(teacher, tmp_path, monkeypatch):
+    play_round, rates = distill.play_round, []
+
+    def diverging(networks, config, round_):
+        (group,) = networks.fake_optimizer.param_groups
+        rates.append((round_, config.student_rate, config.fake_rate, group["lr"]))
+        measured = play_round(networks, config, round_)
+        at_fault = round_ == 4 and config.student_rate > 5e-4
+        return measured | ({"loss": float("nan")} if at_fault else {})
+
+    monkeypatch.setattr(train_module, "play_round", diverging)
+    options = ("--steps", 5, "--checkpoint-every", 1, "--on-nan", "rollback", "--fake-rate", 4e-4)
+    told = train(teacher, tmp_path / "whole", *options).stderr
+    assert "the loss is not finite: back to step-000003, at rates times 0.5" in told
+    assert rates[4:6] == [(4, 1e-3, 4e-4, 4e-4), (3, 5e-4, 2e-4, 2e-4)]
+    for _ in range(7):
+        train(teacher, tmp_path / "broken", *options, "--minutes", 1e-9)
+    assert student_files(tmp_path / "broken") == student_files(tmp_path / "whole")
+    assert load_checkpoint(tmp_path / "whole" / "checkpoint")[1]["rollbacks"] == 1
+
+
 def test_a_run_that_kept_nothing_binds_no_settings(teacher, tmp_path):
     out = tmp_path / "run"
-    absurd = ("--student-rate", 1e5, "--steps", 9)
+    absurd = ("--student-rate", 1e5, "--steps", 9, "--on-nan", "stop")
     assert "no checkpoint yet" in refusal("train", teacher, "--out", out, *QUICK, *absurd)
     train(teacher, out)
     assert load_student(out).info["config"]["student_rate"] == 1e-3

@@ -41,3 +41,9 @@ class RunConfig(Options):
     )
     device: str | None = option(None, DEVICE, run_only=True)
     checkpoint_every: int = option(50, "steps between checkpoints", run_only=True, least=1)
+    on_nan: str = option(
+        "skip",
+        "what is not finite: end; skip that round, 3 in 100 at most; or go back, at half the rates",
+        choices=("stop", "skip", "rollback"),
+        run_only=True,
+    )

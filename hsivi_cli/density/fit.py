@@ -52,15 +52,20 @@ def fit(log_prob: Callable | Target, dim: int, progress: bool = True, **options)
     return networks.ema
 
 
+def check_target(networks: Networks) -> None:
+    """Refuse a target whose density or score is not finite where the layers draw."""
+    for k, x in enumerate(networks.ema.marginals(1000)[:-1]):
+        networks.bridge.score(x, k)
+        check_density(networks.bridge.log_prob(x, k), x)
+
+
 def not_finite(networks: Networks, what: str, step: int, kept: str) -> HsiviError:
     """What to say of a training that ends in what is not finite: the target's own fault first.
 
     what  is not finite, in words
     kept  what there is to go back to, in words
     """
-    for k, x in enumerate(networks.ema.marginals(1000)[:-1]):
-        networks.bridge.score(x, k)
-        check_density(networks.bridge.log_prob(x, k), x)
+    check_target(networks)
     return HsiviError(
         f"{what} at step {step}; {kept}. Begin anew with a lower "
         "--student-rate or --fake-rate, more --layers, or a larger --start-scale"

@@ -64,6 +64,19 @@ def last_good(out: Path) -> str:
     return f"{found[-1]} is the last good state" if found else "there was no checkpoint yet"
 
 
+def go_back(folder: Path, change: dict) -> Path | None:
+    """The checkpoint before the newest, or the only one, made the newest with other values in its
+    state; None where there is none.
+    """
+    found = checkpoints(folder)
+    if not found:
+        return None
+    path = found[-2:][0]
+    tensors, state = read_checkpoint(path)
+    save_checkpoint(folder, number_of(path), tensors, state | change)  # later ones go with it
+    return path
+
+
 def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict] | None:
     """The tensors and state of the newest checkpoint that is whole, or None where there is none
     yet.
@@ -146,3 +159,9 @@ def load_optimizer(
                 raise HsiviError(f"{name} has the shape {list(tensor.shape)}")
             state["state"].setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict(state)
+
+
+def slow(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Multiply an optimizer's rates, numbers or tensors."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["lr"] * factor

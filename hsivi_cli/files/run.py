@@ -15,117 +15,24 @@ others. The same command again goes on where the last checkpoint was.
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
 
-from ..config import flag_of
 from ..errors import HsiviError
-from .checkpoint import checkpoints, last_good, restore, save_checkpoint
+from .checkpoint import go_back, last_good, restore, save_checkpoint
+from .interrupt import Interrupt
 from .logs import append
 from .progress import Bar, command_line, say
-from .whole import not_finite_in, writing
+from .whole import not_finite_in
 
-try:
-    import fcntl
-except ImportError:  # Windows, where nothing keeps a second process out
-    fcntl = None
-
-
-# ---- a folder and its earlier part ---------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def holding(out: Path) -> Iterator[None]:
-    """Make a run's folder and keep other processes from running in it. A folder that was made and
-    stays empty goes again.
-    """
-    made = not out.exists()
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-    lock = os.open(out, os.O_RDONLY) if fcntl else None
-    try:
-        try:
-            if fcntl:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process
-        except BlockingIOError:
-            raise HsiviError(
-                f"another process runs in {out}: wait for it, or choose another --out"
-            ) from None
-        except OSError:  # a file system without locks
-            pass
-        yield
-    finally:
-        if fcntl:
-            os.close(lock)
-        if made:
-            with contextlib.suppress(OSError):  # it holds a run now
-                out.rmdir()
-
-
-def check_resumable(out: Path, info: dict, config) -> None:
-    """Stop a run from going on with other settings than it was begun with (more --steps are none),
-    and a finished one whose checkpoints are gone from beginning anew over its result.
-
-    info    what the folder tells of the run: `config` by name, `step`, `regressed`
-    config  a dataclass of options; those that are `run_only` may change
-    """
-    old = info["config"]
-    for item in fields(config):
-        new_value, old_value = getattr(config, item.name), old.get(item.name, item.default)
-        more_steps = item.name == "steps" and new_value >= old_value
-        if not item.metadata.get("run_only") and new_value != old_value and not more_steps:
-            raise HsiviError(
-                f"{out} was begun with {flag_of(item.name)} {old_value}, not {new_value}: use that "
-                "to resume, or another --out"
-            )
-    done = ("step", "steps") if old.get("steps") else ("regressed", "regress_steps")
-    made, wanted = info.get(done[0], 0), old.get(done[1], 0)
-    if 0 < wanted <= made and not checkpoints(out / "checkpoint"):
-        raise HsiviError(
-            f"{out} holds a finished run of {made} steps without its checkpoint: it cannot go on; "
-            "choose another --out"
-        )
-
-
-# ---- signals and processes -----------------------------------------------------------------------
-
-
-class Interrupt:
-    """Notes SIGINT, SIGTERM and SIGHUP for the loop to see between rounds; a second one acts at
-    once.
-
-    A launcher hands on the signal that the terminal has sent already: within a second it is one.
-    """
-
-    def __enter__(self):
-        self.number, self.when = 0, 0.0
-        self.terminals = [n for n in (1, 2) if os.isatty(n)]
-        noted = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
-        wanted = [n for n in noted if signal.getsignal(n) is not signal.SIG_IGN]  # nohup's wish
-        self.old = {n: signal.signal(n, self.note) for n in wanted}
-        return self
-
-    def note(self, number, frame) -> None:
-        if self.number and time.monotonic() - self.when > 1:
-            raise KeyboardInterrupt
-        self.number, self.when = number, self.when or time.monotonic()
-        if number == getattr(signal, "SIGHUP", None):  # the terminal is gone: speak to no one
-            for terminal in self.terminals:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), terminal)
-
-    def __exit__(self, *exc) -> None:
-        for number, handler in self.old.items():
-            signal.signal(number, handler)
+# ---- processes -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -189,12 +96,37 @@ class Trained(Protocol):
         """
 
 
+# of a state: what earlier versions' may lack, and what it then is
 CLOCKS = ("seconds", "cpu_seconds")
+MAY_LACK = {"seconds": 0.0, "cpu_seconds": 0.0, "skipped": [], "rollbacks": 0}
+
+WINDOW, MOST = 100, 3  # rounds, and how many of them may be skipped
+MOST_ROLLBACKS = 5
+RATES = ("student_rate", "fake_rate", "regress_rate")
+
+
+class RolledBack(Exception):
+    """A run has gone back to a checkpoint: open it again, as a new process would."""
+
+
+def until_done(part: Callable[[tuple[float, float]], None], begin: tuple[float, float]) -> None:
+    """Call part(begin), and with the clocks of then again as often as its run rolls back."""
+    while True:
+        try:
+            return part(begin)
+        except RolledBack:
+            begin = (time.monotonic(), time.process_time())
+
+
+def slowed(rollbacks: int) -> float:
+    """What rates are multiplied by after so many returns."""
+    return 0.5**rollbacks
 
 
 class Run:
     """A run's loop and what it keeps. `state` has `round` (how many are over), `seconds` and
-    `cpu_seconds` (over all parts of the run), and what the verb adds; a checkpoint keeps it.
+    `cpu_seconds` (over all parts of the run), `skipped` (those of the last WINDOW rounds that were
+    not finite), `rollbacks`, and what the verb adds; a checkpoint keeps it.
 
     resume  whether the folder holds an earlier part of this run
     begin   (time.monotonic(), time.process_time()) when this part began
@@ -215,7 +147,7 @@ class Run:
         self.out, self.config, self.trained, self.plan = out, config, trained, plan
         self.processes = processes or Processes()
         self.begin = begin or (time.monotonic(), time.process_time())
-        self.state = {"round": plan.first, "seconds": 0.0, "cpu_seconds": 0.0} | state
+        self.state = {"round": plan.first} | MAY_LACK | state
         found = restore(out / "checkpoint", self.take) if resume else None
         self.resumed = found is not None
         self.state |= found or {}
@@ -225,9 +157,8 @@ class Run:
 
     def take(self, tensors: dict[str, Tensor], stored: dict) -> dict:
         """The state of a checkpoint, whose tensors have been loaded."""
-        found = {key: stored[key] for key in self.state if key not in CLOCKS}  # must be there
+        found = {key: (MAY_LACK | stored)[key] for key in self.state}
         for clock in CLOCKS:
-            found[clock] = float(stored.get(clock, 0.0))
             if not math.isfinite(found[clock]):
                 raise HsiviError(f"{clock} are {found[clock]}")
         self.trained.load(tensors, found)
@@ -237,6 +168,15 @@ class Run:
         """Count what an earlier run took whose result this one begins with."""
         self.before = (self.before[0] + seconds, self.before[1])
         self.state["seconds"] = self.before[0]
+
+    @property
+    def settings(self):
+        """The configuration, its rates half of what they were with every return."""
+        if not self.state["rollbacks"]:
+            return self.config
+        rates = {name: getattr(self.config, name, None) for name in RATES}
+        half = slowed(self.state["rollbacks"])
+        return replace(self.config, **{n: half * rate for n, rate in rates.items() if rate})
 
     @property
     def step(self) -> int:
@@ -260,6 +200,7 @@ class Run:
             disable=not self.processes.main,
         )
         with Interrupt() as interrupt, bar as self.bar:
+            due = False
             for round_ in range(self.state["round"], self.plan.last):
                 yield round_
                 over = self.config.minutes and (
@@ -267,44 +208,91 @@ class Run:
                 )
                 stop = self.processes.any(bool(interrupt.number or over))
                 last = round_ + 1 == self.plan.last
-                if stop or last or self.plan.due(round_ + 1):
+                due = due or stop or last or self.plan.due(round_ + 1)
+                skipped = self.state["skipped"][-2:]
+                if last and skipped == [round_ - 1, round_]:
+                    raise self.lost("the loss is not finite", round_)
+                if skipped[-1:] == [round_] and not last:
+                    continue  # what may never be finite again is not kept
+                if due:
                     self.save()
+                    due = False
                 if stop and not last:
                     self.stopped = interrupt.number or -1
                     return
 
     def record(self, measured: dict[str, float]) -> None:
-        """A round is over: count it, refuse what is not finite, write its line in metrics.jsonl
-        where it made a step, and tell the bar.
+        """A round is over: count it, write its line in metrics.jsonl where it made a step, and tell
+        the bar. One that is not finite is skipped, where --on-nan allows it.
         """
-        before, round_ = self.step, self.state["round"]
-        if not all(map(math.isfinite, measured.values())):
-            raise self.trained.not_finite("the loss is not finite", round_, last_good(self.out))
+        before, bad = self.step, [n for n, value in measured.items() if not math.isfinite(value)]
+        if bad:
+            self.skip(bad)
         self.state["round"] += 1
         if not self.processes.main:
             return
         self.clock()
         if self.step > before:
-            append(self.out / "metrics.jsonl", {"step": self.step} | measured)
-        self.bar.set_description(self.trained.words(measured, self), refresh=False)
+            row = {"skipped": bad} if bad else measured
+            append(self.out / "metrics.jsonl", {"step": self.step} | row)
+        if not bad:
+            self.bar.set_description(self.trained.words(measured, self), refresh=False)
         self.bar.update()
+
+    def skip(self, bad: list[str]) -> None:
+        """Go on after a round of which these measurements are not finite: its updates of gradients
+        that are not have made no step. Raises what ends the run where that is not allowed.
+        """
+        round_ = self.state["round"]
+        skipped = [one for one in self.state["skipped"] if one > round_ - WINDOW] + [round_]
+        if self.config.on_nan != "skip" or len(skipped) > MOST:
+            raise self.lost("the loss is not finite", round_)
+        self.state["skipped"] = skipped
+        if self.processes.main:
+            step = self.plan.step(round_ + 1)
+            say(
+                f"warning: {', '.join(bad)} not finite "
+                + (f"at step {step}" if step else "before the first step")
+                + f": skipped, {len(skipped)} of the {MOST} that may be in {WINDOW} rounds"
+            )
+
+    def lost(self, what: str, round_: int) -> Exception:
+        """What a state that is not finite ends in: a line for the user or, with --on-nan rollback,
+        another beginning at the checkpoint before the last one, at half the rates.
+        """
+        rollbacks, back = self.state["rollbacks"] + 1, None
+        if self.config.on_nan == "rollback" and rollbacks <= MOST_ROLLBACKS and self.processes.main:
+            self.clock()
+            change = {clock: self.state[clock] for clock in CLOCKS} | {"rollbacks": rollbacks}
+            back = go_back(self.out / "checkpoint", change)
+        if not self.processes.any(back is not None):
+            return self.trained.not_finite(what, round_, last_good(self.out))
+        if self.processes.main:
+            say(f"warning: {what}: back to {back.name}, at rates times {slowed(rollbacks):g}")
+        return RolledBack()
+
+    def broken(self) -> str | None:
+        """What is not finite in the state of now, or in what its students draw."""
+        return not_finite_in(self.trained.tensors()) or self.trained.fault()
 
     def keep(self) -> None:
         """A checkpoint, then the export that goes with it: a kill in between leaves an export that
-        the checkpoint can mend. Neither, where a tensor is not finite or the student draws what is
-        not.
+        the checkpoint can mend.
         """
-        tensors = self.trained.tensors()
-        if wrong := not_finite_in(tensors) or self.trained.fault():
+        if wrong := self.broken():
             raise self.trained.not_finite(wrong, self.state["round"] - 1, last_good(self.out))
         self.clock()
         self.kept = self.state["round"]
-        save_checkpoint(self.out / "checkpoint", self.kept, tensors, self.state)
+        save_checkpoint(self.out / "checkpoint", self.kept, self.trained.tensors(), self.state)
         self.trained.export(self)
 
     def save(self) -> None:
         """`keep`, on the process that writes, if this round is not kept yet; the others wait."""
-        if self.processes.main and self.kept != self.state["round"]:
+        new = self.processes.main and self.kept != self.state["round"]
+        wrong = self.broken() if new and self.config.on_nan == "rollback" else None
+        if self.processes.any(wrong is not None):
+            raise self.lost(wrong or "", self.state["round"] - 1)
+        if new:
             self.keep()
         self.processes.wait()
 

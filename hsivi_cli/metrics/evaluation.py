@@ -9,7 +9,7 @@ import torch
 
 from ..config import TrainConfig
 from ..files.images import has_picture, save_grid
-from ..files.logs import append
+from ..files.logs import append, rows_of
 from ..method.networks import Networks
 from ..models.draw import draw
 from ..models.networks import averaged_sampler
@@ -20,6 +20,7 @@ from .statistics import Statistics, moments_of
 
 EVAL_SEED = 1_000_000_000  # the seeds that judge a training are none that a user is likely to draw
 GRID_COUNT = 64  # images of a kept grid
+COLLAPSED, EVALUATIONS = 2.0, 3  # times the best, in so many evaluations one after another
 RULER = ("count", "detector", "reference")  # by another one a distance says something else
 
 
@@ -62,3 +63,16 @@ def is_better(found: dict, best: dict | None) -> bool:
         or found["distance"] < best["distance"]
         or any(found[key] != best.get(key) for key in RULER)
     )
+
+
+def has_collapsed(file: Path, best: dict) -> bool:
+    """Whether the last evaluations of a log, and not the one before them, are so much worse than
+    the best that the student may have collapsed. True once for each time that it does.
+    """
+    distances = {}
+    for row in rows_of(file, "distance", *RULER):
+        if all(row[key] == best[key] for key in RULER):
+            distances.setdefault(row["step"], []).append(max(0.0, row["distance"]))
+    means = [math.prod(each) ** (1 / len(each)) for each in distances.values()]
+    worse = [mean > COLLAPSED * best["distance"] for mean in means[-EVALUATIONS - 1 :]]
+    return worse[-EVALUATIONS:] == [True] * EVALUATIONS and worse[:-EVALUATIONS] != [True]

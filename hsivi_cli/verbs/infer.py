@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -30,7 +31,7 @@ from ..config import InferConfig
 from ..density import against, quality
 from ..density.bridge import check_density
 from ..density.family import Family
-from ..density.fit import first_round, last_round, not_finite
+from ..density.fit import check_target, first_round, last_round, not_finite
 from ..density.named import fingerprint, load_target, probe
 from ..density.packages import quietly
 from ..density.rounds import Networks, make_networks, play_round, resolved
@@ -42,11 +43,13 @@ from ..files.checkpoint import (
     load_optimizer,
     module_tensors,
     optimizer_tensors,
+    slow,
 )
 from ..files.device import pick_device
+from ..files.folder import check_resumable, holding
 from ..files.logs import trim
 from ..files.progress import say
-from ..files.run import Plan, Run, check_resumable, holding
+from ..files.run import Plan, Run, slowed, until_done
 from ..files.whole import (
     is_fresh,
     read_tensors,
@@ -97,7 +100,7 @@ def run(config: InferConfig, name: str, dim: int | None, out: Path) -> None:
             quietly(package)
     about = {"target": name, "dim": target.dim}
     with holding(out):
-        learn(config, about, target, device, out, begin)
+        until_done(lambda clocks: learn(config, about, target, device, out, clocks), begin)
 
 
 def learn(
@@ -120,7 +123,10 @@ def learn(
     trim(out / "metrics.jsonl", run.step)
     done = run.step
     for round_ in run.rounds():
-        run.record(play_round(inference.networks, config, round_))
+        measured = play_round(inference.networks, run.settings, round_)
+        if not all(map(math.isfinite, measured.values())):
+            check_target(inference.networks)  # its fault would come again
+        run.record(measured)
     if run.stopped:
         run.leave(f"at step {run.step} of {config.steps}")
         return
@@ -204,6 +210,7 @@ class Inference:
         load_modules(self.networks, MODULES, tensors)
         load_optimizer(self.networks.optimizer, "optimizer", tensors)
         load_optimizer(self.networks.fake_optimizer, "fake_optimizer", tensors)
+        slow(self.networks.fake_optimizer, slowed(state["rollbacks"]))
 
     def export(self, run: Run) -> None:
         """model.safetensors and infer.json."""

@@ -22,18 +22,19 @@ from torch import Tensor
 from .. import __version__
 from ..config import TrainConfig
 from ..errors import HsiviError, counted
-from ..files.checkpoint import checkpoints
+from ..files.checkpoint import checkpoints, slow
 from ..files.device import launched, once
+from ..files.folder import check_resumable, holding
 from ..files.logs import append, trim
 from ..files.progress import say
-from ..files.run import Plan, Processes, Run, check_resumable, holding
+from ..files.run import Plan, Processes, Run, slowed, until_done
 from ..files.whole import is_fresh, sweep
 from ..method.distill import opening_rounds, play_round
 from ..method.networks import Networks
 from ..method.regress import regress_rounds, regressed
 from ..method.steps import Shard
 from ..metrics.detectors import Detector
-from ..metrics.evaluation import evaluate, is_better
+from ..metrics.evaluation import EVALUATIONS, evaluate, has_collapsed, is_better
 from ..metrics.judge import make_judge
 from ..metrics.statistics import Statistics
 from ..models.compiled import chosen_forward, quick
@@ -77,7 +78,7 @@ def run(config: TrainConfig, teacher_options: dict, out: Path) -> None:
         raise HsiviError(f"{count} processes: a round's chains divide over 1, 2, 4 or 8 of them")
     teacher = load_teacher(**teacher_options, device=device)
     with holding(out) if accelerator.is_main_process else contextlib.nullcontext():
-        distil(config, teacher, out, accelerator, begin)
+        until_done(lambda clocks: distil(config, teacher, out, accelerator, clocks), begin)
 
 
 def distil(
@@ -113,7 +114,7 @@ def distil(
     with quick(networks, config, forward, main):
         for round_ in run.rounds():
             try:
-                measured = play_round(networks, config, round_)
+                measured = play_round(networks, run.settings, round_)
             except torch.OutOfMemoryError as error:
                 hint = f"--accumulate {2 * config.accumulate} halves what an update needs"
                 step = run.plan.step(round_ + 1)
@@ -184,6 +185,7 @@ class Training:
     def load(self, tensors: dict[str, Tensor], state: dict) -> None:
         check_best(state["best"])
         load_training(self.networks, tensors)
+        slow(self.networks.fake_optimizer, slowed(state["rollbacks"]))
 
     def open(self, run: Run) -> None:
         """Write the run's description, mend the export where it is not the checkpoint's, drop log
@@ -193,7 +195,7 @@ class Training:
             self.accelerator.init_trackers("hsivi", config=asdict(self.config))
         if not run.processes.main:
             return
-        told = read_info(self.out)["best"] if run.resumed else None
+        told = read_info(self.out).get("best") if run.resumed else None
         if told and told["step"] > run.step:  # its checkpoint was damaged: it is exported still
             run.state["best"] = told
         if run.state["best"] and not is_whole(self.out):
@@ -227,7 +229,8 @@ class Training:
     def export(self, run: Run) -> None:
         """The student of now where it is the best or nothing judges it, else the description."""
         best, info = run.state["best"], self.info(run)
-        if best and best["step"] != run.step:
+        now = (run.step, run.state["rollbacks"])
+        if best and (best["step"], best.get("rollbacks", 0)) != now:
             write_info(self.out, info)
             return
         chains = {chain.nfe: chain for chain in self.networks.chains}
@@ -307,8 +310,14 @@ class Training:
             + (f", best {best['distance']:.2f}" if best else "")
         )
         if is_better(found, best):
-            run.state["best"] = found
+            back = run.state["rollbacks"]  # a step may come again, at other rates
+            run.state["best"] = found | ({"rollbacks": back} if back else {})
             run.keep()
+        elif has_collapsed(self.out / "evaluations.jsonl", best):
+            say(
+                f"warning: the distance has been above twice the best {EVALUATIONS} times: the "
+                f"student may have collapsed; {self.out} keeps the best, of step {best['step']}"
+            )
 
     def close(self, run: Run) -> None:
         """The run's last words."""

@@ -1,0 +1,72 @@
+"""A run's folder: held by one process, and gone on with by the same run alone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+from ..config import flag_of
+from ..errors import HsiviError
+from .checkpoint import checkpoints
+from .whole import writing
+
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing keeps a second process out
+    fcntl = None
+
+
+@contextlib.contextmanager
+def holding(out: Path) -> Iterator[None]:
+    """Make a run's folder and keep other processes from running in it. A folder that was made and
+    stays empty goes again.
+    """
+    made = not out.exists()
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    lock = os.open(out, os.O_RDONLY) if fcntl else None
+    try:
+        try:
+            if fcntl:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process
+        except BlockingIOError:
+            raise HsiviError(
+                f"another process runs in {out}: wait for it, or choose another --out"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        if fcntl:
+            os.close(lock)
+        if made:
+            with contextlib.suppress(OSError):  # it holds a run now
+                out.rmdir()
+
+
+def check_resumable(out: Path, info: dict, config) -> None:
+    """Stop a run from going on with other settings than it was begun with (more --steps are none),
+    and a finished one whose checkpoints are gone from beginning anew over its result.
+
+    info    what the folder tells of the run: `config` by name, `step`, `regressed`
+    config  a dataclass of options; those that are `run_only` may change
+    """
+    old = info["config"]
+    for item in fields(config):
+        new_value, old_value = getattr(config, item.name), old.get(item.name, item.default)
+        more_steps = item.name == "steps" and new_value >= old_value
+        if not item.metadata.get("run_only") and new_value != old_value and not more_steps:
+            raise HsiviError(
+                f"{out} was begun with {flag_of(item.name)} {old_value}, not {new_value}: use that "
+                "to resume, or another --out"
+            )
+    done = ("step", "steps") if old.get("steps") else ("regressed", "regress_steps")
+    made, wanted = info.get(done[0], 0), old.get(done[1], 0)
+    if 0 < wanted <= made and not checkpoints(out / "checkpoint"):
+        raise HsiviError(
+            f"{out} holds a finished run of {made} steps without its checkpoint: it cannot go on; "
+            "choose another --out"
+        )
