@@ -39,6 +39,7 @@ from .config import (
 )
 from .errors import HsiviError
 from .files.places import name_of
+from .files.stderr import settle_streams
 
 
 def options_of(config: type):
@@ -98,6 +99,10 @@ class Group(click.Group):
 
     command_class = Command
 
+    def main(self, *args, **kwargs):
+        settle_streams()
+        return super().main(*args, **kwargs)
+
     def invoke(self, context):
         try:
             return super().invoke(context)
@@ -141,8 +146,8 @@ ABOUT = ("teacher", "out", *ORIGIN)  # of a training: what is no setting
 def read_config(path: str) -> dict:
     """A --config file: JSON such as --dry-run prints."""
     try:
-        given = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
+        given = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise HsiviError(f"--config {path} cannot be read as JSON: {error}") from error
     known = {item.name for item in fields(TrainConfig)} | {*ABOUT}
     if not isinstance(given, dict) or not given.keys() <= known:

@@ -88,6 +88,20 @@ def test_modules_are_short():
     assert not {n: count for n, count in long.items() if count > LONGEST}
 
 
+@pytest.mark.parametrize("name", MODULES)
+def test_text_is_read_and_written_in_utf_8_whatever_the_locale(name):
+    for node in ast.walk(tree(name)):
+        if not isinstance(node, ast.Call):
+            continue
+        call, last = ast.unparse(node.func), ast.unparse(node.func).rpartition(".")[2]
+        modes = [a.value for a in node.args[1:] if isinstance(a, ast.Constant)]
+        text = call == "open" and not any("b" in str(mode) for mode in modes)
+        method = last in ("read_text", "write_text") and call != "write_text"  # ours
+        if text or method:
+            said = {keyword.arg for keyword in node.keywords}
+            assert "encoding" in said, f"{name}.py:{node.lineno} {call} names no encoding"
+
+
 OUTSIDE = {
     "open",
     "print",

@@ -76,7 +76,7 @@ def sweep(out: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     with replacing(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8", errors="replace")  # names of odd bytes
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -30,7 +30,7 @@ def page(
     titles = ("distance by network calls", "distance by minutes of training")
     plots = zip(titles, panels(rows, curves), strict=False)
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(
-        TEMPLATE.read_text()
+        TEMPLATE.read_text(encoding="utf-8")
     )
     return template.render(
         zip=zip,

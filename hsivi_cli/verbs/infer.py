@@ -77,7 +77,7 @@ def load(folder: str | Path) -> Family:
 
 def read_info(out: Path) -> dict:
     try:
-        info = json.loads((out / "infer.json").read_text())
+        info = json.loads((out / "infer.json").read_text(encoding="utf-8"))
         names = {item.name for item in fields(InferConfig)}
         if {"target", "dim", "config", "step", "cpu_seconds"} <= info.keys() and (
             info["config"].keys() <= names
