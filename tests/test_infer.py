@@ -6,11 +6,12 @@ import os
 import shutil
 import signal
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from command import finite, hsivi, refusal, rows, tree
+from command import finite, hsivi, refusal, rows, tree, warnings_of
 
 from hsivi_cli.density import against
 from hsivi_cli.density.rounds import play_round
@@ -336,3 +337,30 @@ def test_layers_that_are_not_finite_are_refused_by_their_weights_name(tmp_path):
     write_tensors(file, tensors)
     with pytest.raises(HsiviError, match=r"model\.safetensors: centre holds NaN or infinite"):
         load(tmp_path / "y")
+
+
+def spoil_layers(run, name, value):
+    """Set one tensor of a run's averaged layers in its checkpoint."""
+    (newest,) = checkpoints(run / "checkpoint")
+    (newest / "SHA256SUMS").unlink()
+    tensors = read_tensors(newest / "tensors.safetensors")
+    tensors[f"ema.{name}"].fill_(value)
+    write_tensors(newest / "tensors.safetensors", tensors)
+
+
+def test_samples_that_are_not_finite_are_refused_before_anything_is_written(tmp_path):
+    infer("banana", tmp_path / "y")
+    before = tree(tmp_path / "y")
+    spoil_layers(tmp_path / "y", "layers.0.log_scale", 88.7)  # its exponential is near the largest
+    line = refused("banana", tmp_path / "y")
+    assert "of 500 samples hold NaN or infinite values: none was written" in line
+    for name in ("samples.npz", "summary.json", "layers.png"):
+        assert (tmp_path / "y" / name).read_bytes() == before[Path(name)]
+
+
+def test_samples_that_have_gone_far_away_are_warned_of(tmp_path):
+    infer("densities:tilted", tmp_path / "y", "--dim", 3)
+    assert "beyond" not in infer("densities:tilted", tmp_path / "y", "--dim", 3).stderr
+    spoil_layers(tmp_path / "y", "centre", 5e11)
+    warned = warnings_of(infer("densities:tilted", tmp_path / "y", "--dim", 3))
+    assert any("is 5e+11 from 0: beyond 1e+06 the target is not checked" in w for w in warned)

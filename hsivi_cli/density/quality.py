@@ -8,8 +8,10 @@ import math
 import torch
 from torch import Tensor
 
+from ..errors import HsiviError
 from ..method.losses import lower_bound_loss, normal_log_density, pair_log_density
 from ..method.steps import rng
+from .bridge import FAR
 from .family import Family
 from .packages import quietly
 from .rounds import PLANE
@@ -67,6 +69,26 @@ def tail_of(weight: Tensor) -> dict[str, float]:
         k = float(quietly("arviz").psislw(weight.cpu().numpy())[1])
         found |= {"pareto_k": k} if math.isfinite(k) else {}
     return found
+
+
+def check_samples(samples: Tensor) -> None:
+    """Refuse samples [N, dim] of which one is not finite."""
+    if bad := (~samples.isfinite()).any(1).sum().item():
+        raise HsiviError(
+            f"{bad} of {len(samples)} samples hold NaN or infinite values: none was written; begin "
+            "in another --out with a lower --student-rate or more --layers"
+        )
+
+
+def strayed(samples: Tensor) -> str | None:
+    """That samples [N, dim] lie where no target is looked at, in words."""
+    mean = samples.double().mean(0)
+    if (far := mean.abs().max()) < FAR:
+        return None
+    return (
+        f"the mean of coordinate {mean.abs().argmax()} is {far:.3g} from 0: beyond {FAR:g} the "
+        "target is not checked, and such samples are seldom its own; scale its coordinates"
+    )
 
 
 def loose(found: dict[str, float]) -> bool:

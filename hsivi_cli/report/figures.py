@@ -76,7 +76,9 @@ def pairs_png(samples: Tensor, truth: Tensor | None = None, most: int = 6) -> by
     """
     count = min(most, samples.shape[1])
     figure, axes = new_figure(count, count, 1.8)
-    below, above = samples.numpy(), None if truth is None else truth.numpy()
+    # in double: far from 0, float32 may have too few numbers for the bins
+    below = samples.double().numpy()
+    above = None if truth is None else truth.double().numpy()
     for i in range(count):
         for j in range(count):
             ax = axes[i, j]

@@ -246,6 +246,7 @@ def report(out: Path, networks: Networks, config: InferConfig, target: Target) -
     the samples' quality.
     """
     drawn = networks.ema.sample(config.count, config.seed)
+    quality.check_samples(drawn)
     with torch.no_grad():
         check_density(torch.cat([target.log_prob(x) for x in drawn[:2000].split(500)]), drawn)
     samples = drawn.cpu()
@@ -255,7 +256,7 @@ def report(out: Path, networks: Networks, config: InferConfig, target: Target) -
     about = {"step": config.steps} | summary(samples) | {"divergence": divergence}
     write_json(out / "summary.json", about)
     say(quality.in_words(divergence))
-    if doubt := quality.doubt(divergence):
+    for doubt in filter(None, (quality.doubt(divergence), quality.strayed(samples))):
         say(f"warning: {doubt}")
     if samples.shape[1] == 2:
         marginals = networks.ema.marginals(config.count, config.seed)
