@@ -289,7 +289,7 @@ def test_a_best_student_that_is_gone_gives_way_to_the_last_average(teacher, tmp_
     assert "are gone" in result.stderr
     found = load_student(out)
     ema = load_checkpoint(out / "checkpoint")[0]
-    assert found.info["best"] is None
+    assert found.info["best"]["step"] == 2  # judged anew
     for name, tensor in found.model.unet.state_dict().items():
         assert tensor.equal(ema[f"ema.{name}"])
 
@@ -312,6 +312,51 @@ def test_a_new_best_is_kept_with_a_checkpoint_of_its_step(teacher, tmp_path, mon
     train(teacher, out, *options, "--steps", 9, "--checkpoint-every", 9, exit_code=9)
     state = load_checkpoint(out / "checkpoint")[1]
     assert state["best"]["step"] == load_student(out).info["best"]["step"] == 3
+
+
+def judged_by(folder, images):
+    """Options that judge by images in a file of one name."""
+    if not (folder / "detector").exists():
+        save_detector(folder / "detector")
+    save_npz(images, folder / "real.npz")
+    judged = ("--reference", folder / "real.npz", "--detector", folder / "detector")
+    return (*judged, "--eval-count", 9, "--eval-every", 1)
+
+
+def test_a_reference_replaced_under_its_name_is_another_ruler(teacher, tmp_path, monkeypatch):
+    noise = torch.randint(256, (9, 8, 8, 1), dtype=torch.uint8)
+    steps = iter((5.0, 4.0, 6.0, 7.0))
+    monkeypatch.setattr(evaluation, "frechet_distance", lambda *a: next(steps))
+    options = ("--decay", "none", "--steps")
+    train(teacher, tmp_path / "x", *judged_by(tmp_path, noise), *options, 2)
+    (tmp_path / "elsewhere").mkdir()
+    moved = judged_by(tmp_path / "elsewhere", noise)
+    train(teacher, tmp_path / "x", *moved, *options, 3)  # another name of the same images
+    assert load_student(tmp_path / "x").info["best"]["step"] == 2
+    train(teacher, tmp_path / "x", *judged_by(tmp_path, 255 - noise // 8), *options, 4)
+    assert load_student(tmp_path / "x").info["best"]["step"] == 4
+
+
+def test_of_a_best_whose_reference_has_no_moments_the_name_is_believed():
+    now = {"count": 9, "detector": "d", "reference": "r", "moments": [1.0, 2.0, 3.0]}
+    old = {"count": 9, "detector": "d", "reference": "r"}
+    assert evaluation.same_ruler(now, old) and not evaluation.same_ruler(now, old | {"count": 8})
+    assert not evaluation.same_ruler(now, old | {"reference": "s"})
+    near, far = [1.00001, 2.0, 3.0], [1.001, 2.0, 3.0]
+    assert evaluation.same_ruler(now, now | {"moments": near, "reference": "s"})
+    assert not evaluation.same_ruler(now, now | {"moments": far})
+
+
+def test_a_reference_added_to_a_finished_run_judges_its_student(teacher, tmp_path):
+    out = tmp_path / "run"
+    train(teacher, out)
+    before = tree(out / "unet")
+    judged = judged_by(tmp_path, torch.randint(256, (9, 8, 8, 1), dtype=torch.uint8))
+    told = train(teacher, out, *judged).stderr
+    assert f"the student in {out} has not been judged" in told and "step 2: distance" in told
+    assert load_student(out).info["best"]["step"] == 2 and tree(out / "unet") == before
+    assert [row["step"] for row in rows(out / "evaluations.jsonl")] == [2]
+    assert "step 2: distance" not in train(teacher, out, *judged).stderr  # once
 
 
 def test_a_collapse_is_told_once_and_the_best_is_kept(teacher, tmp_path, monkeypatch):

@@ -15,13 +15,13 @@ from ..models.draw import draw
 from ..models.networks import averaged_sampler
 from ..models.teacher import Teacher
 from .detectors import Detector
-from .frechet import frechet_distance
+from .frechet import Moments, frechet_distance
 from .statistics import Statistics, moments_of
 
 EVAL_SEED = 1_000_000_000  # the seeds that judge a training are none that a user is likely to draw
 GRID_COUNT = 64  # images of a kept grid
 COLLAPSED, EVALUATIONS = 2.0, 3  # times the best, in so many evaluations one after another
-RULER = ("count", "detector", "reference")  # by another one a distance says something else
+SAME = 1e-4  # relative: another machine's features of the same images differ by less
 
 
 def evaluate(
@@ -40,6 +40,7 @@ def evaluate(
     """
     (detector, reference), count = judge, config.eval_count
     ruled = {"count": count, "detector": detector.stamp, "reference": config.reference}
+    ruled["moments"] = sizes_of(reference.moments)
     distances = {}
     for chain in networks.chains:
         sampler = averaged_sampler(networks, chain, teacher, config.dtype)
@@ -58,11 +59,28 @@ def evaluate(
 
 def is_better(found: dict, best: dict | None) -> bool:
     """Whether an evaluation is the best so far: no other by the same ruler is as good."""
-    return (
-        best is None
-        or found["distance"] < best["distance"]
-        or any(found[key] != best.get(key) for key in RULER)
-    )
+    return best is None or found["distance"] < best["distance"] or not same_ruler(found, best)
+
+
+def sizes_of(moments: Moments) -> list[float]:
+    """By what one reference is told from another of its name: |mean|, trace and norm of the
+    covariance.
+    """
+    mean, cov = moments.mean, moments.cov
+    return [mean.norm().item(), cov.trace().item(), cov.norm().item()]
+
+
+def same_ruler(one: dict, best: dict) -> bool:
+    """Whether two distances were measured alike: by another ruler they say something else.
+
+    Of a reference without moments, in earlier versions' files, the name is believed.
+    """
+    if any(one[key] != best[key] for key in ("count", "detector")):
+        return False
+    if not one.get("moments") or not best.get("moments"):
+        return one["reference"] == best.get("reference")
+    pairs = zip(one["moments"], best["moments"], strict=True)
+    return all(math.isclose(a, b, rel_tol=SAME) for a, b in pairs)
 
 
 def has_collapsed(file: Path, best: dict) -> bool:
@@ -70,8 +88,8 @@ def has_collapsed(file: Path, best: dict) -> bool:
     the best that the student may have collapsed. True once for each time that it does.
     """
     distances = {}
-    for row in rows_of(file, "distance", *RULER):
-        if all(row[key] == best[key] for key in RULER):
+    for row in rows_of(file, "distance", "count", "detector", "reference"):
+        if same_ruler(row, best):
             distances.setdefault(row["step"], []).append(max(0.0, row["distance"]))
     means = [math.prod(each) ** (1 / len(each)) for each in distances.values()]
     worse = [mean > COLLAPSED * best["distance"] for mean in means[-EVALUATIONS - 1 :]]

@@ -332,6 +332,9 @@ class Training:
         if config.log_with:
             self.accelerator.end_training()
         if run.processes.main:
+            if self.judge and run.resumed and run.state["best"] is None:
+                say(f"the student in {self.out} has not been judged: it is now")
+                self.evaluate(run)
             best = run.state["best"]
             measured = (
                 f", best distance {best['distance']:.2f} at step {best['step']}" if best else ""
