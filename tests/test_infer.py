@@ -364,3 +364,11 @@ def test_samples_that_have_gone_far_away_are_warned_of(tmp_path):
     spoil_layers(tmp_path / "y", "centre", 5e11)
     warned = warnings_of(infer("densities:tilted", tmp_path / "y", "--dim", 3))
     assert any("is 5e+11 from 0: beyond 1e+06 the target is not checked" in w for w in warned)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "[" * 100_000, "{}", "\xff"])
+def test_a_damaged_description_of_a_run_is_one_line(tmp_path, content):
+    infer("banana", tmp_path / "y")
+    (tmp_path / "y" / "infer.json").write_text(content, encoding="latin-1")
+    assert "infer.json" in refused("banana", tmp_path / "y")
+    assert "infer.json" in refusal("info", tmp_path / "y")

@@ -112,7 +112,7 @@ CONFIG_FIELDS = {
 def _read_classifier_config(path: Path) -> dict:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise HsiviError(f"{path}: not a readable detector configuration ({error})") from error
     found = sorted(config) if isinstance(config, dict) else type(config).__name__
     if found != sorted(CONFIG_FIELDS):

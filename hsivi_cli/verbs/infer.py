@@ -16,7 +16,6 @@ and with more --steps beyond the end.
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 import time
 from dataclasses import asdict, dataclass, fields
@@ -52,6 +51,7 @@ from ..files.progress import say
 from ..files.run import Plan, Run, slowed, until_done
 from ..files.whole import (
     is_fresh,
+    read_json,
     read_tensors,
     remove,
     replacing,
@@ -77,14 +77,14 @@ def load(folder: str | Path) -> Family:
 
 def read_info(out: Path) -> dict:
     try:
-        info = json.loads((out / "infer.json").read_text(encoding="utf-8"))
+        info = read_json(out / "infer.json")
         names = {item.name for item in fields(InferConfig)}
         if {"target", "dim", "config", "step", "cpu_seconds"} <= info.keys() and (
             info["config"].keys() <= names
         ):
             return info
         reason = "it describes no run of this version"
-    except (OSError, ValueError, AttributeError) as error:
+    except (HsiviError, AttributeError) as error:
         reason = error
     raise HsiviError(f"{out / 'infer.json'} cannot be used ({reason}): choose another folder")
 
