@@ -9,6 +9,12 @@ class HsiviError(Exception):
     """
 
 
+def reason_of(error: BaseException) -> str:
+    """An error in one line: its kind, and the first line of what it says if it says anything."""
+    said = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
+
+
 def counted(count: int | str, noun: str) -> str:
     """1 call, 4 calls."""
     return f"{count} {noun}{'s' * (str(count) != '1')}"

@@ -7,7 +7,7 @@ from hsivi_cli.config import InferConfig
 from hsivi_cli.density.named import POSTERIORS, load_target, probe
 from hsivi_cli.density.rounds import resolved
 from hsivi_cli.density.targets import TARGETS
-from hsivi_cli.errors import HsiviError
+from hsivi_cli.errors import HsiviError, reason_of
 
 
 def refused(name, dim=2, **options):
@@ -104,3 +104,21 @@ def test_what_a_users_module_sets_of_torchs_own_ends_with_its_import(tmp_path, m
     target = load_target("my_doubles:good", 2)
     assert torch.get_default_dtype() == torch.float32 and torch.is_grad_enabled()
     assert target.score(torch.ones(1, 2)).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RuntimeError(), "RuntimeError"),
+        (ValueError("\n"), "ValueError"),
+        (TypeError("one\ntwo"), "TypeError: one"),
+    ],
+)
+def test_an_error_that_says_nothing_is_told_by_its_kind(error, told):
+    assert reason_of(error) == told
+
+
+def test_a_target_that_fails_without_a_word_is_refused_by_its_errors_kind(tmp_path, monkeypatch):
+    (tmp_path / "mute.py").write_text("def p(x):\n    raise RuntimeError\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert refused("mute:p").endswith(": RuntimeError")

@@ -304,3 +304,9 @@ def test_an_archive_takes_the_place_of_images_alone(home, tmp_path):
     before = tree(tmp_path)
     told = refusal("sample", home / "run", "--out", tmp_path / "labels.npz")
     assert "holds something else (labels)" in told and tree(tmp_path) == before
+
+
+def test_what_tells_of_a_teacher_is_refused_of_a_run(save_teacher, tmp_path):
+    train(save_teacher(**TINY), tmp_path / "run", "--steps", 0)
+    told = refusal("sample", tmp_path / "run", "--subfolder", "x", "--variant", "fp16")
+    assert "--variant and --subfolder tell of a teacher" in told

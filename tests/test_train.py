@@ -479,9 +479,11 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(teacher, tmp_path)
 def test_a_damaged_description_of_a_run_is_one_line(teacher, tmp_path):
     out = tmp_path / "run"
     train(teacher, out, "--steps", 0)
-    (out / "hsivi.json").write_text('{"format": 1}')
-    assert "hsivi.json" in refusal("train", teacher, "--out", out, *QUICK)
-    for content in ("{", "[]"):
+    whole = json.loads((out / "hsivi.json").read_text())
+    (out / "hsivi.json").write_text(json.dumps(whole | {"best": {"step": 3}}))
+    for verb in (("train", teacher, *QUICK, "--out"), ("info",)):
+        assert "no usable distance, count, detector" in refusal(*verb, out)
+    for content in ("{", "[]", "[" * 100_000, '{"format": 1}'):
         (out / "hsivi.json").write_text(content)
         assert "hsivi.json" in refusal("train", teacher, "--out", out, *QUICK)
 
@@ -657,6 +659,17 @@ def test_out_of_memory_names_the_option_that_halves_it(teacher, tmp_path, monkey
     monkeypatch.setattr(train_module, "play_round", full)
     told = refusal("train", teacher, "--out", tmp_path / "x", *QUICK, "--accumulate", 2)
     assert "out of memory" in told and "--accumulate 4" in told
+
+
+def test_out_of_memory_in_an_evaluation_names_what_reaches_there(teacher, tmp_path, monkeypatch):
+    def full(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(evaluation, "draw", full)
+    judged = judged_by(tmp_path, torch.randint(256, (9, 8, 8, 1), dtype=torch.uint8))
+    options = ("--eval-count", 1000, "--checkpoint-every", 1)
+    told = refusal("train", teacher, "--out", tmp_path / "x", *QUICK, *judged, *options)
+    assert "draws 256 images at once: --eval-count 128 or fewer" in told
 
 
 @pytest.mark.parametrize("place", ["save_file", "replace"])

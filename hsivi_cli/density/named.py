@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..config import InferConfig
-from ..errors import HsiviError
+from ..errors import HsiviError, reason_of
 from ..method.steps import rng
 from .bridge import check_density, check_score
 from .datasets import abalone, breast_cancer, diabetes, digits, waveform
@@ -58,8 +58,7 @@ def guarded(function: Callable) -> Callable:
 
 
 def failure(error: BaseException, x: Tensor) -> str:
-    reason = f"{type(error).__name__}: {error}".splitlines()[0]
-    return f"the target fails on points {list(x.shape)}: {reason}"
+    return f"the target fails on points {list(x.shape)}: {reason_of(error)}"
 
 
 def imported(module: str, attribute: str) -> Callable:
@@ -71,8 +70,7 @@ def imported(module: str, attribute: str) -> Callable:
     try:
         found = importlib.import_module(module)
     except (Exception, SystemExit) as error:  # whatever a user's module raises is theirs to read
-        text = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise HsiviError(f"importing {module} failed: {text}") from error
+        raise HsiviError(f"importing {module} failed: {reason_of(error)}") from error
     finally:
         sys.path.remove("")
         torch.set_default_dtype(dtype)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import HsiviError
+from ..errors import HsiviError, reason_of
 from .gaussian import Affine
 from .packages import quietly
 
@@ -63,8 +63,7 @@ def nuts(white: Affine, chains: int, draws: int, seed: int) -> Chains:
     try:
         trace = nutpie.sample(model, progress_bar=False, **options)
     except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise HsiviError(f"NUTS fails on this target: {reason}") from error
+        raise HsiviError(f"NUTS fails on this target: {reason_of(error)}") from error
     y = torch.as_tensor(trace.posterior["y"].to_numpy().copy()).to(white.centre)
     if y.shape[:2] != (chains, draws) or y.isnan().all(-1).any():  # nutpie ends so on a Ctrl-C
         raise KeyboardInterrupt

@@ -6,7 +6,7 @@ import importlib
 import warnings
 from types import ModuleType
 
-from ..errors import HsiviError
+from ..errors import HsiviError, reason_of
 
 EXTRA = "pip install 'hsivi[infer]'"
 
@@ -24,7 +24,6 @@ def quietly(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         raise HsiviError(f"this needs {name} ({error}): {EXTRA} first") from error
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise HsiviError(
-            f"{name} cannot be imported ({reason}): {EXTRA} in a fresh environment"
+            f"{name} cannot be imported ({reason_of(error)}): {EXTRA} in a fresh environment"
         ) from error

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 
-from ..errors import HsiviError
+from ..errors import HsiviError, reason_of
 
 
 def pick_device(name: str | None = None) -> torch.device:
@@ -18,8 +18,7 @@ def pick_device(name: str | None = None) -> torch.device:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.zeros(1, device=device).item()  # which a device without numbers, meta, refuses
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise HsiviError(f"--device {name} cannot be used here: {reason}") from error
+        raise HsiviError(f"--device {name} cannot be used here: {reason_of(error)}") from error
     return device
 
 

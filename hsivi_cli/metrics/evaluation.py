@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from ..config import TrainConfig
+from ..errors import HsiviError
 from ..files.images import has_picture, save_grid
 from ..files.logs import append, rows_of
 from ..method.networks import Networks
@@ -20,6 +21,7 @@ from .statistics import Statistics, moments_of
 
 EVAL_SEED = 1_000_000_000  # the seeds that judge a training are none that a user is likely to draw
 GRID_COUNT = 64  # images of a kept grid
+BATCH = 256  # images drawn at once
 COLLAPSED, EVALUATIONS = 2.0, 3  # times the best, in so many evaluations one after another
 SAME = 1e-4  # relative: another machine's features of the same images differ by less
 
@@ -45,7 +47,14 @@ def evaluate(
     for chain in networks.chains:
         sampler = averaged_sampler(networks, chain, teacher, config.dtype)
         seeds = range(EVAL_SEED, EVAL_SEED + count)
-        batches = list(draw(sampler, seeds, min(count, 256), networks.device))
+        size = min(count, BATCH)
+        try:
+            batches = list(draw(sampler, seeds, size, networks.device))
+        except torch.OutOfMemoryError as error:
+            raise HsiviError(
+                f"out of memory in the evaluation at step {step}, which draws {size} images at "
+                f"once: --eval-count {max(2, size // 2)} or fewer draws no more than these at once"
+            ) from error
         if has_picture(teacher.shape[0]):
             file = out / "eval" / f"step-{step:06d}-{chain.nfe}.png"
             save_grid(torch.cat(batches)[:GRID_COUNT], file)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
-from ..config import SEEDS, SampleConfig, TrainConfig, flag_of
+from ..config import ORIGIN, SEEDS, SampleConfig, TrainConfig, flag_of
 from ..errors import HsiviError, counted
 from ..files.device import pick_device
 from ..files.images import (
@@ -145,6 +145,10 @@ def open_sampler(config: SampleConfig, device: torch.device) -> tuple[Sampler, s
         source = shipped(SHIPPED if config.nfe is None else config.nfe)
     name = name_of(source)
     if config.solver is None and source is not None and is_student(source):
+        if told := [flag_of(name) for name in ORIGIN if getattr(config, name)]:
+            raise HsiviError(
+                f"{' and '.join(told)} tell of a teacher, and {source} is a run: leave them out"
+            )
         student = load_student(source, device)
         sampler = student_sampler(student, config.nfe, config.dtype)
         return sampler, f"{name}-{sampler.nfe}" if len(student.chains) > 1 else name
