@@ -1,7 +1,10 @@
 """`hsivi sample`: folders that are completed and never mixed, archives, grids and refusals."""
 
 import json
+import os
 import re
+import subprocess
+from pathlib import Path
 
 import diffusers
 import numpy as np
@@ -310,3 +313,21 @@ def test_what_tells_of_a_teacher_is_refused_of_a_run(save_teacher, tmp_path):
     train(save_teacher(**TINY), tmp_path / "run", "--steps", 0)
     told = refusal("sample", tmp_path / "run", "--subfolder", "x", "--variant", "fp16")
     assert "--variant and --subfolder tell of a teacher" in told
+
+
+def test_what_a_killed_process_left_half_written_goes_and_what_a_living_one_writes_stays(
+    save_teacher, tmp_path
+):
+    out = tmp_path / "out"
+    command = ("sample", save_teacher(**TINY), "--solver", "ddim", "--nfe", 2, "--count", 4)
+    out.mkdir()
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    (out / f".hsivi-samples.json.{gone.pid}.tmp.json").write_text("{")  # before it had a mark
+    hsivi(*command, "--out", out, "--device", "cpu")
+    before = tree(out)
+    assert len(before) == 5
+    (out / f".00002.png.{gone.pid}.tmp").write_text("half")
+    (out / f".00003.png.{os.getppid()}.tmp").write_text("half")
+    hsivi(*command, "--out", out, "--device", "cpu")
+    assert tree(out).keys() - before.keys() == {Path(f".00003.png.{os.getppid()}.tmp")}

@@ -58,7 +58,7 @@ def remove(path: Path) -> None:
             path.unlink()
 
 
-LEFT = re.compile(r"\..+\.\d+\.tmp.*|\.export-.+")  # names of what is half written
+LEFT = re.compile(r"\..+\.(\d+)\.tmp.*|\.export-.+")  # half written, and by whom
 
 
 def is_fresh(out: Path) -> bool:
@@ -66,12 +66,29 @@ def is_fresh(out: Path) -> bool:
     return not out.exists() or all(LEFT.fullmatch(path.name) for path in out.iterdir())
 
 
-def sweep(out: Path) -> None:
-    """Delete what a killed process left half written in a run's folder."""
-    for folder in (out, out / "checkpoint"):
+def sweep(out: Path, shared: bool = False) -> None:
+    """Delete what a killed process left half written in a folder of ours.
+
+    shared  no lock keeps other processes out: what living ones write stays
+    """
+    for folder in (out, out / "checkpoint", out / "eval"):
         for path in folder.iterdir() if folder.is_dir() else ():
-            if LEFT.fullmatch(path.name):
+            left = LEFT.fullmatch(path.name)
+            if left and not (shared and left[1] and is_another(int(left[1]))):
                 remove(path)
+
+
+def is_another(pid: int) -> bool:
+    """Whether a process of this number runs here, and is not this one."""
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # it is another user's; or no system counts so far
+        return True
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

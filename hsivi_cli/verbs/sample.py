@@ -26,7 +26,7 @@ from ..files.images import (
 from ..files.places import check_file, check_place, name_of, shipped_students
 from ..files.pngs import saving
 from ..files.progress import Bar, say
-from ..files.whole import read_json, write_text
+from ..files.whole import is_fresh, read_json, sweep, write_text
 from ..method.chain import Chain
 from ..models.draw import Sampler, chain_digest, check_labels, draw, solver_sampler, student_sampler
 from ..models.loading import load_teacher
@@ -201,7 +201,7 @@ def claim(folder: Path, sampler: Sampler, config: SampleConfig) -> None:
         "labels": config.labels,
         "dtype": config.dtype,
     }
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.is_dir() and not is_fresh(folder):
         if not (folder / MARK).exists():
             raise HsiviError(
                 f"{folder} exists and holds something else than samples of hsivi: choose another "
@@ -218,6 +218,7 @@ def claim(folder: Path, sampler: Sampler, config: SampleConfig) -> None:
         raise HsiviError(f"{folder} is a file: choose a folder, or a name that ends in .npz")
     else:
         write_text(folder / MARK, json.dumps(mark) + "\n")
+    sweep(folder, shared=True)
 
 
 def parse_seeds(config: SampleConfig) -> range:
