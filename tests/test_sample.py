@@ -266,7 +266,12 @@ def test_without_a_source_the_shipped_student_of_so_many_calls_draws(empty):
 def test_a_solver_without_a_source_is_on_the_embedded_teacher(empty):
     quiet_sample("--solver", "unipc", "--nfe", 2, "--count", 1)
     images_ = read_folder(empty / "samples" / "embedded-unipc-2")
-    assert torch.equal(images_, drawn(solver_sampler(load_teacher(), "unipc", 2), [0], 1))
+    teacher = load_teacher()  # whose pipeline keeps x0 in range
+    clipped = solver_sampler(teacher, "unipc", 2, clip=teacher.clip)
+    assert teacher.clip and torch.equal(images_, drawn(clipped, [0], 1))
+    quiet_sample("--solver", "unipc", "--nfe", 2, "--count", 1, "--clip-x0", "off", "--out", "off")
+    plain = solver_sampler(teacher, "unipc", 2)
+    assert torch.equal(read_folder(empty / "off"), drawn(plain, [0], 1))
 
 
 def test_a_teacher_without_a_solver_draws_by_the_nearest_and_says_how_to_train(home, empty):

@@ -95,7 +95,7 @@ def test_the_gap_is_the_mean_squared_distance_of_images_from_the_same_noise(teac
         for k in range(chain.nfe, 0, -1):
             time, level = chain.time[k].float().expand(8), chain.alpha_bar[k].float().expand(8)
             with torch.no_grad():
-                history[k] = teacher.network()(state, time, None, level)
+                history[k] = teacher.network(clip=teacher.clip)(state, time, None, level)
             state = chain.cx[k] * state + sum(chain.ce[k, j] * e for j, e in history.items())
             state = state.float()
         return state

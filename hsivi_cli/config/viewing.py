@@ -102,6 +102,11 @@ class CompareConfig(Options):
         "ddim,dpm++2,dpm++3,unipc,deis,ipndm,heun",
         "solvers, each at its best spacing, or at the one named, as in dpm++3-lu; none for none",
     )
+    clip_x0: str = option(
+        "auto",
+        "keep x0 of solvers and the teacher in range; auto: draw both and tell the better",
+        choices=CLIPS,
+    )
     teacher_calls: str = option(
         "0", "also draw the teacher's own images with this many calls; 0 does not"
     )

@@ -60,7 +60,7 @@ def run(config: CompareConfig) -> None:
     teachers = [
         solver_sampler(teacher, config.teacher_solver, calls, "teacher", config.dtype, clip)
         for calls in (many if teacher else ())
-        for clip in clips_of(teacher)
+        for clip in clips_of(teacher, config)
     ]
     reference = config.reference or embedded_reference(teacher)
     judge = open_judge(config, reference, device, keep_features=True)
@@ -244,9 +244,10 @@ def parse_solvers(config: CompareConfig) -> list[str]:
     return names
 
 
-def clips_of(teacher: Teacher) -> tuple[Clip | None, Clip]:
+def clips_of(teacher: Teacher, config: CompareConfig) -> tuple[Clip | None, ...]:
     """x0 as the network has it, and in range as the teacher's own pipeline keeps it, or clamped."""
-    return None, teacher.clip or Clip()
+    own = teacher.clip or Clip()
+    return {"auto": (None, own), "on": (own,), "off": (None,)}[config.clip_x0]
 
 
 def tuned(name: str, nfe: int, teacher: Teacher, ruler: Ruler) -> Sampler | None:
@@ -259,7 +260,7 @@ def tuned(name: str, nfe: int, teacher: Teacher, ruler: Ruler) -> Sampler | None
     candidates, reason = {}, None
     for spaced in solver_names((name,)) if name in SOLVERS else (name,):
         try:
-            for clip in clips_of(teacher):
+            for clip in clips_of(teacher, config):
                 sampler = solver_sampler(teacher, spaced, nfe, dtype=config.dtype, clip=clip)
                 own = (sampler.digest, chain_digest(sampler))
                 candidates.setdefault(own, sampler)  # equal ones are drawn once
