@@ -136,11 +136,19 @@ def test_a_signal_saves_says_how_to_go_on_and_loses_nothing(
     assert student_files(broken) == student_files(whole)
 
 
+def heeds_signals():
+    """What a terminal's processes do, whatever the tests were started in."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def test_an_interrupted_process_exits_130_and_leaves_a_checkpoint(teacher, tmp_path):
     out, log = tmp_path / "run", tmp_path / "stderr"
     command = [sys.executable, "-m", "hsivi_cli", "train", teacher, "--out", out, *map(str, QUICK)]
     with open(log, "w") as stderr:
-        process = subprocess.Popen([*command, "--steps", "100000"], stderr=stderr)
+        process = subprocess.Popen(
+            [*command, "--steps", "100000"], stderr=stderr, preexec_fn=heeds_signals
+        )
         try:
             end = time.monotonic() + 100
             while not (out / "metrics.jsonl").exists() and time.monotonic() < end:
@@ -423,12 +431,18 @@ def test_a_kill_before_the_best_student_is_exported_leaves_its_checkpoint_to_men
     assert student_files(tmp_path / "broken") == student_files(tmp_path / "whole")
 
 
+def on_a_terminal():
+    """What a shell does for a process of a terminal."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    heeds_signals()
+
+
 def test_a_closed_terminal_saves_and_loses_nothing(teacher, tmp_path):
     out, (master, slave) = tmp_path / "run", os.openpty()
     command = [sys.executable, "-m", "hsivi_cli", "train", teacher, "--out", out, *map(str, QUICK)]
     process = subprocess.Popen(
         [*command, "--steps", "100000"], stdin=slave, stdout=slave, stderr=slave,
-        start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        start_new_session=True, preexec_fn=on_a_terminal,
     )  # fmt: skip
     try:
         os.close(slave)
