@@ -8,7 +8,8 @@ from ..config import parse_numbers
 from ..errors import HsiviError
 from ..files.places import shipped_students, weights_folder
 from ..files.whole import read_json
-from ..models.draw import Sampler, solver_sampler
+from ..method.schedule import Clip
+from ..models.draw import CLIPPED, Sampler, solver_sampler
 from ..models.teacher import Teacher, difference
 
 
@@ -43,8 +44,10 @@ def recorded(teacher: Teacher | None, budgets: list[int]) -> list[dict]:
 
 def recorded_samplers(teacher: Teacher, budgets: list[int], dtype: str) -> list[Sampler]:
     """What the recorded rows of solvers and of the teacher were drawn by."""
-    return [
-        solver_sampler(teacher, row["name"], row["nfe"], row["kind"], dtype)
-        for row in recorded(teacher, budgets)
-        if row["kind"] in ("solver", "teacher")
-    ]
+    own, found = teacher.clip or Clip(), []
+    for row in recorded(teacher, budgets):
+        if row["kind"] in ("solver", "teacher"):
+            name = row["name"].removesuffix(CLIPPED)
+            clip = None if name == row["name"] else own
+            found.append(solver_sampler(teacher, name, row["nfe"], row["kind"], dtype, clip))
+    return found

@@ -29,6 +29,7 @@ from .student import Student, load_student
 from .teacher import Teacher
 
 TORCH_SEEDS = 2**32
+CLIPPED = " clipped"  # ends the name of a solver whose x0 is kept in range
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def solver_sampler(
     one that stands for the teacher itself.
     """
     return Sampler(
-        name=f"{name} clipped" if clip else name,
+        name=f"{name}{CLIPPED}" if clip else name,
         kind=kind,
         network=teacher.network(dtype=dtype, clip=clip),
         chain=solver(name, nfe, teacher.scheduler, teacher.table),
