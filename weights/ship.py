@@ -99,7 +99,9 @@ def with_table(text: str, table: list[list[str]]) -> str:
 def pages() -> dict[Path, str]:
     """The pages that hold a table, as the recorded rows make them."""
     rows = json.loads((WEIGHTS / "recorded.json").read_text())["rows"]
-    untimed = [row | {"seconds": None} for row in rows]  # of machines that did other work
+    best_solvers = [best(rows, "solver", row["nfe"]) for row in rows]
+    shown = [row for row in rows if row["kind"] != "solver" or row in best_solvers]
+    untimed = [row | {"seconds": None} for row in shown]  # of machines that did other work
     tables = {"README.md": short_table(rows), "docs/results.md": filled(untimed)}
     files = {WEIGHTS.parent / name: table for name, table in tables.items()}
     return {file: with_table(file.read_text(), table) for file, table in files.items()}
