@@ -195,6 +195,7 @@ def test_cifar_is_shrunk_by_averaging_and_left_alone_where_nothing_is_to_change(
     assert read_npz(first).equal(images[:2])
 
 
+@pytest.mark.slow
 def test_a_teacher_trained_in_two_parts_is_the_one_trained_at_once(tmp_path):
     save_npz(torch.randint(256, (20, 8, 8, 3), dtype=torch.uint8), tmp_path / "images.npz")
     options = ("--images", tmp_path / "images.npz", "--channels", "8,8", "--attention", 1, "--flip",
@@ -242,6 +243,7 @@ def test_the_variance_loss_is_the_divergence_of_the_step_that_diffusers_takes(ti
     assert loss.item() == pytest.approx(kl / 2, rel=1e-3)  # time 0 counts as 0
 
 
+@pytest.mark.slow
 def test_a_teacher_of_the_bench_gets_a_detector_and_the_same_command_goes_on(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     for split in ("train", "test"):
