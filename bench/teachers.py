@@ -2,9 +2,10 @@
 
     python bench/teachers.py train --data-root data --out runs/teachers
 
-trains them one after another, in the order of TEACHERS, on one core some 12 minutes each; the same
-command again goes on where it stopped. --data-root holds Fashion-MNIST and CIFAR-10 as torchvision
-lays them out, or a split as an .npz file with `images` and `labels` (cifar10-train.npz).
+trains them one after another, in the order of TEACHERS, on one core some 12 minutes each, and as
+many steps on a GPU; the same command again goes on where it stopped. --data-root holds
+Fashion-MNIST and CIFAR-10 as torchvision lays them out, or a split as an .npz file with `images`
+and `labels` (cifar10-train.npz).
 --out receives, for each data set and size,
 
     images/SET-SIZE-train.npz, -test.npz     images and labels
@@ -18,7 +19,7 @@ which its training goes on.
 from __future__ import annotations
 
 import argparse
-import subprocess
+import runpy
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,10 +38,16 @@ TRAIN_DETECTOR = TRAIN_TEACHER.with_name("train_detector.py")
 
 
 def run(*words) -> None:
-    """A script of Python's, shown before it runs; its failure ends the bench."""
-    command = [str(word) for word in words]
+    """A script of Python's, shown before it runs, in this process: importing takes long. Its
+    failure ends the bench.
+    """
+    command, own = [str(word) for word in words], sys.argv
     print("+ python", *command, flush=True)
-    subprocess.run([sys.executable, *command], check=True)
+    try:
+        sys.argv = command
+        runpy.run_path(command[0], run_name="__main__")
+    finally:
+        sys.argv = own
 
 
 @dataclass(frozen=True)
@@ -113,8 +120,9 @@ def train(name: str, recipe: Recipe, args: argparse.Namespace) -> None:
     if not (detector / "reference.npz").exists():
         run(TRAIN_DETECTOR, "--images", files["train"], files["test"], "--name", recipe.images,
             "--out", detector, "--epochs", args.detector_epochs)  # fmt: skip
+    steps = args.steps or round(args.minutes * recipe.speed)
     run(TRAIN_TEACHER, "--images", files["train"], "--out", args.out / name, "--rate", args.rate,
-        "--steps", round(args.minutes * recipe.speed), *recipe.options.split())  # fmt: skip
+        "--steps", steps, *recipe.options.split())  # fmt: skip
 
 
 def main() -> None:
@@ -128,6 +136,7 @@ def main() -> None:
     verb.add_argument("--only", default=",".join(TEACHERS), help="names, separated by commas")
     verb.add_argument("--minutes", type=float, default=11,
                       help="of CPU time a teacher, which fix its steps")  # fmt: skip
+    verb.add_argument("--steps", type=int, help="of every teacher, whatever its speed")
     verb.add_argument("--rate", type=float, default=2e-3)
     verb.add_argument("--detector-epochs", type=int, default=5)
     args = parser.parse_args()

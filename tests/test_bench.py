@@ -6,8 +6,8 @@ import copy
 import importlib
 import json
 import math
-import subprocess
 import sys
+import time as clock
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -177,11 +177,6 @@ def test_plane_figures_are_measured_by_seed_layers_objective_and_target(tmp_path
     assert all(0 < row["floor_js"] < row["js"] < math.log(2) for row in rows)
 
 
-def run_script(path, *words):
-    done = subprocess.run([sys.executable, ROOT / path, *map(str, words)], capture_output=True)
-    assert done.returncode == 0, done.stderr.decode()
-
-
 def test_cifar_is_shrunk_by_averaging_and_left_alone_where_nothing_is_to_change(tmp_path):
     images = torch.randint(256, (5, 8, 8, 3), dtype=torch.uint8)
     save_npz(images, tmp_path / "all.npz")
@@ -195,19 +190,90 @@ def test_cifar_is_shrunk_by_averaging_and_left_alone_where_nothing_is_to_change(
     assert read_npz(first).equal(images[:2])
 
 
-@pytest.mark.slow
-def test_a_teacher_trained_in_two_parts_is_the_one_trained_at_once(tmp_path):
+def teacher_words(tmp_path, *more):
+    """Options of a short training of a small teacher."""
     save_npz(torch.randint(256, (20, 8, 8, 3), dtype=torch.uint8), tmp_path / "images.npz")
-    options = ("--images", tmp_path / "images.npz", "--channels", "8,8", "--attention", 1, "--flip",
-               "--batch-size", 4, "--device", "cpu", "--steps", 3)  # fmt: skip
-    script = "weights/train_teacher.py"
-    run_script(script, *options, "--out", tmp_path / "once")
-    run_script(script, *options, "--out", tmp_path / "parts", "--minutes", 0)
-    assert safe_open(tmp_path / "parts" / "state.safetensors", "pt").metadata()["step"] == "1"
-    run_script(script, *options, "--out", tmp_path / "parts")
+    words = ("--images", tmp_path / "images.npz", "--channels", "8,8", "--attention", 1, "--flip",
+             "--batch-size", 4, "--device", "cpu", *more)  # fmt: skip
+    return [str(word) for word in words]
+
+
+def broken_off(script, words, out, when, monkeypatch):
+    """A training that saves at every step and ends at once after the one that `when(step, plan)`
+    is true of.
+    """
+    save = script.save
+
+    def saved(out, step, plan, *rest):
+        save(out, step, plan, *rest)
+        if when(step, plan):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(script, "SAVE_SECONDS", -1)
+        patched.setattr(script, "save", saved)
+        with pytest.raises(KeyboardInterrupt):
+            script.main([*words, "--out", str(out)])
+
+
+def told_of(folder):
+    found = safe_open(folder / "state.safetensors", "pt").metadata()
+    return {key: json.loads(value) for key, value in found.items()}
+
+
+def test_a_teacher_trained_in_two_parts_is_the_one_trained_at_once(tmp_path, monkeypatch):
+    script, words = load_bench("train_teacher", "weights"), teacher_words(tmp_path, "--steps", 12)
+    script.main([*words, "--out", str(tmp_path / "once")])
+    broken_off(script, words, tmp_path / "parts", lambda step, plan: step == 7, monkeypatch)
+    assert told_of(tmp_path / "parts")["step"] == 7  # in the second epoch
+    script.main([*words, "--out", str(tmp_path / "parts")])
     once, parts = (load_file(tmp_path / d / "state.safetensors") for d in ("once", "parts"))
     assert all(once[name].equal(parts[name]) for name in once)
     assert load_teacher(str(tmp_path / "parts" / "pipeline")).shape == (3, 8, 8)
+
+
+def test_a_teacher_given_minutes_plans_its_steps_by_their_speed_and_keeps_to_them(
+    tmp_path, monkeypatch
+):
+    script, words = load_bench("train_teacher", "weights"), teacher_words(tmp_path)
+    words += ["--minutes", "0.05"]
+    begin = clock.monotonic()
+    script.main([*words, "--out", str(tmp_path / "once")])
+    assert 1.5 < clock.monotonic() - begin < 10  # 3 s, on a machine that others use too
+    told = told_of(tmp_path / "once")
+    begun, steps = told["plan"]
+    assert told["step"] == steps > begun > 0
+    plan = script.Plan(begun, steps)
+    assert plan.rate(begun) == script.rise(begun) and plan.rate(steps) == pytest.approx(0)
+
+    broken_off(script, words, tmp_path / "parts", lambda step, plan: plan, monkeypatch)
+    told = told_of(tmp_path / "parts")
+    assert told["step"] == told["plan"][0] < told["plan"][1]
+    script.main([*words, "--out", str(tmp_path / "parts")])
+    again = told_of(tmp_path / "parts")
+    assert again["plan"] == told["plan"] and again["step"] == told["plan"][1]
+
+
+def test_every_time_has_its_share_in_a_batch_and_none_lies_beyond_the_last():
+    script = load_bench("train_teacher", "weights")
+    uniform = torch.rand(500, generator=rng(0, "times"))
+    times = script.stratified_times(uniform, 1000)
+    assert times.div(2, rounding_mode="floor").tolist() == list(range(500))
+    uniform[-1] = 1 - 2**-24  # the largest below 1: in float32 499 and this are 500
+    assert script.stratified_times(uniform, 1000).max() == 999
+
+
+def test_an_epoch_of_a_teachers_training_shows_every_image_once_and_some_mirrored():
+    script = load_bench("train_teacher", "weights")
+    images = torch.arange(12, dtype=torch.uint8)[:, None, None, None].repeat(1, 1, 1, 2)
+    images[..., 1] += 100
+    labels = torch.arange(12)
+    shown = [script.draw_batch(images, labels, step, 4, True, 1000) for step in range(3, 6)]
+    x0, own = (torch.cat([batch[i] for batch in shown]) for i in (0, 3))
+    assert own.sort().values.equal(labels)
+    left, right = x0.add(1).mul(127.5).round().long().squeeze().unbind(1)
+    mirrored = left > right
+    assert torch.where(mirrored, right, left).equal(own) and 0 < mirrored.sum() < 12
 
 
 @pytest.mark.parametrize("prediction", schedule.PREDICTIONS)
@@ -243,7 +309,6 @@ def test_the_variance_loss_is_the_divergence_of_the_step_that_diffusers_takes(ti
     assert loss.item() == pytest.approx(kl / 2, rel=1e-3)  # time 0 counts as 0
 
 
-@pytest.mark.slow
 def test_a_teacher_of_the_bench_gets_a_detector_and_the_same_command_goes_on(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     for split in ("train", "test"):

@@ -78,11 +78,11 @@ def shifted(x: Tensor, rng: torch.Generator) -> Tensor:
     return padded[image, channel, rows, columns]
 
 
-def train(images: Tensor, labels: Tensor, shape: dict, epochs: int) -> Classifier:
-    """images uint8 [N, H, W, C], labels [N], shape a Classifier's"""
+def train(images: Tensor, labels: Tensor, shape: dict, epochs: int, device: str) -> Classifier:
+    """images uint8 [N, H, W, C], labels [N], shape a Classifier's; it comes back on the CPU"""
     torch.manual_seed(0)
     rng = torch.Generator().manual_seed(0)
-    network = Classifier(**shape)
+    network = Classifier(**shape).to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=0.01)
     steps = epochs * (len(images) // BATCH)
     rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
@@ -92,18 +92,18 @@ def train(images: Tensor, labels: Tensor, shape: dict, epochs: int) -> Classifie
         batches = order[: len(order) // BATCH * BATCH].split(BATCH)
         for rows in batches:
             x = images[rows].permute(0, 3, 1, 2).float() / 127.5 - 1
-            loss = F.cross_entropy(network(shifted(x, rng)), labels[rows])
+            loss = F.cross_entropy(network(shifted(x, rng).to(device)), labels[rows].to(device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             rates.step()
-            total += loss.item()
+            total += loss.detach()
         seconds = time.time() - begin
         print(
             f"epoch {epoch + 1}/{epochs} loss {total / len(batches):.4f} {seconds:.0f} s",
             flush=True,
         )
-    return network.eval()
+    return network.cpu().eval()
 
 
 def labelled(file: str) -> tuple[Tensor, Tensor]:
@@ -134,6 +134,8 @@ def main() -> None:
     parser.add_argument("--name", default=EMBEDDED, help="one word, which tells detectors apart")
     parser.add_argument("--out", type=Path, default=FOLDER)
     parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
+                        help="to train it on; all else is a CPU's work")  # fmt: skip
     args = parser.parse_args()
     begin = time.time()
     if args.images:
@@ -148,7 +150,7 @@ def main() -> None:
     shape = {"image_size": side, "in_channels": channels} | SHAPE
     shape["classes"] = len(labels.unique())
 
-    network = train(images, labels, shape, args.epochs)
+    network = train(images, labels, shape, args.epochs, args.device)
     folder = args.out / "detector"
     folder.mkdir(parents=True, exist_ok=True)
     state = {

@@ -4,7 +4,10 @@ unconditional, on Fashion-MNIST, 28 x 28.
     python weights/train_teacher.py --data-root DIR --out runs/teacher
 
 DIR holds FashionMNIST/raw as torchvision lays it out. `bench/cifar10.py` trains larger ones,
-`bench/teachers.py` other kinds. The same command again resumes; `--minutes` stops early and saves.
+`bench/teachers.py` other kinds. The same command again resumes. `--minutes` in place of `--steps`
+plans as many steps as fit, once their speed is known; a run that resumes keeps to its plan.
+On a GPU images and noise lie there, steps are captured as a CUDA graph, in bfloat16, and nothing
+is read between saves.
 --out receives `state.safetensors` (weights, averaged weights, Adam's moments, all at one step) and,
 at every save, the averaged weights as a diffusers DDPMPipeline. float16 on disk: half the size, and
 2^-11 is far below Adam's own jitter.
@@ -12,10 +15,12 @@ at every save, the averaged weights as a diffusers DDPMPipeline. float16 on disk
 
 import argparse
 import copy
+import itertools
 import json
-import math
 import os
 import time
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +30,18 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hsivi_cli.files.capture import Parcel, performer
+from hsivi_cli.method.steps import Shard, cosine, ema_update, make_optimizer, set_rate, update
 from hsivi_cli.metrics.statistics import image_batches
+from hsivi_cli.models.compiled import compiled, forward
 
 EMA_DECAY = 0.9995
 WARMUP = 300  # steps of linear rate warm-up
-SAVE_EVERY = 250
+STEPS = 5500
+SAVE_SECONDS = 60
+TRIAL = 0.1  # of the minutes, after which the steps are planned
+LOOK_EVERY = 10  # steps, until then
+RESERVE = 0.03  # of what is left then, for saving
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
 BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2")
 
@@ -87,20 +99,84 @@ def variance_loss(
     raw, eps, noise  [B, C, H, W]  the output's two halves, and the noise that eps should be
     time             [B]           those of time 0 count as 0: samplers add no noise there
     """
-    later = time > 0
-    raw, gap, time = raw[later], (eps - noise)[later], time[later]
-    table, betas = scheduler.alphas_cumprod.to(time.device), scheduler.betas.to(time.device)
+    later = time.clamp(min=1)
+    table, betas = (t.to(time.device) for t in (scheduler.alphas_cumprod, scheduler.betas))
     beta, alpha_bar, before = (
-        values[:, None, None, None] for values in (betas[time], table[time], table[time - 1])
+        values[:, None, None, None] for values in (betas[later], table[later], table[later - 1])
     )
     log_q = ((1 - before) / (1 - alpha_bar) * beta).log()
     log_p = log_q + (1 + raw) / 2 * (beta.log() - log_q)
+    gap = eps - noise
     means = gap.square() * beta.square() / ((1 - beta) * (1 - alpha_bar))  # squared difference
     kl = (log_p - log_q - 1 + (log_q - log_p).exp() + means * (-log_p).exp()) / 2
-    return kl.sum() / noise.numel()
+    return (kl * (time > 0)[:, None, None, None]).sum() / noise.numel()
 
 
-def save(out: Path, step: int, unet, ema, optimizer, scheduler) -> None:
+@dataclass(frozen=True)
+class Plan:
+    """The steps of a training, and from which of them on the rate falls."""
+
+    begin: int
+    steps: int
+
+    def rate(self, step: int) -> float:
+        """The part of its rate that a step takes."""
+        fall = cosine(step - self.begin, self.steps - self.begin) if step > self.begin else 1.0
+        return min(rise(step), fall)
+
+
+def rise(step: int) -> float:
+    return min(1.0, (step + 1) / WARMUP)
+
+
+@lru_cache(maxsize=1)
+def order(count: int, epoch: int, device: torch.device) -> Tensor:
+    """The order of the images in an epoch."""
+    rng = torch.Generator(device).manual_seed(1_000_000 + epoch)
+    return torch.randperm(count, generator=rng, device=device)
+
+
+def stratified_times(uniform: Tensor, count: int) -> Tensor:
+    """Times [B] in 0..count-1, one from each of B strata, of numbers [B] in 0..1."""
+    share = (torch.arange(len(uniform), device=uniform.device) + uniform) / len(uniform)
+    return (share * count).long().clamp(max=count - 1)  # in float32 the last share may be 1
+
+
+def draw_batch(
+    images: Tensor, labels: Tensor | None, step: int, size: int, flip: bool, time_count: int
+) -> list[Tensor]:
+    """A step's x0 and noise [B, C, H, W], times [B] and labels [B], where there are labels, on the
+    images' device. A function of the step: a resumed run sees what an unbroken one sees.
+    """
+    device = images.device
+    epoch, place = divmod(step, len(images) // size)
+    rows = order(len(images), epoch, device)[place * size : (place + 1) * size]
+    x0 = images[rows].float().div(127.5).sub(1)
+    rng = torch.Generator(device).manual_seed(step)
+    noise = torch.randn(x0.shape, generator=rng, device=device)
+    uniform = torch.rand(size, generator=rng, device=device)
+    if flip:
+        coin = torch.rand(size, generator=rng, device=device)
+        x0 = torch.where(coin[:, None, None, None] < 0.5, x0.flip(-1), x0)
+    found = [x0, noise, stratified_times(uniform, time_count)]
+    return found if labels is None else [*found, labels[rows]]
+
+
+def loss_of(
+    unet, forward, scheduler: DDPMScheduler, x0: Tensor, noise: Tensor, time: Tensor, labels=None
+) -> Tensor:
+    """The loss of a batch; that of a learned variance beside it where the network has one."""
+    x = scheduler.add_noise(x0, noise, time)
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=x.is_cuda):
+        output = forward(unet, x, time, labels)
+    predicted, *raw = output.float().split(x0.shape[1], 1)
+    loss = (predicted - target_of(x0, noise, time, scheduler)).square().mean()
+    if raw:  # the hybrid loss: no gradient of it goes through eps
+        loss = loss + variance_loss(*raw, predicted.detach(), noise, time, scheduler)
+    return loss
+
+
+def save(out: Path, step: int, plan: Plan | None, unet, ema, optimizer, scheduler) -> None:
     """Everything that resume needs, in one atomic file; the averaged weights beside it as a
     pipeline.
     """
@@ -109,21 +185,24 @@ def save(out: Path, step: int, unet, ema, optimizer, scheduler) -> None:
     tensors |= {f"ema.{n}": p.detach() for n, p in ema.named_parameters()}
     for index, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"adam.{key}.{names[index]}": moments[key] for key in ("exp_avg", "exp_avg_sq")}
+    told = {"step": step, "plan": plan and (plan.begin, plan.steps)}
     save_file(
         {k: v.contiguous() for k, v in tensors.items()},
         out / "state.tmp",
-        metadata={"step": json.dumps(step)},
+        metadata={key: json.dumps(value) for key, value in told.items()},
     )
     os.replace(out / "state.tmp", out / "state.safetensors")
     DDPMPipeline(copy.deepcopy(ema).half(), scheduler).save_pretrained(out / "pipeline")
 
 
-def load(out: Path, unet, ema, optimizer) -> int:
-    """Restore the state written by `save`. Returns the step to go on from, 0 for a new folder."""
+def load(out: Path, unet, ema, optimizer) -> tuple[int, Plan | None]:
+    """Restore the state written by `save`. Returns the step to go on from, 0 for a new folder, and
+    the plan where there is one.
+    """
     if not (out / "state.safetensors").exists():
-        return 0
+        return 0, None
     with safe_open(out / "state.safetensors", "pt") as file:
-        step = json.loads(file.metadata()["step"])
+        told = {key: json.loads(value) for key, value in file.metadata().items()}
         for module, prefix in ((unet, "unet"), (ema, "ema")):
             module.load_state_dict(
                 {n: file.get_tensor(f"{prefix}.{n}") for n in module.state_dict()}
@@ -133,12 +212,36 @@ def load(out: Path, unet, ema, optimizer) -> int:
             moments = {
                 key: file.get_tensor(f"adam.{key}.{name}") for key in ("exp_avg", "exp_avg_sq")
             }
-            state["state"][index] = {"step": torch.tensor(float(step)), **moments}
+            state["state"][index] = {"step": torch.tensor(float(told["step"])), **moments}
         optimizer.load_state_dict(state)
-    return step
+    return told["step"], Plan(*told["plan"]) if told.get("plan") else None
 
 
-def main() -> None:
+class Clock:
+    """Plans the steps of a training that is given minutes: when a tenth of them is over, as many
+    more as the rest allows.
+    """
+
+    def __init__(self, minutes: float, device: torch.device) -> None:
+        self.seconds, self.device, self.begin, self.mark = 60 * minutes, device, time.time(), None
+
+    def plan(self, step: int) -> Plan | None:
+        """The plan, once it can be made; `step` have been made."""
+        if step % LOOK_EVERY:
+            return None
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        now = time.time()
+        if not self.mark:  # what comes before is slower
+            self.mark = step, now
+        elif now - self.begin > TRIAL * self.seconds:
+            speed = (step - self.mark[0]) / (now - self.mark[1])
+            left = (1 - RESERVE) * (self.seconds - (now - self.begin))
+            return Plan(step, step + max(0, int(speed * left)))
+        return None
+
+
+def parse(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -146,10 +249,11 @@ def main() -> None:
                         help="a data set by name, a folder or an .npz file of images")  # fmt: skip
     parser.add_argument("--data-root", default="data", help="where torchvision's data sets lie")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=5500)
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=int, default=STEPS)
+    length.add_argument("--minutes", type=float, help="as many steps as fit, all in all")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--minutes", type=float, default=math.inf)
     parser.add_argument("--channels", default="16,32,64", help="one number a level, finest first")
     parser.add_argument("--layers", type=int, default=1, help="residual blocks of a level")
     parser.add_argument("--attention", type=int, default=2, help="the level that attends, from 0")
@@ -160,82 +264,75 @@ def main() -> None:
                         help="condition on the labels beside an .npz file's images")  # fmt: skip
     parser.add_argument("--learned-variance", action="store_true",
                         help="diffusers' learned_range; with --prediction epsilon")  # fmt: skip
+    parser.add_argument("--compile", action="store_true",
+                        help="compile first: a minute or two, for large networks")  # fmt: skip
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     if args.learned_variance and args.prediction != "epsilon":
         parser.error("--learned-variance goes with --prediction epsilon alone")
-    args.out.mkdir(parents=True, exist_ok=True)
+    return args
 
+
+def main(words: list[str] | None = None) -> None:
+    args = parse(words)
+    args.out.mkdir(parents=True, exist_ok=True)
+    device = torch.device(args.device)
+    clock = args.minutes and Clock(args.minutes, device)
+
+    torch.set_float32_matmul_precision("high")
     images = torch.cat(list(image_batches(args.images, args.data_root)[1])).permute(0, 3, 1, 2)
     labels = torch.from_numpy(np.load(args.images)["labels"]) if args.classes else None
     classes = len(labels.unique()) if args.classes else None
+    images, labels = images.to(device), None if labels is None else labels.to(device)
     channels = [int(word) for word in args.channels.split(",")]
     torch.manual_seed(0)
     unet = build_unet(images.shape[2], images.shape[1], channels, args.layers, args.attention,
-                      args.learned_variance, classes).to(args.device)  # fmt: skip
-    ema = copy.deepcopy(unet)
+                      args.learned_variance, classes).to(device)  # fmt: skip
+    ema = copy.deepcopy(unet).requires_grad_(False)
     scheduler = DDPMScheduler(
         num_train_timesteps=1000,
         beta_schedule=args.betas,
         prediction_type=args.prediction,
         variance_type="learned_range" if args.learned_variance else "fixed_small",
     )
-    optimizer = torch.optim.Adam(unet.parameters(), lr=args.rate)
-    first = load(args.out, unet, ema, optimizer)
-    kind = torch.device(args.device).type
-    half = torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda")
+    scheduler.betas = scheduler.betas.to(device)
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod.to(device)
+    optimizer = make_optimizer("adam", unet.parameters(), args.rate, 0.9)
+    first, plan = load(args.out, unet, ema, optimizer)
+    if not clock:
+        plan = Plan(0, args.steps)
+    size, call = min(args.batch_size, len(images)), compiled() if args.compile else forward
 
-    begin, mean_loss = time.time(), None
-    for step in range(first, args.steps):
-        # all that is random is a function of the step: a resumed run sees what an unbroken one sees
-        rng = torch.Generator().manual_seed(step)
-        epoch, offset = divmod(step * args.batch_size, len(images))
-        order = torch.randperm(
-            len(images), generator=torch.Generator().manual_seed(1_000_000 + epoch)
-        )
-        rows = order[offset : offset + args.batch_size]
-        x0 = images[rows].float().div(127.5).sub(1)
-        told = labels[rows].to(args.device) if args.classes else None
-        noise = torch.randn(x0.shape, generator=rng)
-        strata = (torch.arange(len(x0)) + torch.rand(len(x0), generator=rng)) / len(x0)
-        time_ = (strata * scheduler.config.num_train_timesteps).long()
-        if args.flip:
-            mirrored = torch.rand(len(x0), generator=rng) < 0.5
-            x0[mirrored] = x0[mirrored].flip(-1)
-        x0, noise, time_ = (part.to(args.device) for part in (x0, noise, time_))
-
-        rate = args.rate * min(
-            (step + 1) / WARMUP, 0.5 * (1 + math.cos(math.pi * step / args.steps))
-        )
-        optimizer.param_groups[0]["lr"] = rate
-        with half:
-            output = unet(scheduler.add_noise(x0, noise, time_), time_, class_labels=told).sample
-        predicted, *raw = output.float().split(x0.shape[1], 1)
-        loss = (predicted - target_of(x0, noise, time_, scheduler)).square().mean()
-        if args.learned_variance:  # the hybrid loss: no gradient of it goes through eps
-            loss = loss + variance_loss(*raw, predicted.detach(), noise, time_, scheduler)
-        optimizer.zero_grad()
+    def work(batch: list[Tensor]) -> Tensor:
+        loss = loss_of(unet, call, scheduler, *batch)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-        optimizer.step()
-        decay = min(EMA_DECAY, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for average, parameter in zip(ema.parameters(), unet.parameters(), strict=True):
-                average.lerp_(parameter, 1 - decay)
+        update(optimizer, 1.0, Shard())
+        return loss.detach()
 
-        mean_loss = loss.item() if mean_loss is None else 0.99 * mean_loss + 0.01 * loss.item()
-        out_of_time = time.time() - begin > 60 * args.minutes
-        if (step + 1) % SAVE_EVERY == 0 or step + 1 == args.steps or out_of_time:
-            save(args.out, step + 1, unet, ema, optimizer, scheduler)
-            speed = (step + 1 - first) * args.batch_size / (time.time() - begin)
-            minutes = time.process_time() / 60
+    trained, averages = list(unet.parameters()), list(ema.parameters())
+    does, begin, mean_loss = performer(device, captures=True), time.time(), None
+    saved = begin
+    for step in range(first, plan.steps) if plan else itertools.count(first):
+        set_rate(optimizer, args.rate * (plan.rate(step) if plan else rise(step)), 0.9)
+        batch = draw_batch(images, labels, step, size, args.flip, len(scheduler.betas))
+        loss = does.perform("step", work, Parcel(batch, pinned=False))
+        ema_update(averages, trained, EMA_DECAY, step)
+        mean_loss = loss if mean_loss is None else mean_loss.lerp(loss, 0.01)
+        if not plan and (plan := clock.plan(step + 1)):
+            print(f"{plan.steps} steps fit into {args.minutes:g} minutes", flush=True)
+        done = bool(plan) and step + 1 >= plan.steps
+        if done or time.time() - saved > SAVE_SECONDS:
+            save(args.out, step + 1, plan, unet, ema, optimizer, scheduler)
+            saved = time.time()
+            speed = (step + 1 - first) * size / (saved - begin)
             print(
-                f"step {step + 1} loss {mean_loss:.4f} {speed:.0f} images/s "
-                f"{minutes:.1f} CPU minutes",
+                f"step {step + 1} loss {mean_loss.item():.4f} {speed:.0f} images/s "
+                f"{(saved - begin) / 60:.1f} minutes",
                 flush=True,
             )
-        if out_of_time:
+        if done:
             break
+    does.close()
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ from torch import Tensor
 
 
 class Parcel:
-    """Tensors of the host as one buffer a dtype, to go to a device in one copy each.
+    """Tensors as one buffer a dtype, to go to a device in one copy each.
 
-    On a GPU's account the buffers are pinned, and the copies wait for nothing.
+    On a GPU's account a host's buffers are pinned, and the copies wait for nothing.
     """
 
     def __init__(self, tensors: Sequence[Tensor], pinned: bool) -> None:
@@ -25,7 +25,7 @@ class Parcel:
         for tensor in tensors:
             sizes[tensor.dtype] += tensor.numel()
         self.buffers = {
-            dtype: torch.empty(size, dtype=dtype, pin_memory=pinned)
+            dtype: torch.empty(size, dtype=dtype, device=tensors[0].device, pin_memory=pinned)
             for dtype, size in sizes.items()
         }
         for view, tensor in zip(self.views(self.buffers), tensors, strict=True):
