@@ -8,7 +8,7 @@ from diffusers import DDPMScheduler
 from walks import images
 
 from hsivi_cli.models.loading import load_schedule, load_teacher
-from hsivi_cli.models.teacher import digest_of
+from hsivi_cli.models.teacher import digest_of, eps_network
 
 
 def test_of_a_learned_variance_only_the_mean_is_used(save_teacher):
@@ -126,3 +126,41 @@ def test_rows_of_a_told_network_train_apart(save_teacher):
     gradient = unet.class_embedding.weight.grad
     assert not gradient[0].any() and gradient[1].any()
     assert teacher.unet.class_embedding is None
+
+
+@pytest.mark.parametrize("labels", [None, torch.tensor([1, 4])])
+def test_in_bfloat16_a_frozen_network_is_cast_once_and_says_what_autocast_says(
+    save_teacher, labels
+):
+    options = {} if labels is None else {"num_class_embeds": 5}
+    teacher = load_teacher(str(save_teacher(**options)))
+    once = teacher.network(dtype="bfloat16")
+    each_time = eps_network(teacher.unet, teacher.table, teacher.prediction, "bfloat16")
+    (x, time), found, casts = images(teacher), [], []
+    for network in (once, each_time):
+        with torch.no_grad(), torch.profiler.profile() as seen:
+            found.append(network(x, time, labels))
+        casts.append(sum(event.name == "aten::_to_copy" for event in seen.events()))
+    weights = [
+        tensor
+        for module in teacher.unet.modules()
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)
+        for tensor in module.parameters()
+    ]
+    assert casts[1] - casts[0] >= len(weights)
+    # a class's embedding is rounded before it is added to the time's, and not after alone
+    torch.testing.assert_close(*found, rtol=0, atol=0 if labels is None else 0.02)
+    assert teacher.unet.conv_in.weight.dtype == torch.float32
+
+
+def test_in_bfloat16_gradients_pass_through_a_frozen_network(save_teacher):
+    teacher = load_teacher(str(save_teacher()))
+    (x, time), found = images(teacher), []
+    for network in (
+        teacher.network(dtype="bfloat16"),
+        eps_network(teacher.unet, teacher.table, teacher.prediction, "bfloat16"),
+    ):
+        seen = x.clone().requires_grad_(True)
+        network(seen, time).square().sum().backward()
+        found.append(seen.grad)
+    torch.testing.assert_close(*found, rtol=0, atol=0)

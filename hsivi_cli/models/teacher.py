@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -78,9 +79,20 @@ class Teacher:
         forward: Forward = forward,
         clip: schedule.Clip | None = None,
     ) -> Network:
-        """This teacher's UNet, or another of the same kind, as an eps network."""
-        own = unet or self.unet
+        """This teacher's UNet, or another of the same kind that may train, as an eps network."""
+        own = unet or (self.low if dtype == "bfloat16" else self.unet)
         return eps_network(own, self.table, self.prediction, dtype, forward, clip)
+
+    @cached_property
+    def low(self) -> UNet2DModel:
+        """A copy of the network with the weights of convolutions and linear maps in bfloat16, which
+        autocast would make of them at every call.
+        """
+        unet = copy.deepcopy(self.unet)
+        for module in unet.modules():
+            if isinstance(module, torch.nn.Linear | torch.nn.modules.conv._ConvNd):
+                module.to(torch.bfloat16)
+        return unet
 
     def clipping_scheduler(self) -> DDPMScheduler:
         """The scheduler, saying of x0 what `clip` does: a student's is read off it."""
