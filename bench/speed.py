@@ -81,6 +81,14 @@ for line in sys.stdin:
 """
 
 
+def surroundings(folder: str) -> dict[str, str]:
+    """The environment in which a Python imports the package of this checkout, and all others from
+    where this one does.
+    """
+    paths = [str(Path(folder).resolve()), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+
+
 class Other:
     """Another checkout's step, as a function that takes one and returns seconds."""
 
@@ -92,7 +100,7 @@ class Other:
         told = json.dumps([source, device, torch.get_num_threads(), given])
         self.process = subprocess.Popen(
             [sys.executable, "-c", CHILD, told], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            text=True, env=os.environ | {"PYTHONPATH": str(Path(folder).resolve())}, cwd="/",
+            text=True, env=surroundings(folder), cwd="/",
         )  # fmt: skip
 
     def __call__(self) -> float:

@@ -6,6 +6,8 @@ import copy
 import importlib
 import json
 import math
+import os
+import subprocess
 import sys
 import time as clock
 from dataclasses import replace
@@ -175,6 +177,21 @@ def test_plane_figures_are_measured_by_seed_layers_objective_and_target(tmp_path
     keys = [(row["seed"], row["layers"], row["objective"], row["target"]) for row in rows]
     assert keys == list(product((0, 1), (1, 2), ["lb"], ["banana", "funnel"]))
     assert all(0 < row["floor_js"] < row["js"] < math.log(2) for row in rows)
+
+
+def test_another_checkout_finds_its_own_package_and_the_others_where_this_one_does(
+    tmp_path, monkeypatch
+):
+    for folder, name in (("other", "hsivi_cli"), ("target", "only_there")):
+        (tmp_path / folder / name).mkdir(parents=True)
+        (tmp_path / folder / name / "__init__.py").touch()
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'target'}{os.pathsep}{ROOT}")
+    code = "import hsivi_cli, only_there; print(hsivi_cli.__file__)"
+    env = load_bench("speed").surroundings(str(tmp_path / "other"))
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, cwd="/", capture_output=True, text=True
+    )
+    assert done.stdout.strip() == str(tmp_path / "other/hsivi_cli/__init__.py"), done.stderr
 
 
 def test_cifar_is_shrunk_by_averaging_and_left_alone_where_nothing_is_to_change(tmp_path):
