@@ -1,20 +1,23 @@
 """What a training step, sampling and scoring cost here, beside what their arithmetic costs.
 
-    python bench/speed.py [--device cuda] [--channels 128,256,256,256] [--batch-size 128]
-        [--nfe 4] [--dtype bfloat16] [--minutes 3] [--against DIR] [--json FILE]
+    python bench/speed.py [--device cuda] [--channels 128,256,256,256] [--batch-size 128,32]
+        [--embedded] [--nfe 4] [--dtype bfloat16] [--minutes 3] [--against DIR] [--json FILE]
 
 Measures one student step of the default recipe (a roll-out, --fake-updates updates of the fake
 score, one of the student): as `hsivi train` makes it; step by step; the paper's way, with a fresh
 roll-out for every update; the network calls alone, step by step (the eager floor); another checkout
 of this project, DIR, in a process of its own; and the arithmetic, counted operations at the rate of
 a measured matrix product. All are measured in turns, so that a busy machine is busy for all.
-Without --channels the network is the embedded teacher; with it an untrained one of --size. Each row
-is printed as it comes; --json keeps all, null where nothing was measured.
+Further batch sizes, and with --embedded the embedded teacher at 32, are measured as trained and as
+the other checkout trains them. Without --channels the network is the embedded teacher; with it an
+untrained one of --size. Sampling and scoring are set against the bare networks, a GPU's kernels
+told by kind. Each row is printed as it comes; --json keeps all, null where nothing was measured.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -23,10 +26,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -34,6 +39,8 @@ from hsivi_cli.config import TrainConfig
 from hsivi_cli.files.pngs import saving
 from hsivi_cli.method import distill, draws
 from hsivi_cli.metrics.detectors import load_detector
+from hsivi_cli.metrics.frechet import frechet_distance
+from hsivi_cli.metrics.statistics import moments_of
 from hsivi_cli.models.compiled import compiled, quick
 from hsivi_cli.models.compiled import forward as plain_forward
 from hsivi_cli.models.draw import draw
@@ -41,7 +48,18 @@ from hsivi_cli.models.loading import load_teacher
 from hsivi_cli.models.networks import averaged_sampler, networks_of
 from hsivi_cli.models.starts import make_chains
 
-# A step of another checkout of this project, in either of its layouts, each time a line comes in.
+FULL = 50_000  # images of a distance that may be called FID
+KERNELS = {  # words in the names of kernels, by what these do; the first kind that fits
+    "convolutions": ("conv", "cudnn", "xmma", "implicit", "dgrad", "wgrad", "fprop"),
+    "matrix products": ("gemm", "cutlass", "cublas", "nvjet", "attention", "flash", "fmha"),
+    "normalisation": ("norm", "rowwisemoments", "computefused", "gammabeta"),
+    "optimizer and averages": ("adam", "multi_tensor", "foreach"),
+    "casts and copies": ("copy", "memcpy", "memset", "cat", "nchw", "nhwc"),
+    "sums": ("reduce",),
+    "elementwise": ("elementwise", "vectorized", "index"),
+}
+# A step of another checkout of this project, in either of its layouts, each time a line comes in;
+# first, and each time the teacher or settings are others, they come in a line.
 CHILD = """
 import json, sys, time, torch
 from dataclasses import fields
@@ -62,22 +80,24 @@ except ModuleNotFoundError:
     from hsivi_cli.start import make_chains
     from hsivi_cli.train import make_players as networks_of
     rest = (Share(),)
-source, device, threads, given = json.loads(sys.argv[1])
+device, threads = json.loads(sys.argv[1])
 torch.set_num_threads(threads)
 torch.set_float32_matmul_precision("high")
-teacher = load_teacher(source, torch.device(device))
 known = {f.name for f in fields(TrainConfig)}
-config = TrainConfig(**{k: v for k, v in given.items() if k in known})
-networks = networks_of(config, teacher, make_chains(config, teacher, {}))
-round_ = 0
 for line in sys.stdin:
+    if told := json.loads(line):
+        source, given = told
+        teacher = load_teacher(source, torch.device(device))
+        config = TrainConfig(**{k: v for k, v in given.items() if k in known})
+        networks = networks_of(config, teacher, make_chains(config, teacher, {}))
+        round_ = 0
+        continue
     begin = time.perf_counter()
-    for _ in range(int(line)):
-        play_round(networks, config, round_, *rest)
-        round_ += 1
+    play_round(networks, config, round_, *rest)
+    round_ += 1
     if device != "cpu":
         torch.cuda.synchronize()
-    print(json.dumps((time.perf_counter() - begin) / int(line)), flush=True)
+    print(json.dumps(time.perf_counter() - begin), flush=True)
 """
 
 
@@ -92,23 +112,35 @@ def surroundings(folder: str) -> dict[str, str]:
 class Other:
     """Another checkout's step, as a function that takes one and returns seconds."""
 
-    def __init__(self, folder: str, source: str | None, config: TrainConfig, device: str) -> None:
+    def __init__(self, folder: str, device: str) -> None:
         if not (Path(folder) / "hsivi_cli").is_dir():
             raise SystemExit(f"--against {folder}: no checkout of this project lies there")
-        given = {k: getattr(config, k) for k in ("nfe", "batch_size", "dtype", "fake_updates",
-                                                 "fake_warmup", "accumulate")}  # fmt: skip
-        told = json.dumps([source, device, torch.get_num_threads(), given])
+        told = json.dumps([device, torch.get_num_threads()])
         self.process = subprocess.Popen(
             [sys.executable, "-c", CHILD, told], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             text=True, env=surroundings(folder), cwd="/",
         )  # fmt: skip
 
+    def take(self, source: str | None, config: TrainConfig) -> None:
+        """Go on with steps of this teacher and these settings."""
+        given = {k: getattr(config, k) for k in ("nfe", "batch_size", "dtype", "fake_updates",
+                                                 "fake_warmup", "accumulate")}  # fmt: skip
+        self.tell([source, given])
+
     def __call__(self) -> float:
-        print(1, file=self.process.stdin, flush=True)
+        self.tell(None)
         line = self.process.stdout.readline()
         if not line:
             raise SystemExit("the other checkout's process has ended: its reason stands above")
         return json.loads(line)
+
+    def close(self) -> None:
+        with self.process:  # which closes its pipes
+            self.process.kill()
+
+    def tell(self, words: list | None) -> None:
+        with contextlib.suppress(BrokenPipeError):  # the reading says so
+            print(json.dumps(words), file=self.process.stdin, flush=True)
 
 
 class Step:
@@ -195,11 +227,35 @@ def product_rate(device: torch.device, dtype: str) -> float:
     return 2 * size**3 / min(clocked(device, lambda: a @ b) for _ in range(10))
 
 
-def waits_and_copies(report: Report, step: Step) -> None:
-    waits, copies = counts(step)
+def inside(report: Report, step: Step) -> None:
+    """What a profile of a step tells: waits, copies, and a GPU's kernels by kind."""
+    cuda = step.networks.device.type == "cuda"
+    kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if cuda else [])
+    with profile(activities=kinds) as found:
+        step()
+    events = found.events()
+    waits, copies = (gpu_counts if cuda else cpu_counts)(events)
     told = f"{waits:9}" if copies is None else f"{waits:9} waits, {copies} copies"
     report.row("waits and host-device copies of a step", told,
                waits_per_step=waits, copies_per_step=copies)  # fmt: skip
+    if cuda:
+        kernels(report, events)
+
+
+def kernels(report: Report, events) -> None:
+    """Milliseconds of a GPU's kernels by kind, and those that take longest."""
+    spent = Counter()
+    for event in events:
+        if event.device_type == DeviceType.CUDA and "#" not in event.name:  # no annotation
+            spent[event.name] += event.self_device_time_total / 1000
+    kinds = Counter()
+    for name, each in spent.items():
+        words = (kind for kind, parts in KERNELS.items() if any(p in name.lower() for p in parts))
+        kinds[next(words, "other")] += each
+    told = ", ".join(f"{kind} {each:.1f}" for kind, each in kinds.most_common())
+    report.row("kernels of a step, ms", told, kernels_ms={k: round(v, 2) for k, v in kinds.items()})
+    for name, each in spent.most_common(8):
+        report.row(f"  {name[:54]}", f"{each:9.1f} ms")
 
 
 def faster(report: Report, name: str, networks, config, forward, other: dict, seconds: float):
@@ -213,39 +269,60 @@ def faster(report: Report, name: str, networks, config, forward, other: dict, se
         report.row("its first steps", " ".join(f"{each:9.2f} s" for each in first))
         in_turns(report, {name: step} | other, seconds)
         report.same("ours", name)
-        waits_and_copies(report, step)
+        inside(report, step)
         graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
         report.row("graphs compiled", f"{graphs:9}", graphs=graphs)
 
 
-def scoring(report: Report, weights: str | None, teacher, device: torch.device, size: int) -> None:
-    """Images a second through a detector: Inception where its weights are given."""
-    name = "inception" if weights else "fashion-mnist" if teacher.shape == (1, 28, 28) else None
+def further(report: Report, words: str, networks, config, other: dict, seconds: float) -> None:
+    """Another network or batch size, as trained and as the other checkout trains it."""
+    found = {"case": words, "ours_ms": None, "against_ms": None}
+    report.found["further"].append(found)
+    with quick(networks, config, plain_forward):
+        step = Step(networks, config)
+        for _ in range(2):  # the second one is captured
+            step()
+        in_turns(report, {"ours": step} | other, seconds, words, found)
+
+
+def scoring(report: Report, weights: str | None, sampler, device, size: int, count: int) -> None:
+    """Images a second through a detector, Inception where its weights are given; and drawn, scored
+    and compared as `hsivi fid RUN STATISTICS` does, the part of the time inside the networks.
+    """
+    shape = (size, *sampler.shape[1:], sampler.shape[0])
+    name = "inception" if weights else "fashion-mnist" if shape[1:] == (28, 28, 1) else None
     if name is None:
         return
     detector = load_detector(name, Path(weights) if weights else None, device)
-    shape = (size, *teacher.shape[1:], teacher.shape[0])
     images = torch.randint(256, shape, dtype=torch.uint8)
     detector.features(images)
     spent = min(clocked(device, lambda: detector.features(images)) for _ in range(4))
     report.row(f"scoring, {name}", f"{size / spent:9.0f} images/s",
                scoring__images_per_second=round(size / spent, 1))  # fmt: skip
 
+    network, features = Timed(sampler.network), Timed(detector.features)
+    begin = time.perf_counter()
+    batches = draw(replace(sampler, network=network), range(count), size, device)
+    moments, _ = moments_of(batches, replace(detector, features=features))
+    each, begin = (time.perf_counter() - begin) / count, time.perf_counter()
+    frechet_distance(moments, moments)
+    once = time.perf_counter() - begin
+    both = (network.seconds + features.seconds) / count
+    share = round(FULL * both / (FULL * each + once), 4)
+    told = f"{1 / each:9.0f} images/s, then {once:.1f} s; of {FULL} images {share:.1%} in networks"
+    report.row("drawn, scored and compared", told, scoring__share_in_networks=share,
+               scoring__seconds_of_distance=round(once, 2))  # fmt: skip
 
-def counts(step: Step) -> tuple[int, int | None]:
-    """Times that the host waits for a device's value in a step, and copies between the two.
 
-    On a CPU the reads of numbers are counted, but not those of an optimizer's own counters.
-    """
-    cuda = step.networks.device.type == "cuda"
-    kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if cuda else [])
-    with profile(activities=kinds) as found:
-        step()
-    events = found.events()
-    if cuda:
-        names = [event.name for event in events]
-        copies = sum("Memcpy HtoD" in name or "Memcpy DtoH" in name for name in names)
-        return sum("Synchronize" in name for name in names) - 2, copies  # two are `clocked`'s own
+def gpu_counts(events) -> tuple[int, int]:
+    """Times that the host waits for the device, and copies between the two."""
+    names = [event.name for event in events]
+    copies = sum("Memcpy HtoD" in name or "Memcpy DtoH" in name for name in names)
+    return sum("Synchronize" in name for name in names) - 2, copies  # two are `clocked`'s own
+
+
+def cpu_counts(events) -> tuple[int, None]:
+    """Numbers that are read, but for an optimizer's own counters."""
     reads = [event for event in events if event.name == "aten::_local_scalar_dense"]
     return sum(not within(event, "Optimizer.step") for event in reads), None
 
@@ -255,6 +332,22 @@ def within(event, name: str) -> bool:
         if event.name.startswith(name):
             return True
     return False
+
+
+class Memory:
+    """The most memory that is taken from now on: on a GPU beside what is there, else all in all."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.before = device, 0
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            self.before = torch.cuda.memory_allocated(device)
+
+    def peak(self) -> int:
+        """Bytes."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) - self.before
+        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 class Report:
@@ -270,7 +363,10 @@ class Report:
             "waits_per_step": None, "copies_per_step": None, "graphs": None,
             "compiled_seconds": None, "captured_seconds": None,
             "sampling": dict.fromkeys(("images_per_second", "share_in_network", "share_with_pngs")),
-            "scoring": {"images_per_second": None}, "peak_memory": None, "device": None,
+            "scoring": dict.fromkeys(
+                ("images_per_second", "share_in_networks", "seconds_of_distance")
+            ),
+            "further": [], "kernels_ms": None, "peak_memory": None, "device": None,
             "torch": torch.__version__,
         }  # fmt: skip
 
@@ -290,18 +386,23 @@ class Report:
         self.found["step"][f"{name}_ms"] = self.found["step"][f"{other}_ms"]
 
 
-def in_turns(report: Report, steps: dict, seconds: float, least: int = 2) -> None:
-    """Make steps of all kinds in turns for so long; a row for each, their medians."""
+def in_turns(
+    report: Report, steps: dict, seconds: float, words: str = "step", into: dict | None = None
+) -> None:
+    """Make steps of all kinds in turns for so long, and at least two; a row for each, their
+    medians.
+    """
     spent, begin = {name: [] for name in steps}, time.monotonic()
+    into = report.found["step"] if into is None else into
     for step in steps.values():  # the first is of another kind
         step()
-    while time.monotonic() - begin < seconds or min(map(len, spent.values())) < least:
+    while time.monotonic() - begin < seconds or min(map(len, spent.values())) < 2:
         for name, step in steps.items():
             spent[name].append(1000 * step())
     for name, each in spent.items():
-        words = f"step, {name.replace('_', ' ')}"
-        found = {f"step__{name}_ms": round(statistics.median(each), 2)}
-        report.row(words, f"{statistics.median(each):9.1f} ms ({len(each)} steps)", **found)
+        into[f"{name}_ms"] = round(statistics.median(each), 2)
+        value = f"{statistics.median(each):9.1f} ms ({len(each)} steps)"
+        report.row(f"{words}, {name.replace('_', ' ')}", value)
 
 
 def untrained(args) -> str:
@@ -369,7 +470,9 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=2, help="its residual blocks of a level")
     parser.add_argument("--attention", type=int, default=1, help="its level that attends, from 0")
     parser.add_argument("--size", type=int, default=32, help="its images' side")
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--batch-size", default="32", help="or several, separated by commas")
+    parser.add_argument("--embedded", action="store_true",
+                        help="the embedded teacher too, at batch 32")  # fmt: skip
     parser.add_argument("--nfe", type=int, default=4)
     parser.add_argument("--fake-updates", type=int, default=5)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
@@ -387,22 +490,30 @@ def main() -> None:
         return part * max(0.0, 60 * args.minutes - (time.monotonic() - begin))
 
     torch.set_float32_matmul_precision("high")
+    against = Other(args.against, args.device) if args.against else None
     source = args.teacher and str(Path(args.teacher).resolve())
     source = untrained(args) if args.channels else source
     teacher = load_teacher(source, device)
+    size, *sizes = map(int, args.batch_size.split(","))
     config = TrainConfig(
-        nfe=str(args.nfe), batch_size=args.batch_size, dtype=args.dtype, fake_warmup=0,
+        nfe=str(args.nfe), batch_size=size, dtype=args.dtype, fake_warmup=0,
         fake_updates=args.fake_updates, compile="off",
     )  # fmt: skip
+    trained = {"compile": "off" if args.compile == "off" else "auto"}
     report = Report(args.json)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     report.row("device", name, device=name)
     millions = sum(p.numel() for p in teacher.unet.parameters()) / 1e6
-    report.row("network", f"{millions:.2f} M parameters, {args.dtype}, batch {args.batch_size}")
+    report.row("network", f"{millions:.2f} M parameters, {args.dtype}, batch {size}")
 
-    def networks(forward=plain_forward, **changes):
+    def networks(forward=plain_forward, teacher=teacher, **changes):
         chosen = replace(config, **changes)
         return networks_of(chosen, teacher, make_chains(chosen, teacher, {}), None, forward), chosen
+
+    def other(source: str | None, config: TrainConfig) -> dict:
+        if against:
+            against.take(source, config)
+        return {"against": against} if against else {}
 
     plain, _ = networks()
     rate = product_rate(device, args.dtype)
@@ -413,7 +524,6 @@ def main() -> None:
     told = f"{limit:9.1f} ms ({flops / 1e12:.3f} Tflop, {rate / 1e12:.2f} Tflop/s)"
     report.row("arithmetic of a step", told, step__limit_ms=round(limit, 2))
 
-    other = {"against": Other(args.against, source, config, args.device)} if args.against else {}
     steps = {
         "step_by_step": Step(plain, config),
         "paper": Step(plain, config, paper_step),
@@ -421,27 +531,34 @@ def main() -> None:
     }
     if args.dtype != "float32":
         steps["paper_float32"] = Step(*networks(dtype="float32"), paper_step)
+    theirs = other(source, config)
     with quick(plain, config, plain_forward):
-        in_turns(report, steps | other, left(0.3))
+        in_turns(report, steps | theirs, left(0.25))
         if device.type == "cpu":
-            waits_and_copies(report, steps["step_by_step"])
+            inside(report, steps["step_by_step"])
             report.same("ours", "step_by_step")
+    del steps
+    memory = Memory(device)
     if device.type == "cuda" and args.compile != "off":
-        faster(report, "captured", *networks(compile="auto"), plain_forward, other, left(0.25))
+        faster(report, "captured", *networks(**trained), plain_forward, theirs, left(0.2))
+    peak = memory.peak()
+    report.row("peak memory of a training", f"{peak / 2**20:9.0f} MiB", peak_memory=peak)
+    for each in sizes:
+        own = networks(batch_size=each, **trained)
+        further(report, f"batch {each}", *own, other(source, own[1]), left(0.2))
+    if args.embedded:
+        own = networks(teacher=load_teacher(None, device), batch_size=32, **trained)
+        further(report, "embedded teacher, batch 32", *own, other(None, own[1]), left(0.2))
     sampler = averaged_sampler(plain, plain.chains[0], teacher, args.dtype)
-    sampling(report, sampler, device, min(500, args.count), args.count)
+    sampler = replace(sampler, network=teacher.network(dtype=args.dtype, clip=teacher.clip))
+    at_once = min(500, args.count)
+    sampling(report, sampler, device, at_once, args.count)
+    scoring(report, args.detector_weights, sampler, device, at_once, args.count)
     if args.compile == "on":  # last, for it may take minutes
-        chosen = compiled()
-        faster(report, "compiled", *networks(chosen, compile="on"), chosen, other, left(0.3))
-    scoring(report, args.detector_weights, teacher, device, min(500, args.count))
-    peak = (
-        torch.cuda.max_memory_allocated(device)
-        if device.type == "cuda"
-        else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    )
-    report.row("peak memory", f"{peak / 2**20:9.0f} MiB", peak_memory=peak)
-    for each in other.values():
-        each.process.kill()
+        chosen, theirs = compiled(), other(source, config)
+        faster(report, "compiled", *networks(chosen, compile="on"), chosen, theirs, left(0.5))
+    if against:
+        against.close()
 
 
 if __name__ == "__main__":

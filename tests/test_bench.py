@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command import TINY
 from diffusers import DDPMScheduler
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -192,6 +193,24 @@ def test_another_checkout_finds_its_own_package_and_the_others_where_this_one_do
         [sys.executable, "-c", code], env=env, cwd="/", capture_output=True, text=True
     )
     assert done.stdout.strip() == str(tmp_path / "other/hsivi_cli/__init__.py"), done.stderr
+
+
+@pytest.mark.slow
+def test_the_cost_of_steps_is_told_of_every_batch_and_checkout(save_teacher, tmp_path, monkeypatch):
+    speed, kept = load_bench("speed"), tmp_path / "speed.json"
+    words = f"speed --teacher {save_teacher(**TINY)} --device cpu --batch-size 4,2 --nfe 2"
+    words += f" --fake-updates 1 --minutes 0 --count 8 --against {ROOT} --json {kept}"
+    monkeypatch.setattr(sys, "argv", words.split())
+    speed.main()
+    found = json.loads(kept.read_text())
+    assert found["device"] == "cpu" and found["torch"] == torch.__version__
+    measured = ("ours_ms", "against_ms", "paper_ms", "eager_floor_ms", "limit_ms")
+    assert all(found["step"][key] > 0 for key in measured)
+    assert found["waits_per_step"] == 0 and found["peak_memory"] > 2**20
+    (further,) = found["further"]
+    assert further["case"] == "batch 2" and further["ours_ms"] > 0 < further["against_ms"]
+    assert 0 < found["sampling"]["share_with_pngs"] < 1
+    assert found["scoring"]["images_per_second"] is None  # no detector takes 8 x 8 images
 
 
 def test_cifar_is_shrunk_by_averaging_and_left_alone_where_nothing_is_to_change(tmp_path):
