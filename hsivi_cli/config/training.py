@@ -119,6 +119,11 @@ class TrainConfig(RunConfig):
     )
 
     # the run
+    checkpoint_activations: bool = option(
+        False,
+        "make activations again for a backward pass, not keep them: memory for a third more time",
+        run_only=True,
+    )
     compile: str = option(
         "auto",
         "on a GPU capture steps as CUDA graphs and compile: on; auto, where it pays; off, neither",

@@ -23,7 +23,7 @@ from .compiled import Forward, forward
 from .draw import Sampler, draw
 from .starts import make_path
 from .student import load_student
-from .teacher import Teacher, difference
+from .teacher import Teacher, difference, recompute
 
 MODULES = ("student", "ema", "fake_score")
 
@@ -38,14 +38,17 @@ def networks_of(
     """The networks of a training; student and fake score begin as the teacher, and all of them keep
     x0 in range as it does.
     """
-    calls = sum(chain.nfe for chain in chains)
+    student, fake_score = teacher.new_unet(), teacher.new_unet()
+    if config.conditions_layers:
+        fake_score = teacher.layer_conditioned_unet(sum(chain.nfe for chain in chains))
+    if config.checkpoint_activations:
+        for unet in (student, fake_score, teacher.frozen(config.dtype)):
+            recompute(unet)
     return make_networks(
         config,
         chains,
-        student=teacher.new_unet(),
-        fake_score=teacher.layer_conditioned_unet(calls)
-        if config.conditions_layers
-        else teacher.new_unet(),
+        student=student,
+        fake_score=fake_score,
         network=lambda unet: teacher.network(unet, config.dtype, forward, teacher.clip),
         teacher_eps=teacher.network(None, config.dtype, forward, teacher.clip),
         table=teacher.table,

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ..files.digest import digest
 from ..method import schedule
@@ -80,8 +81,12 @@ class Teacher:
         clip: schedule.Clip | None = None,
     ) -> Network:
         """This teacher's UNet, or another of the same kind that may train, as an eps network."""
-        own = unet or (self.low if dtype == "bfloat16" else self.unet)
+        own = unet or self.frozen(dtype)
         return eps_network(own, self.table, self.prediction, dtype, forward, clip)
+
+    def frozen(self, dtype: str) -> UNet2DModel:
+        """The network in the precision in which it is called."""
+        return self.low if dtype == "bfloat16" else self.unet
 
     @cached_property
     def low(self) -> UNet2DModel:
@@ -164,6 +169,18 @@ def eps_network(
         return clip.eps(eps, x, alpha_bar) if clip else eps
 
     return network
+
+
+def recompute(unet: UNet2DModel) -> None:
+    """Have a network's residual blocks keep their inputs alone for the backward pass, which makes
+    the rest again.
+    """
+
+    def kept(block, *inputs: Tensor) -> Tensor:
+        # nothing in it is random, and asking for the state of that would end a capture
+        return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+    unet.enable_gradient_checkpointing(kept)
 
 
 def digest_of(module: torch.nn.Module) -> str:
