@@ -45,6 +45,25 @@ def once(accelerator: Accelerator) -> Callable[[Callable], object]:
 
 
 @contextmanager
+def enough_memory(what: str, advice: str) -> Iterator[None]:
+    """Work that says in one line what there was no memory for, and which option helps there."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        full = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not full and "can't allocate memory" not in str(error):  # a CPU's words
+            raise
+        raise HsiviError(f"out of memory {what}: {advice}") from error
+
+
+def smaller_batch(size: int) -> str:
+    """What helps where images are drawn and seen so many at once."""
+    if size == 1:
+        return "not one image fits; give another --device"
+    return f"--batch-size {size // 2} halves what they need"
+
+
+@contextmanager
 def exact_float32(device: str | torch.device) -> Iterator[None]:
     """Full float32, whatever the caller has set: no autocast, no TF32, whose 10 bits move an FID
     and the images of a seed.

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ..config import TrainConfig
-from ..errors import HsiviError
+from ..files.device import enough_memory
 from ..files.images import has_picture, save_grid
 from ..files.logs import append, rows_of
 from ..method.networks import Networks
@@ -48,17 +48,16 @@ def evaluate(
         sampler = averaged_sampler(networks, chain, teacher, config.dtype)
         seeds = range(EVAL_SEED, EVAL_SEED + count)
         size = min(count, BATCH)
-        try:
+        few = max(2, size // 2)
+        with enough_memory(
+            f"in the evaluation at step {step}, which draws {size} images at once",
+            f"--eval-count {few} or fewer draws no more than these at once",
+        ):
             batches = list(draw(sampler, seeds, size, networks.device))
-        except torch.OutOfMemoryError as error:
-            raise HsiviError(
-                f"out of memory in the evaluation at step {step}, which draws {size} images at "
-                f"once: --eval-count {max(2, size // 2)} or fewer draws no more than these at once"
-            ) from error
+            moments, _ = moments_of(batches, detector)
         if has_picture(teacher.shape[0]):
             file = out / "eval" / f"step-{step:06d}-{chain.nfe}.png"
             save_grid(torch.cat(batches)[:GRID_COUNT], file)
-        moments, _ = moments_of(batches, detector)
         distance = distances[str(chain.nfe)] = frechet_distance(moments, reference.moments)
         row = {"step": step, "nfe": chain.nfe, "distance": distance}
         append(out / "evaluations.jsonl", row | ruled)

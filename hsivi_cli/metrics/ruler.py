@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from ..config import CompareConfig
 from ..errors import HsiviError
+from ..files.device import enough_memory, smaller_batch
 from ..files.digest import digest
 from ..files.images import NotFinite, read_npz, save_npz
 from ..files.whole import read_json, write_text
@@ -182,8 +183,10 @@ class Ruler:
                 yield images
 
         name, seeds = f"{sampler.name}, {sampler.nfe} calls", range(seed, seed + count)
-        with tqdm(total=count, unit=" images", desc=name, disable=None, leave=False) as bar:
-            size = min(count, self.config.batch_size)
+        size = min(count, self.config.batch_size)
+        memory = enough_memory(f"for {size} images at once of {name}", smaller_batch(size))
+        bars = tqdm(total=count, unit=" images", desc=name, disable=None, leave=False)
+        with memory, bars as bar:
             batches = clock.time(draw(sampler, seeds, size, self.device), bar)
             moments, features = moments_of(looked_at(batches), detector, keep_features=True)
         return Statistics(moments, detector.stamp, features), torch.stack(first), clock.seconds

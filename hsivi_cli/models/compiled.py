@@ -20,8 +20,10 @@ from torch import Tensor
 
 from ..config import TrainConfig
 from ..files.capture import performer
+from ..files.device import enough_memory
 from ..files.progress import say
 from ..method.networks import Networks
+from .memory import advice
 
 Forward = Callable[..., Tensor]
 REPAID = 240.0  # seconds of network calls from which on their being faster repays the compiling
@@ -74,10 +76,10 @@ def chosen_forward(config: TrainConfig, teacher, rounds: int, world: int) -> For
 def _pays(config: TrainConfig, teacher, rounds: int, world: int) -> bool:
     """Whether the rounds have network calls enough to repay the compiling: a few are timed."""
     device, network = teacher.unet.device, teacher.network(dtype=config.dtype)
-    x = torch.zeros(config.batch_size // world, *teacher.shape, device=device)
+    x = torch.zeros(batch_of(config, world) or 1, *teacher.shape, device=device)
     times, level = x.new_zeros(len(x)), x.new_full((len(x),), 0.5)
     labels = None if teacher.label_count is None else times.long()
-    with torch.no_grad():
+    with torch.no_grad(), enough_memory("in timing a network call", advice(config, world)):
         for i in range(4):
             if i == 1:  # the first one is slower
                 torch.cuda.synchronize(device)
@@ -85,9 +87,15 @@ def _pays(config: TrainConfig, teacher, rounds: int, world: int) -> bool:
             network(x, times, labels, level)
         torch.cuda.synchronize(device)
     call = (time.monotonic() - begin) / 3
-    calls = 3.5 * config.fake_updates + 6  # of a round: its roll-out, then three an update and two
+    # of a round: its roll-out, then three an update and two
+    calls = (3.5 * config.fake_updates + 6) * config.accumulate
     planned = 60 * config.minutes if config.minutes else math.inf
     return min(rounds * calls * call, planned) > REPAID
+
+
+def batch_of(config: TrainConfig, world: int) -> int:
+    """Samples that pass through a network at once, 0 where a part has less than one."""
+    return config.batch_size // world // config.accumulate
 
 
 def rehearse(networks: Networks, config: TrainConfig, compiled: Compiled) -> float:
@@ -95,7 +103,7 @@ def rehearse(networks: Networks, config: TrainConfig, compiled: Compiled) -> flo
     seconds.
     """
     begin = time.monotonic()
-    networks.batch_shape = config.batch_size // networks.shard.world // config.accumulate or None
+    networks.batch_shape = batch_of(config, networks.shard.world) or None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, of functions that diffusers caches
@@ -142,7 +150,8 @@ def quick(
     if isinstance(forward, Compiled):
         if main:
             say("compiling the networks: a minute or two")
-        seconds = rehearse(networks, config, forward)
+        with enough_memory("in compiling the networks", advice(config, networks.shard.world)):
+            seconds = rehearse(networks, config, forward)
         if main:
             say(f"compiled in {seconds:.0f} s")
     networks.perform = performer(

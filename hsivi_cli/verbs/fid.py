@@ -17,7 +17,7 @@ import torch
 
 from ..config import FidConfig
 from ..errors import HsiviError
-from ..files.device import pick_device
+from ..files.device import enough_memory, pick_device, smaller_batch
 from ..files.images import check_npz
 from ..files.places import check_file
 from ..metrics.detectors import INCEPTION, Detector
@@ -136,14 +136,15 @@ def _line(report: dict) -> str:
 
 def _seen(source: str, detector: Detector, config: FidConfig) -> Statistics:
     """Statistics of images, those of a network drawn now."""
-    keep = config.kid or config.save_stats is not None
-    if kind_of(source) != "network":
-        return statistics_of(source, detector, config.data_root, config.batch_size, keep)
-    from ..models import draw  # loads diffusers
+    keep, size = config.kid or config.save_stats is not None, config.batch_size
+    with enough_memory(f"seeing {size} images of {source} at once", smaller_batch(size)):
+        if kind_of(source) != "network":
+            return statistics_of(source, detector, config.data_root, size, keep)
+        from ..models import draw  # loads diffusers
 
-    seeds, device = range(config.seed, config.seed + config.count), pick_device(config.device)
-    batches = draw.images_of(source, config.nfe, seeds, config.batch_size, device)
-    return statistics_of_batches(batches, config.count, source, detector, keep)
+        seeds, device = range(config.seed, config.seed + config.count), pick_device(config.device)
+        batches = draw.images_of(source, config.nfe, seeds, size, device)
+        return statistics_of_batches(batches, config.count, source, detector, keep)
 
 
 def _save(path: Path, statistics: Statistics, seed: int) -> None:

@@ -13,7 +13,7 @@ from accelerate import PartialState
 
 from ..config import ORIGIN, SEEDS, SampleConfig, TrainConfig, flag_of
 from ..errors import HsiviError, counted
-from ..files.device import pick_device
+from ..files.device import enough_memory, pick_device, smaller_batch
 from ..files.images import (
     MARK,
     check_npz,
@@ -64,7 +64,8 @@ def run(config: SampleConfig) -> None:
     batches = draw(sampler, mine, size, device, labels and [labels[i] for i in todo])
     kept = []  # where no folder keeps them
     writer = saving(places.folder) if places.folder else contextlib.nullcontext()
-    with Bar(total=len(mine), unit="images") as bar, writer as save:
+    memory = enough_memory(f"drawing {size} images at once", smaller_batch(size))
+    with memory, Bar(total=len(mine), unit="images") as bar, writer as save:
         for start, images in zip(range(0, len(mine), size), batches, strict=True):
             if places.folder:
                 save(images, mine[start : start + size])

@@ -23,7 +23,7 @@ from .. import __version__
 from ..config import TrainConfig
 from ..errors import HsiviError, counted
 from ..files.checkpoint import checkpoints, slow
-from ..files.device import launched, once
+from ..files.device import enough_memory, launched, once
 from ..files.folder import check_resumable, holding
 from ..files.logs import append, trim
 from ..files.progress import say
@@ -39,6 +39,7 @@ from ..metrics.judge import make_judge
 from ..metrics.statistics import Statistics
 from ..models.compiled import chosen_forward, quick
 from ..models.loading import load_teacher
+from ..models.memory import advice, where_in
 from ..models.networks import (
     begin_from,
     broken_budget,
@@ -91,13 +92,15 @@ def distil(
         sweep(out)  # check_out has found it to be a run's
     begun = (out if earlier else None, once(accelerator))
     teacher = replace(teacher, clip=find_clip(config, teacher, *begun))
-    starts, chains = find_chains(config, teacher, *begun)
+    with enough_memory("in finding the start", "name one by --start, and leave out --fit-steps"):
+        starts, chains = find_chains(config, teacher, *begun)
     judge = make_judge(config, teacher) if main else None
     shard = Shard(
         accelerator.process_index, accelerator.num_processes, lambda t: reduce(t, reduction="mean")
     )
     forward = chosen_forward(config, teacher, plan_of(config).last, shard.world)
-    networks = networks_of(config, teacher, chains, shard, forward)
+    with enough_memory("for the networks", "their weights alone are too large for --device"):
+        networks = networks_of(config, teacher, chains, shard, forward)
     if not earlier and main:
         for nfe, name in starts.items():
             say(f"--start auto at {counted(nfe, 'call')}: {name}")
@@ -115,14 +118,8 @@ def distil(
     training.open(run)
     with quick(networks, config, forward, main):
         for round_ in run.rounds():
-            try:
+            with enough_memory(where_in(config, round_), advice(config, shard.world)):
                 measured = play_round(networks, run.settings, round_)
-            except torch.OutOfMemoryError as error:
-                hint = f"--accumulate {2 * config.accumulate} halves what an update needs"
-                step = run.plan.step(round_ + 1)
-                raise HsiviError(
-                    f"out of memory at step {step}: {hint}; or take a smaller --batch-size"
-                ) from error
             run.record(measured)
             training.follow(run, measured)
     if not run.plan.last and not run.resumed:
@@ -264,15 +261,14 @@ class Training:
         config = self.config
         if round_ < 0:
             return HsiviError(f"{what} before any training: the teacher or its chain is at fault")
-        advice, where = "a lower --student-rate or --fake-rate, or more --fake-updates", "at step "
-        where += str(plan_of(config).step(round_ + 1))
+        lower = "a lower --student-rate or --fake-rate, or more --fake-updates"
         if round_ < regress_rounds(config):
-            advice = "a lower --regress-rate"
-            where = f"after {regressed(config, round_ + 1)} updates of regression"
+            lower = "a lower --regress-rate"
         elif round_ < opening_rounds(config):
-            advice, where = "a lower --fake-rate", "in the fake score's warm-up"
-        advice += ", or --dtype float32" if config.dtype == "bfloat16" else ""
-        return HsiviError(f"{what} {where}; {kept}. Begin in another --out with {advice}")
+            lower = "a lower --fake-rate"
+        lower += ", or --dtype float32" if config.dtype == "bfloat16" else ""
+        where = where_in(config, round_)
+        return HsiviError(f"{what} {where}; {kept}. Begin in another --out with {lower}")
 
     def follow(self, run: Run, measured: dict[str, float]) -> None:
         """What a round that was recorded leads to: timing, trackers, an evaluation."""
