@@ -12,12 +12,15 @@ Further batch sizes, and with --embedded the embedded teacher at 32, are measure
 the other checkout trains them. Without --channels the network is the embedded teacher; with it an
 untrained one of --size. Sampling and scoring are set against the bare networks, a GPU's kernels
 told by kind. Each row is printed as it comes; --json keeps all, null where nothing was measured.
+--memory 4,32 measures in place of all this what trainings need whose batches pass in parts of 4 and
+of 32 samples, activations kept and made again.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import json
 import os
 import resource
@@ -366,7 +369,7 @@ class Report:
             "scoring": dict.fromkeys(
                 ("images_per_second", "share_in_networks", "seconds_of_distance")
             ),
-            "further": [], "kernels_ms": None, "peak_memory": None, "device": None,
+            "further": [], "memory": [], "kernels_ms": None, "peak_memory": None, "device": None,
             "torch": torch.__version__,
         }  # fmt: skip
 
@@ -384,6 +387,36 @@ class Report:
     def same(self, name: str, other: str) -> None:
         """One kind of step is the other one here."""
         self.found["step"][f"{name}_ms"] = self.found["step"][f"{other}_ms"]
+
+
+def memory_of(report: Report, args, source: str | None, config: TrainConfig) -> None:
+    """What trainings in parts of so many samples need, activations kept and made again: a step
+    each, step by step.
+    """
+    device = torch.device(args.device)
+    for size in map(int, args.memory.split(",")):
+        for again in (False, True):
+            chosen = replace(
+                config,
+                accumulate=max(1, config.batch_size // size),
+                checkpoint_activations=again,
+            )
+            words = f"in parts of {size}{', activations made again' * again}"
+            memory = Memory(device)
+            try:
+                teacher = load_teacher(source, device)
+                networks = networks_of(chosen, teacher, make_chains(chosen, teacher, {}))
+                seconds = Step(networks, chosen)()
+            except torch.OutOfMemoryError:
+                report.row(f"memory {words}", "more than there is")
+                continue
+            finally:
+                teacher = networks = None
+                gc.collect()
+            peak = memory.peak()
+            report.found["memory"].append({"case": words, "bytes": peak})
+            value = f"{peak / 2**30:9.2f} GiB, a first step {seconds:.1f} s"
+            report.row(f"memory {words}", value)
 
 
 def in_turns(
@@ -481,6 +514,7 @@ def main() -> None:
     parser.add_argument("--compile", default="auto", choices=("auto", "off", "on"),
                         help="auto: captured on a GPU; on: compiled too")  # fmt: skip
     parser.add_argument("--count", type=int, default=2000, help="images of the sampling rows")
+    parser.add_argument("--memory", help="parts of a batch, as numbers of samples")
     parser.add_argument("--detector-weights", help="of the Inception network: score by it")
     parser.add_argument("--json")
     args = parser.parse_args()
@@ -505,6 +539,11 @@ def main() -> None:
     report.row("device", name, device=name)
     millions = sum(p.numel() for p in teacher.unet.parameters()) / 1e6
     report.row("network", f"{millions:.2f} M parameters, {args.dtype}, batch {size}")
+
+    if args.memory:
+        del teacher
+        memory_of(report, args, source, config)
+        return
 
     def networks(forward=plain_forward, teacher=teacher, **changes):
         chosen = replace(config, **changes)
