@@ -54,8 +54,9 @@ def test_a_training_asks_for_few_compiled_graphs_and_all_before_it_begins(teache
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= most
 
 
-def test_draws_made_ahead_by_a_thread_change_nothing(teacher):
-    config = replace(TrainConfig(nfe="1,2"), **SMALL)
+@pytest.mark.parametrize("changes", [{"nfe": "1,2"}, {"nfe": "2", "regress_steps": 66}])
+def test_draws_made_ahead_by_a_thread_change_nothing(teacher, changes):
+    config = replace(TrainConfig(), **SMALL | changes)
     at_once, ahead = made(teacher, config), made(teacher, config)
     with quick(ahead, config, forward):
         assert isinstance(ahead.perform, Ahead)

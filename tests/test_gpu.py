@@ -70,7 +70,8 @@ def test_images_of_the_same_seeds_are_those_of_the_cpu():
     assert far.double().mean() < 1e-3
 
 
-@pytest.mark.parametrize("changes", [{}, {"nfe": "1,2"}, {"accumulate": 2},
+@pytest.mark.parametrize("changes", [{}, {"nfe": "1,2"}, {"accumulate": 2, "regress_steps": 70},
+                                     {"checkpoint_activations": True},
                                      {"objective": "score-matching", "log_scale": "layer",
                                       "noise_share": "0.5", "optimizer": "amsgrad"}])  # fmt: skip
 def test_captured_rounds_are_those_made_step_by_step(teacher, changes):

@@ -59,6 +59,10 @@ class Ahead:
         self.jobs = {round_ + 1: self.pool.submit(self.drawn, draw, round_ + 1)}
         return self.perform(kind, lambda tensors: work(draws.like(tensors)), parcel)
 
+    def on(self, kind: object, tensors: list[Tensor], work: Callable) -> Tensor:
+        """Work of a kind on tensors that lie on the device."""
+        return self.perform(kind, work, Parcel(tensors, pinned=False))
+
     def drawn(self, draw: Callable, round_: int) -> tuple[object, Parcel]:
         draws = draw(round_)
         return draws, Parcel(draws.tensors(), self.pinned)

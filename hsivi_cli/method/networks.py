@@ -27,9 +27,16 @@ class TeacherPath:
     places: list[int]
 
 
-def perform_now(round_: int, kind: object, draw: Callable, work: Callable) -> Tensor:
-    """What the work returns for the round's draws."""
-    return work(draw(round_))
+class AtOnce:
+    """Does a round's work there and then. A device may have better ways (files.capture)."""
+
+    def __call__(self, round_: int, kind: object, draw: Callable, work: Callable) -> Tensor:
+        """What the work returns for the round's draws."""
+        return work(draw(round_))
+
+    def on(self, kind: object, tensors: list[Tensor], work: Callable) -> Tensor:
+        """What the work returns for tensors that lie on the device."""
+        return work(tensors)
 
 
 @dataclass
@@ -50,8 +57,7 @@ class Networks:
     shard                 which part of every global batch is this process's
     batch_shape           samples of the batches that a roll-out is walked in, None for all at once;
                           fixed where networks are compiled for a shape
-    perform               does a kind of work on a round's draws: (round, kind, draw, work) -> what
-                          the work returns; as a rule there and then
+    perform               does a kind of work on a round's draws, or on tensors, as `AtOnce` does
     """
 
     student: nn.Module
@@ -72,7 +78,7 @@ class Networks:
     paths: Sequence[TeacherPath] = ()
     shard: Shard = field(default_factory=Shard)
     batch_shape: int | None = None
-    perform: Callable[..., Tensor] = perform_now
+    perform: AtOnce = field(default_factory=AtOnce, repr=False)
     copies: dict[int, tuple] = field(default_factory=dict, repr=False)
 
     @property

@@ -43,15 +43,19 @@ def walk_paths(
     noise = networks.shard.of(noise).to(networks.device)
     labels = draw_labels(networks, count, draw)
     labels = None if labels is None else labels.to(networks.device)
-    states, ends = [], []
-    size = networks.batch_shape or math.ceil(config.batch_size / config.accumulate)
-    for part in torch.arange(len(noise), device=noise.device).split(size):
-        heard = None if labels is None else networks.filled(labels[part])
-        begun = networks.filled(noise[part])
+
+    def work(tensors: list[Tensor]) -> Tensor:
+        begun, heard = tensors if labels is not None else (*tensors, None)
         visits = list(walk(networks.teacher_eps, path.chain, begun, labels=heard))
-        states.append(torch.stack([visits[-place].x[: len(part)] for place in path.places]))
-        ends.append(visits[-1].mean[: len(part)])
-    return torch.cat(states, 1), torch.cat(ends), labels
+        return torch.stack([*(visits[-place].x for place in path.places), visits[-1].mean])
+
+    walked, size = [], networks.batch_shape or math.ceil(config.batch_size / config.accumulate)
+    for part in torch.arange(len(noise), device=noise.device).split(size):
+        begun = [networks.filled(t[part]) for t in (noise, labels) if t is not None]
+        kind = ("path", round_ % len(networks.chains), len(begun[0]))
+        walked.append(networks.perform.on(kind, begun, work)[:, : len(part)])
+    *states, ends = torch.cat(walked, 1)
+    return torch.stack(states), ends, labels
 
 
 def path_count(config: TrainConfig, updates: int, layer_count: int) -> int:
@@ -74,37 +78,45 @@ def regress(networks: Networks, config: TrainConfig, round_: int) -> dict[str, f
         torch.stack([of(batch) for batch in part.split(size)]).to(networks.device)
         for of, part in ((shard.places, index), (shard.of, layer))
     )
+    there, kind = networks.there(chain), ("regression", round_ % len(networks.chains))
+
+    def work(batch: list[Tensor]) -> Tensor:
+        return regression_update(networks, config, there, batch)
+
     for i in range(updates):
         ramp = min(rise(config, done + i), cosine(done + i, config.regress_steps))
         set_rate(networks.student_optimizer, config.regress_rate * ramp, 0.9)
-        losses.append(regression_update(networks, config, chain, paths, index[i], layer[i]))
+        batch = batch_of(paths, index[i], layer[i])
+        losses.append(networks.perform.on(kind, batch, work))
         average_student(networks, config, done + i)
     losses = torch.stack(losses).tolist()
     return shard.averages({"regression_loss": sum(losses) / len(losses)}, networks.device)
 
 
-def regression_update(
-    networks: Networks,
-    config: TrainConfig,
-    chain: Chain,
-    paths: tuple[Tensor, Tensor, Tensor | None],
-    index: Tensor,
-    layer: Tensor,
-) -> Tensor:
-    """One update of the student on `walk_paths`' paths of these indices, begun at these layers.
-    Returns this process's loss, not finite if a gradient is not.
+def batch_of(
+    paths: tuple[Tensor, Tensor, Tensor | None], index: Tensor, layer: Tensor
+) -> list[Tensor]:
+    """What an update takes of `walk_paths`' paths of these indices [B], begun at these layers [B]:
+    their states there and ends [B, ...], the layers, and labels [B] where there are any.
     """
-    (x, ends, labels), total = paths, 0.0
-    there = networks.there(chain)
-    for which, k in zip(
-        index.tensor_split(config.accumulate), layer.tensor_split(config.accumulate), strict=True
-    ):
-        if not len(which):
+    x, ends, labels = paths
+    return [x[layer - 1, index], ends[index], layer, *([] if labels is None else [labels[index]])]
+
+
+def regression_update(
+    networks: Networks, config: TrainConfig, chain: Chain, batch: list[Tensor]
+) -> Tensor:
+    """One update of the student on a `batch_of` paths, the chain on the networks' device; nothing
+    is read from there. Returns this process's loss, not finite if a gradient is not.
+    """
+    networks.student_optimizer.zero_grad()  # work that was broken off may have left gradients
+    total, parts = 0.0, (tensor.tensor_split(config.accumulate) for tensor in batch)
+    for x, ends, layer, *labels in zip(*parts, strict=True):
+        if not len(x):
             continue
-        x_k, own = x[k - 1, which], None if labels is None else labels[which]
-        time, alpha_bar = (t[k].float() for t in (there.time, there.alpha_bar))
-        x0 = eps_to_x0(networks.student_eps(x_k, time, own, alpha_bar), x_k, alpha_bar)
-        loss = regression_loss(x0, ends[which]).sum() / (len(index) * x[0, 0].numel())
+        time, alpha_bar = (t[layer].float() for t in (chain.time, chain.alpha_bar))
+        eps = networks.student_eps(x, time, *(labels or [None]), alpha_bar)
+        loss = regression_loss(eps_to_x0(eps, x, alpha_bar), ends).sum() / batch[0].numel()
         loss.backward()
         total = total + loss.detach().double()
     norm = update(networks.student_optimizer, config.clip, networks.shard)
