@@ -9,7 +9,9 @@ from command import TINY, train
 from hsivi_cli.errors import HsiviError
 from hsivi_cli.method.chain import with_noise_share
 from hsivi_cli.models.draw import (
+    LARGEST_BATCH,
     draw,
+    fitting,
     images_of,
     noise_of,
     seed_noise,
@@ -181,7 +183,9 @@ def test_nothing_global_decides_or_is_changed(teacher):
 
 def test_a_runs_images_are_its_students(save_teacher, tmp_path):
     train(save_teacher(**TINY), tmp_path / "run", "--steps", 0)
-    ours = torch.cat(list(images_of(tmp_path / "run", None, range(5), 256, "cpu")))
+    size, batches = images_of(tmp_path / "run", None, range(5), 256, "cpu")
+    ours = torch.cat(list(batches))
+    assert size == 5
     sampler, seen = counted(student_sampler(load_student(tmp_path / "run")))
     assert torch.equal(all_of(sampler, range(5), 5), ours) and seen == [5, 5]
 
@@ -201,3 +205,12 @@ def test_the_noise_of_many_seeds_is_that_of_each(shape, classes):
         x, label, rest = seed_noise(seed, 3, shape, classes)
         assert torch.equal(noise[i], torch.cat([x, *rest]))
         assert labels is None if label is None else labels[i] == label
+
+
+@pytest.mark.parametrize(
+    ("each", "free", "size"),
+    [(2**20, 2**40, LARGEST_BATCH), (2**30, 80 * 2**30, 32), (2**30, 2**30, 1), (2**40, 0, 1)],
+)
+def test_as_many_images_are_drawn_at_once_as_fit_with_room_to_spare(each, free, size):
+    assert fitting(each, free) == size
+    assert size == 1 or size * each < 0.75 * free

@@ -12,6 +12,7 @@ from hsivi_cli.metrics.frechet import (
     MomentSum,
     frechet_distance,
     kernel_distance,
+    merged,
     precision_recall,
     standard_error,
 )
@@ -247,3 +248,16 @@ def test_sets_too_small_for_a_manifold_are_refused():
         precision_recall(torch.zeros(3, 2), torch.zeros(10, 2))
     with pytest.raises(ValueError, match="at least 2 rows"):
         kernel_distance(torch.zeros(1, 2), torch.zeros(10, 2))
+
+
+def test_moments_of_parts_are_those_of_the_whole():
+    features = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)).double() * 5 + 100
+    parts = []
+    for rank in range(3):
+        part = MomentSum()
+        part.update(features[rank::3])
+        parts.append(part.result())
+    found = merged(parts)
+    assert found.count == 50
+    torch.testing.assert_close(found.mean, features.mean(0))
+    torch.testing.assert_close(found.cov, features.T.cov())

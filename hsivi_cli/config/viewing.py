@@ -19,6 +19,8 @@ from .options import (
     option,
 )
 
+BATCH = "images per batch, which changes no noise; default: 256, on a GPU as many as fit, up to 512"
+
 
 @dataclass(frozen=True)
 class FidConfig(Options):
@@ -48,7 +50,7 @@ class FidConfig(Options):
     seed: int = option(
         0, "seed of the first image drawn, and of KID's subsets", least=0, below=SEEDS
     )
-    batch_size: int = option(256, "images per batch", least=1)
+    batch_size: int | None = option(None, BATCH, least=1)
     device: str | None = option(None, DEVICE)
 
 
@@ -76,7 +78,7 @@ class SampleConfig(Options):
         None, "a folder of PNGs named by seed, or a FILE.npz; default: samples/NAME, and its grid"
     )
     grid: str | None = option(None, "also save all images in one PNG")
-    batch_size: int = option(256, "images per batch; changes no noise", least=1)
+    batch_size: int | None = option(None, BATCH, least=1)
     dtype: str = option("float32", "the network's precision", choices=DTYPES)
     device: str | None = option(None, DEVICE)
     revision: str | None = option(None, REVISION)

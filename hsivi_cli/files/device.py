@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 
 from ..errors import HsiviError, reason_of
@@ -35,7 +35,13 @@ def launched(name: str | None, **options) -> tuple[Accelerator, torch.device]:
     return accelerator, accelerator.device if accelerator.num_processes > 1 else pick_device(name)
 
 
-def once(accelerator: Accelerator) -> Callable[[Callable], object]:
+def drawing(name: str | None = None) -> tuple[PartialState, torch.device]:
+    """The processes that draw together, and this one's device: alone, the one of this name."""
+    state = PartialState(cpu=name == "cpu")
+    return state, state.device if state.num_processes > 1 else pick_device(name)
+
+
+def once(accelerator: Accelerator | PartialState) -> Callable[[Callable], object]:
     """A function (make) -> on every process, what `make()` gives on the main one."""
 
     def made(make: Callable) -> object:

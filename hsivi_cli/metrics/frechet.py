@@ -7,6 +7,7 @@ pytorch-fid (`np.mean`, `np.cov`, hence n - 1).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,7 +52,10 @@ class MomentSum:
             return
         mean = features.mean(0)
         centred = features - mean
-        scatter = centred.T @ centred
+        self.merge(count, mean, centred.T @ centred)
+
+    def merge(self, count: int, mean: Tensor, scatter: Tensor) -> None:
+        """Add `count` features of this mean [D] and scatter [D, D] about it."""
         if self.mean is None or self.scatter is None:
             self.count, self.mean, self.scatter = count, mean, scatter
             return
@@ -68,6 +72,14 @@ class MomentSum:
         if self.count < 2 or self.mean is None or self.scatter is None:
             raise ValueError(f"moments need at least 2 rows, not {self.count}")
         return Moments(self.count, self.mean.cpu(), (self.scatter / (self.count - 1)).cpu())
+
+
+def merged(parts: Sequence[Moments]) -> Moments:
+    """The moments of all rows, of those of parts of them."""
+    total = MomentSum()
+    for part in parts:
+        total.merge(part.count, part.mean, part.cov * (part.count - 1))
+    return total.result()
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from torch import Tensor
 
 from ..errors import HsiviError
-from ..files.device import exact_float32
+from ..files.device import exact_float32, once
 from ..files.digest import digest
 from ..files.images import to_images
 from ..method.chain import Chain, Network, Noise, draw_noise, sample
@@ -29,6 +30,9 @@ from .student import Student, load_student
 from .teacher import Teacher
 
 TORCH_SEEDS = 2**32
+USUAL_BATCH, LARGEST_BATCH = 256, 512  # images at once where nobody says how many
+TRIAL = 4  # images by which the need of one is measured
+SAFE = 0.7  # of the memory that is free
 CLIPPED = " clipped"  # ends the name of a solver whose x0 is kept in range
 
 
@@ -153,6 +157,31 @@ def check_labels(sampler: Sampler, labels: Sequence[int] | None) -> None:
         raise HsiviError(f"labels of {sampler.name} lie in 0..{sampler.label_count - 1}")
 
 
+def batch_that_fits(sampler: Sampler, device: torch.device) -> int:
+    """Images to draw at once where nobody says how many: 256; on a GPU as many as fit, by what a
+    call of a few needs.
+    """
+    if device.type != "cuda":
+        return USUAL_BATCH
+    x = torch.zeros(TRIAL, *sampler.shape, device=device)
+    labels = torch.zeros(TRIAL, dtype=torch.long, device=device) if sampler.label_count else None
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    with torch.inference_mode(), exact_float32(device):
+        sampler.network(x, x.new_zeros(TRIAL), labels)
+    each = (torch.cuda.max_memory_allocated(device) - before) / TRIAL
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return fitting(each, torch.cuda.mem_get_info(device)[0] + unused)
+
+
+def fitting(each: float, free: float) -> int:
+    """The largest power of two, up to 512, of things that need so many bytes each and fit into the
+    free ones with room to spare: one at the least.
+    """
+    fits = min(LARGEST_BATCH, max(1, SAFE * free / each))
+    return 2 ** math.floor(math.log2(fits))
+
+
 @torch.inference_mode()
 def draw(
     sampler: Sampler,
@@ -198,9 +227,13 @@ def images_of(
     path: str | Path,
     nfe: int | None,
     seeds: Sequence[int],
-    batch_size: int,
-    device: str | torch.device,
-) -> Iterator[Tensor]:
-    """Images of a run's student, as `draw` gives them."""
-    sampler = student_sampler(load_student(path, device), nfe)
-    return draw(sampler, seeds, min(batch_size, len(seeds)), device)
+    batch_size: int | None,
+    device: torch.device,
+) -> tuple[int, Iterator[Tensor]]:
+    """How many images of a run's student are drawn at once, and this process's shard of them, as
+    `draw` gives them.
+    """
+    sampler, state = student_sampler(load_student(path, device), nfe), PartialState()
+    size = min(batch_size or once(state)(lambda: batch_that_fits(sampler, device)), len(seeds))
+    mine = seeds[state.process_index :: state.num_processes]
+    return size, draw(sampler, mine, size, device)

@@ -14,14 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 
 from ..config import FidConfig
 from ..errors import HsiviError
-from ..files.device import enough_memory, pick_device, smaller_batch
+from ..files.device import drawing, enough_memory, pick_device, smaller_batch
 from ..files.images import check_npz
 from ..files.places import check_file
 from ..metrics.detectors import INCEPTION, Detector
-from ..metrics.frechet import frechet_distance, kernel_distance, precision_recall
+from ..metrics.frechet import frechet_distance, kernel_distance, merged, precision_recall
 from ..metrics.judge import open_detector, read_files
 from ..metrics.statistics import (
     Statistics,
@@ -37,6 +39,7 @@ from ..metrics.statistics import (
 SHIPPED = "embedded:students/4"  # what is scored where nothing is named
 FULL_COUNT = 50_000  # images from which on a distance may be called FID
 SUBSET = 1000  # images in each of KID's subsets
+FILES_AT_ONCE = 256  # images of a folder or file
 KEPT_FEATURES = 5000  # in a statistics file, for KID and recall of later comparisons
 
 
@@ -56,13 +59,16 @@ def run(config: FidConfig) -> None:
     sources = [source for source in (config.a, config.b) if source is not None]
     files, detector = read_files(*sources), None
     if config.detector is not None or len(files) < len(sources):  # statistics alone need none
-        detector = open_detector(config, files, pick_device(config.device))
+        detector = open_detector(config, files, drawing(config.device)[1])
     a = files.get(config.a) or _seen(config.a, detector, config)
-    if config.save_stats is not None:
+    main = PartialState().is_main_process
+    if config.save_stats is not None and main:
         _save(Path(config.save_stats), a, config.seed)
     if config.b is None:
         return
     b = files.get(config.b) or _seen(config.b, detector, config)
+    if not main:
+        return
     for source, statistics in ((config.a, a), (config.b, b)):
         for line in unsure_of(source, statistics):
             print(line, file=sys.stderr)
@@ -135,16 +141,36 @@ def _line(report: dict) -> str:
 
 
 def _seen(source: str, detector: Detector, config: FidConfig) -> Statistics:
-    """Statistics of images, those of a network drawn now."""
-    keep, size = config.kid or config.save_stats is not None, config.batch_size
-    with enough_memory(f"seeing {size} images of {source} at once", smaller_batch(size)):
-        if kind_of(source) != "network":
+    """Statistics of images, those of a network drawn now, by all processes together."""
+    keep = config.kid or config.save_stats is not None
+    if kind_of(source) != "network":
+        size = config.batch_size or FILES_AT_ONCE
+        with enough_memory(f"seeing {size} images at once", smaller_batch(size)):
             return statistics_of(source, detector, config.data_root, size, keep)
-        from ..models import draw  # loads diffusers
+    from ..models import draw  # loads diffusers
 
-        seeds, device = range(config.seed, config.seed + config.count), pick_device(config.device)
-        batches = draw.images_of(source, config.nfe, seeds, size, device)
-        return statistics_of_batches(batches, config.count, source, detector, keep)
+    state, device = drawing(config.device)
+    seeds, mine = range(config.seed, config.seed + config.count), config.count
+    if state.num_processes > 1:
+        mine = len(seeds[state.process_index :: state.num_processes])
+        if config.count < 2 * state.num_processes:
+            least = 2 * state.num_processes
+            raise HsiviError(f"--count {config.count}: every process draws 2, so {least} at least")
+    size, batches = draw.images_of(source, config.nfe, seeds, config.batch_size, device)
+    with enough_memory(f"drawing and scoring {size} images at once", smaller_batch(size)):
+        own = statistics_of_batches(batches, mine, source, detector, keep)
+    return gathered(own, config.count) if state.num_processes > 1 else own
+
+
+def gathered(own: Statistics, count: int) -> Statistics:
+    """The statistics of `count` images, dealt out to the processes, of every process's own."""
+    features = None if own.features is None else own.features.cpu()
+    parts = gather_object([(own.moments, features)])
+    if features is not None:
+        features = features.new_empty(count, features.shape[1])
+        for rank, (_, part) in enumerate(parts):
+            features[rank :: len(parts)] = part
+    return Statistics(merged([moments for moments, _ in parts]), own.stamp, features)
 
 
 def _save(path: Path, statistics: Statistics, seed: int) -> None:

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 
 from ..config import ORIGIN, SEEDS, SampleConfig, TrainConfig, flag_of
 from ..errors import HsiviError, counted
-from ..files.device import enough_memory, pick_device, smaller_batch
+from ..files.device import drawing, enough_memory, once, smaller_batch
 from ..files.images import (
     MARK,
     check_npz,
@@ -29,7 +28,15 @@ from ..files.progress import Bar, say
 from ..files.whole import is_fresh, read_json, sweep, write_text
 from ..method.chain import Chain
 from ..method.schedule import Clip
-from ..models.draw import Sampler, chain_digest, check_labels, draw, solver_sampler, student_sampler
+from ..models.draw import (
+    Sampler,
+    batch_that_fits,
+    chain_digest,
+    check_labels,
+    draw,
+    solver_sampler,
+    student_sampler,
+)
 from ..models.loading import load_teacher
 from ..models.spacings import solver_names
 from ..models.starts import PAIRS, choose_starts, teacher_gap
@@ -44,8 +51,7 @@ def run(config: SampleConfig) -> None:
     """Draw what is asked for and is not there yet."""
     seeds = parse_seeds(config)
     labels = parse_labels(config.labels, len(seeds))
-    state = PartialState(cpu=config.device == "cpu")
-    device = state.device if state.num_processes > 1 else pick_device(config.device)
+    state, device = drawing(config.device)
     check_places(config)
     sampler, name = open_sampler(config, device)
     check_labels(sampler, labels)
@@ -60,7 +66,8 @@ def run(config: SampleConfig) -> None:
     todo = [i for i, seed in enumerate(seeds) if seed not in done]
     todo = todo[state.process_index :: state.num_processes]
     mine = [seeds[i] for i in todo]
-    size = min(config.batch_size, len(seeds))  # the same for what is left of a folder
+    size = config.batch_size or once(state)(lambda: batch_that_fits(sampler, device))
+    size = min(size, len(seeds))  # the same for what is left of a folder
     batches = draw(sampler, mine, size, device, labels and [labels[i] for i in todo])
     kept = []  # where no folder keeps them
     writer = saving(places.folder) if places.folder else contextlib.nullcontext()
