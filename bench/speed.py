@@ -22,6 +22,7 @@ import argparse
 import contextlib
 import gc
 import json
+import math
 import os
 import resource
 import statistics
@@ -34,6 +35,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from diffusers.models.resnet import ResnetBlock2D
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -50,6 +53,7 @@ from hsivi_cli.models.draw import draw
 from hsivi_cli.models.loading import load_teacher
 from hsivi_cli.models.networks import averaged_sampler, networks_of
 from hsivi_cli.models.starts import make_chains
+from hsivi_cli.models.teacher import recompute
 
 FULL = 50_000  # images of a distance that may be called FID
 KERNELS = {  # words in the names of kernels, by what these do; the first kind that fits
@@ -389,6 +393,41 @@ class Report:
         self.found["step"][f"{name}_ms"] = self.found["step"][f"{other}_ms"]
 
 
+def computed_memory(unet, config: TrainConfig, again: bool) -> tuple[int, int, int]:
+    """Bytes in float32 of weights and what goes with them (docs/scaling.md), of a sample's
+    activations that a backward pass finds, and of the roll-outs' layers, by tensors without
+    numbers.
+    """
+    kept = {}
+
+    def keep(tensor):
+        if not isinstance(tensor, torch.nn.Parameter):
+            storage = tensor.untyped_storage()
+            kept[storage._cdata] = storage.nbytes(), storage  # held, or its place is taken anew
+        return tensor
+
+    def keep_given(block, given) -> None:
+        for tensor in given:
+            keep(tensor)
+
+    with FakeTensorMode():
+        own = type(unet).from_config(unet.config)
+        if again:
+            recompute(own)
+            for block in own.modules():
+                if isinstance(block, ResnetBlock2D):
+                    block.register_forward_pre_hook(
+                        lambda _, given: [keep(x) for x in given] and None
+                    )
+        shape = own.config.in_channels, own.config.sample_size, own.config.sample_size
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            own(torch.empty(1, *shape), torch.zeros(1))
+    weights = 40 * sum(p.numel() for p in unet.parameters())
+    layers = config.layer_count
+    pool = 3 * layers * draws.pool_size(config, layers) * 4 * math.prod(shape)
+    return weights, sum(size for size, _ in kept.values()), pool
+
+
 def memory_of(report: Report, args, source: str | None, config: TrainConfig) -> None:
     """What trainings in parts of so many samples need, activations kept and made again: a step
     each, step by step.
@@ -402,6 +441,15 @@ def memory_of(report: Report, args, source: str | None, config: TrainConfig) -> 
                 checkpoint_activations=again,
             )
             words = f"in parts of {size}{', activations made again' * again}"
+            weights, each, pool = computed_memory(load_teacher(source).unet, chosen, again)
+            all_of_it = weights + size * each + pool
+            told = (weights, each, pool, all_of_it)
+            report.row(
+                f"computed {words}",
+                "{:9.2f} weights + {:.3f} a sample + {:.2f} layers = {:.2f} GiB".format(
+                    *(part / 2**30 for part in told)
+                ),
+            )
             memory = Memory(device)
             try:
                 teacher = load_teacher(source, device)

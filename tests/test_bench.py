@@ -213,6 +213,41 @@ def test_the_cost_of_steps_is_told_of_every_batch_and_checkout(save_teacher, tmp
     assert found["scoring"]["images_per_second"] is None  # no detector takes 8 x 8 images
 
 
+def test_memory_is_told_of_every_part_of_a_batch(save_teacher, tmp_path, monkeypatch, capsys):
+    speed, kept = load_bench("speed"), tmp_path / "speed.json"
+    words = f"speed --teacher {save_teacher(**TINY)} --device cpu --batch-size 4 --nfe 2"
+    words += f" --fake-updates 1 --memory 1,4 --json {kept}"
+    monkeypatch.setattr(sys, "argv", words.split())
+    speed.main()
+    cases = [row["case"] for row in json.loads(kept.read_text())["memory"]]
+    again = ", activations made again"
+    assert cases == [
+        "in parts of 1",
+        f"in parts of 1{again}",
+        "in parts of 4",
+        f"in parts of 4{again}",
+    ]
+    assert capsys.readouterr().out.count("a sample") == 4
+
+
+def test_the_computed_memory_of_a_sample_is_what_a_call_keeps(tiny_unet):
+    speed, kept = load_bench("speed"), {}
+    unet, config = tiny_unet(), TrainConfig(nfe="2", batch_size=4)
+
+    def keep(tensor):
+        if not isinstance(tensor, torch.nn.Parameter):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = unet(torch.randn(1, 1, 8, 8), torch.zeros(1))
+    weights, sample, _ = speed.computed_memory(unet, config, False)
+    # attention's kernel keeps other sums where there are numbers
+    assert out is not None and sample == pytest.approx(sum(kept.values()), rel=0.03)
+    assert weights == 40 * sum(p.numel() for p in unet.parameters())
+    assert speed.computed_memory(unet, config, True)[1] < 0.8 * sample
+
+
 def test_cifar_is_shrunk_by_averaging_and_left_alone_where_nothing_is_to_change(tmp_path):
     images = torch.randint(256, (5, 8, 8, 3), dtype=torch.uint8)
     save_npz(images, tmp_path / "all.npz")

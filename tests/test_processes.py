@@ -3,6 +3,7 @@ alone.
 """
 
 import json
+import os
 import subprocess
 import sys
 
@@ -55,7 +56,10 @@ def home(tiny_unet, tmp_path_factory):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2,
               "--redirects", 3, "--log-dir", folder / "logs",
               folder / "verbs.py", json.dumps(words)]  # fmt: skip
-    done = subprocess.run(list(map(str, launch)), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        list(map(str, launch)), capture_output=True, text=True, timeout=600,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
     errors = [file.read_text() for file in (folder / "logs").rglob("stderr.log")]
     assert done.returncode == 0 and len(errors) == 2, (done.stderr, errors)
     return folder
