@@ -1,7 +1,10 @@
 """The command line within a test's own process: starting Python anew takes seconds."""
 
+import importlib
 import json
 import math
+import sys
+from pathlib import Path
 
 import torch
 from click.testing import CliRunner
@@ -11,6 +14,7 @@ from hsivi_cli.cli import main
 from hsivi_cli.files.images import open_images
 from hsivi_cli.metrics.detectors import Classifier
 
+ROOT = Path(__file__).parent.parent
 # a network that trains at some 20 steps a second, in the options of conftest's tiny_unet
 TINY = {
     "block_out_channels": (8,),
@@ -76,3 +80,13 @@ def save_detector(folder, size=8, seed=3, channels=1):
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config | {"name": "tiny"}))
     save_file(network.state_dict(), folder / "model.safetensors")
+
+
+def load_bench(name, folder="bench"):
+    """bench/NAME.py as a module: bench/ is no package."""
+    folder = str(ROOT / folder)
+    sys.path.insert(0, folder)  # they import one another, as scripts of one folder do
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(folder)

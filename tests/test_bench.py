@@ -3,7 +3,6 @@ way from images to a teacher.
 """
 
 import copy
-import importlib
 import json
 import math
 import os
@@ -12,12 +11,11 @@ import sys
 import time as clock
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from command import TINY
+from command import ROOT, TINY, load_bench
 from diffusers import DDPMScheduler
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -30,19 +28,6 @@ from hsivi_cli.metrics.detectors import load_detector
 from hsivi_cli.metrics.statistics import load_statistics
 from hsivi_cli.models.loading import load_teacher
 from hsivi_cli.models.spacings import solver
-
-ROOT = Path(__file__).parent.parent
-
-
-def load_bench(name, folder="bench"):
-    """bench/NAME.py as a module: bench/ is no package."""
-    folder = str(ROOT / folder)
-    sys.path.insert(0, folder)  # they import one another, as scripts of one folder do
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(folder)
-
 
 bench = load_bench("gaussians25")
 NO_SCALE = torch.zeros(1, 1)

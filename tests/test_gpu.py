@@ -5,10 +5,11 @@ from dataclasses import replace
 import diffusers
 import pytest
 import torch
-from command import TINY, hsivi, read_folder, save_detector
+from command import TINY, hsivi, load_bench, read_folder, save_detector
 
 from hsivi_cli.config import TrainConfig
 from hsivi_cli.files.capture import Captured
+from hsivi_cli.files.images import save_npz
 from hsivi_cli.method.distill import play_round
 from hsivi_cli.models.compiled import Compiled, forward, quick
 from hsivi_cli.models.draw import draw, student_sampler
@@ -125,6 +126,18 @@ def test_a_gradient_that_is_not_finite_makes_no_step_in_a_graph(teacher):
     assert measured["norm"] != measured["norm"] and measured["fake_norm"] != measured["fake_norm"]
     for name, tensor in networks.student.named_parameters():
         assert torch.equal(tensor, before[f"student.{name}"])
+
+
+def test_a_teacher_trains_in_captured_steps_and_goes_on(home, tmp_path, capsys):
+    script = load_bench("train_teacher", "weights")
+    save_npz(torch.randint(256, (64, 8, 8, 3), dtype=torch.uint8), tmp_path / "images.npz")
+    words = f"--images {tmp_path / 'images.npz'} --channels 8,8 --attention 1 --flip --device cuda"
+    words += f" --batch-size 16 --out {tmp_path / 'teacher'}"
+    script.main([*words.split(), "--steps", "20"])
+    script.main([*words.split(), "--steps", "40"])
+    told = capsys.readouterr()
+    assert "step 20 " in told.out and "step 40 " in told.out and "warning" not in told.err
+    assert load_teacher(str(tmp_path / "teacher" / "pipeline"), "cuda").shape == (3, 8, 8)
 
 
 def test_the_verbs_as_typed(home, tmp_path):
