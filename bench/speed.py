@@ -254,7 +254,7 @@ def kernels(report: Report, events) -> None:
     spent = Counter()
     for event in events:
         if event.device_type == DeviceType.CUDA and "#" not in event.name:  # no annotation
-            spent[event.name] += event.self_device_time_total / 1000
+            spent[event.name] += event.time_range.elapsed_us() / 1000
     kinds = Counter()
     for name, each in spent.items():
         words = (kind for kind, parts in KERNELS.items() if any(p in name.lower() for p in parts))
