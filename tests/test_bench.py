@@ -8,9 +8,9 @@ import math
 import os
 import subprocess
 import sys
-import time as clock
 from dataclasses import replace
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -293,21 +293,27 @@ def test_a_teacher_given_minutes_plans_its_steps_by_their_speed_and_keeps_to_the
 ):
     script, words = load_bench("train_teacher", "weights"), teacher_words(tmp_path)
     words += ["--minutes", "0.05"]
-    begin = clock.monotonic()
-    script.main([*words, "--out", str(tmp_path / "once")])
-    assert 1.5 < clock.monotonic() - begin < 10  # 3 s, on a machine that others use too
-    told = told_of(tmp_path / "once")
-    begun, steps = told["plan"]
-    assert told["step"] == steps > begun > 0
-    plan = script.Plan(begun, steps)
-    assert plan.rate(begun) == script.rise(begun) and plan.rate(steps) == pytest.approx(0)
+    draw, clock = script.draw_batch, SimpleNamespace(now=0.0)
 
-    broken_off(script, words, tmp_path / "parts", lambda step, plan: plan, monkeypatch)
-    told = told_of(tmp_path / "parts")
-    assert told["step"] == told["plan"][0] < told["plan"][1]
+    def drawn(*arguments):
+        clock.now += 0.05  # of a machine that makes twenty steps a second
+        return draw(*arguments)
+
+    monkeypatch.setattr(script, "draw_batch", drawn)
+    monkeypatch.setattr(script, "time", SimpleNamespace(time=lambda: clock.now))
+    script.main([*words, "--out", str(tmp_path / "once")])
+    # its speed is known at the second look, when one second of the three is over
+    steps = 20 + int(20 * (1 - script.RESERVE) * 2)
+    assert told_of(tmp_path / "once") == {"step": steps, "plan": [20, steps]}
+    assert 2.8 < clock.now < 3
+    plan = script.Plan(20, steps)
+    assert plan.rate(20) == script.rise(20) and plan.rate(steps) == pytest.approx(0)
+
+    broken_off(script, words, tmp_path / "parts", lambda step, plan: step == 30, monkeypatch)
+    assert told_of(tmp_path / "parts") == {"step": 30, "plan": [20, steps]}
     script.main([*words, "--out", str(tmp_path / "parts")])
-    again = told_of(tmp_path / "parts")
-    assert again["plan"] == told["plan"] and again["step"] == told["plan"][1]
+    once, parts = (load_file(tmp_path / d / "state.safetensors") for d in ("once", "parts"))
+    assert all(once[name].equal(parts[name]) for name in once)
 
 
 def test_every_time_has_its_share_in_a_batch_and_none_lies_beyond_the_last():
