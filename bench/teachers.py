@@ -13,7 +13,7 @@ and `labels` (cifar10-train.npz).
     detectors/SET-SIZE/reference.npz         statistics of the train split, for --reference
 
 and for each teacher NAME/pipeline, a diffusers DDPMPipeline, beside NAME/state.safetensors, from
-which its training goes on.
+which its training goes on. What the default recipe makes of them: bench/across.py.
 """
 
 from __future__ import annotations
@@ -26,10 +26,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from across import add_verbs
 from cifar10 import TRAIN_TEACHER
 from torch import Tensor
-from torchvision import datasets
-from torchvision.transforms.functional import resize
 
 from hsivi_cli.files.images import DATASETS
 from hsivi_cli.files.whole import replacing
@@ -95,6 +94,8 @@ def labelled_images(data: str, split: str, data_root: Path) -> tuple[Tensor, Ten
     if file.exists():
         arrays = np.load(file)
         return torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"])
+    from torchvision import datasets  # which scoring does without
+
     found = getattr(datasets, DATASETS[data])(data_root, train=split == "train", download=True)
     images = torch.as_tensor(found.data)
     return images.view(*images.shape[:3], -1), torch.as_tensor(found.targets)
@@ -102,6 +103,8 @@ def labelled_images(data: str, split: str, data_root: Path) -> tuple[Tensor, Ten
 
 def prepare(recipe: Recipe, split: str, data_root: Path, file: Path) -> None:
     """Write one split's images, shrunk without aliasing, and labels to an .npz file."""
+    from torchvision.transforms.functional import resize
+
     images, labels = labelled_images(recipe.data, split, data_root)
     small = resize(images.permute(0, 3, 1, 2), [recipe.size] * 2, antialias=True)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -109,7 +112,13 @@ def prepare(recipe: Recipe, split: str, data_root: Path, file: Path) -> None:
         np.savez(stream, images=small.permute(0, 2, 3, 1).numpy(), labels=labels.numpy())
 
 
-def train(name: str, recipe: Recipe, args: argparse.Namespace) -> None:
+def train(args: argparse.Namespace, teachers: dict[str, Recipe]) -> None:
+    """The teachers named, one after another."""
+    for name in args.only.split(","):
+        train_one(name, teachers[name], args)
+
+
+def train_one(name: str, recipe: Recipe, args: argparse.Namespace) -> None:
     """One teacher, after its images and their detector where they are not there yet."""
     files = {}
     for split in ("train", "test"):
@@ -139,13 +148,13 @@ def main() -> None:
     verb.add_argument("--steps", type=int, help="of every teacher, whatever its speed")
     verb.add_argument("--rate", type=float, default=2e-3)
     verb.add_argument("--detector-epochs", type=int, default=5)
+    verb.set_defaults(work=train)
+    add_verbs(verbs, TEACHERS)
     args = parser.parse_args()
-    names = args.only.split(",")
-    for name in names:
+    for name in args.only.split(","):
         if name not in TEACHERS:
             parser.error(f"no teacher {name}: there are {', '.join(TEACHERS)}")
-    for name in names:
-        train(name, TEACHERS[name], args)
+    args.work(args, TEACHERS)
 
 
 if __name__ == "__main__":

@@ -164,15 +164,16 @@ def read_config(path: str) -> dict:
     return given
 
 
+def is_typed(context: click.Context, name: str) -> bool:
+    """Whether an option stands on the command line."""
+    return context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+
+
 def chosen_by(context: click.Context, preset: str, config: str | None, given: dict) -> dict:
     """What a user chose for a training: a preset's settings, then the --config file's, then what
     was typed.
     """
-    typed = {
-        name: value
-        for name, value in given.items()
-        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
-    }
+    typed = {name: value for name, value in given.items() if is_typed(context, name)}
     read = read_config(config) if config else {}
     never_null = {item.name for item in fields(TrainConfig) if item.default is not None}
     for option in context.command.params:  # a file's values pass as if they were typed
@@ -250,7 +251,9 @@ def train(context, preset, config, dry_run, **given) -> None:
     calls = "-".join(map(str, settings.budgets))
     out = about["out"] or f"runs/{name_of(about['teacher'])}-{calls}"
     origin = {key: about[key] for key in ORIGIN}
-    verb("train").run(settings, {"source": about["teacher"]} | origin, Path(out))
+    named = "steps" in (read_config(config) if config else {}) or is_typed(context, "steps")
+    plans = settings.minutes is not None and settings.steps > 0 and not named
+    verb("train").run(settings, {"source": about["teacher"]} | origin, Path(out), plans)
 
 
 @main.command()

@@ -25,6 +25,7 @@ TINY = {
 QUICK = (
     *("--device", "cpu", "--nfe", 2, "--batch-size", 4, "--fake-updates", 1, "--fake-warmup", 1),
     *("--student-rate", 1e-3, "--rate-warmup", 1, "--steps", 2, "--regress-steps", 0),
+    *("--reference", "none", "--clip-x0", "off"),
 )
 
 

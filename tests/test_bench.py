@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,7 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from command import ROOT, TINY, load_bench
+from command import ROOT, TINY, load_bench, save_detector
 from diffusers import DDPMScheduler
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -25,9 +26,15 @@ from hsivi_cli.files.images import read_npz, save_npz
 from hsivi_cli.method import schedule
 from hsivi_cli.method.steps import rng
 from hsivi_cli.metrics.detectors import load_detector
-from hsivi_cli.metrics.statistics import load_statistics
+from hsivi_cli.metrics.statistics import (
+    Statistics,
+    load_statistics,
+    moments_of,
+    save_statistics,
+)
 from hsivi_cli.models.loading import load_teacher
 from hsivi_cli.models.spacings import solver
+from hsivi_cli.models.student import load_student
 
 bench = load_bench("gaussians25")
 NO_SCALE = torch.zeros(1, 1)
@@ -398,3 +405,33 @@ def test_a_teacher_of_the_bench_gets_a_detector_and_the_same_command_goes_on(tmp
     reference = load_statistics(out / "detectors/fashion-mnist-16/reference.npz")
     assert reference.stamp == detector.stamp and reference.features.shape == (300, 64)
     assert read_npz(out / "images/fashion-mnist-16-train.npz").shape == (300, 16, 16, 1)
+
+
+def test_the_default_is_trained_and_scored_on_a_teacher_once(save_teacher, tmp_path, monkeypatch):
+    teachers, out = load_bench("teachers"), tmp_path / "out"
+    monkeypatch.setattr(load_bench("across"), "FAMILIES", ("ddim",))
+    monkeypatch.setattr(load_bench("across"), "FEW", 12)
+    ground = out / "detectors" / teachers.TEACHERS["v-cosine"].images
+    ground.mkdir(parents=True)
+    save_detector(ground / "detector")
+    detector = load_detector(str(ground / "detector"))
+    images = torch.randint(256, (30, 8, 8, 1), dtype=torch.uint8)
+    moments, features = moments_of([images], detector, keep_features=True)
+    save_statistics(ground / "reference.npz", Statistics(moments, detector.stamp, features))
+    shutil.copytree(save_teacher(**TINY), out / "v-cosine" / "pipeline")
+    words = f"--out {out} --only v-cosine --nfe 2 --count 24 --device cpu"
+    command = {
+        "solvers": words,
+        "students": f"{words} -- --steps 2 --regress-steps 0 --batch-size 4 --eval-count 9",
+        "table": words,
+    }
+    for _ in range(2):  # the second time nothing is left to measure
+        for verb, options in command.items():
+            monkeypatch.setattr(sys, "argv", ["teachers.py", verb, *options.split()])
+            teachers.main()
+    rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
+    assert [row["kind"] for row in rows] == ["teacher", "solver", "student", "last"]
+    assert all(math.isfinite(row["data"]) and 0 <= row["own_recall"] <= 1 for row in rows)
+    assert rows[1]["name"].startswith("ddim-") and rows[3]["step"] == 2
+    own = load_student(out / "students" / "v-cosine-2-0").info["best"]
+    assert own["reference"] == "teacher" and rows[2]["step"] == own["step"]

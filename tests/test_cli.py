@@ -52,7 +52,7 @@ def resolved(monkeypatch):
     """A function (*arguments) -> the settings of `hsivi train`, with its teacher and folder."""
     found = {}
 
-    def run(config, teacher, out):
+    def run(config, teacher, out, plans):
         found.update(asdict(config), teacher=teacher["source"], out=str(out))
 
     def settings(*arguments):
@@ -119,17 +119,17 @@ def test_a_file_of_all_defaults_pins_nothing(resolved, tmp_path):
 
 
 def test_a_file_that_pins_another_budgets_recipe_is_told(resolved, tmp_path):
-    settings = resolved("--nfe", 4)
+    settings = resolved("--nfe", 3)
     file = written(tmp_path, settings)
     told = hsivi("train", "--config", file, "--nfe", 8, "--dry-run").stderr
-    assert told.startswith(f"warning: --config {file} was made for --nfe 4 and keeps its ")
-    for part in ("--start ddim (not unipc-leading)", "--steps 300 (not 100)"):
+    assert told.startswith(f"warning: --config {file} was made for --nfe 3 and keeps its ")
+    for part in ("--start ddim (not auto)", "--steps 150 (not 200)"):
         assert part in told
     assert len(told.splitlines()) == 1 and "clip" not in told
-    assert hsivi("train", "--config", file, "--nfe", "04", "--dry-run").stderr == ""
-    file = written(tmp_path, {"nfe": "4", "seed": 3})
+    assert hsivi("train", "--config", file, "--nfe", "03", "--dry-run").stderr == ""
+    file = written(tmp_path, {"nfe": "3", "seed": 3})
     assert hsivi("train", "--config", file, "--nfe", 8, "--dry-run").stderr == ""
-    assert resolved("--config", file, "--nfe", 8)["start"] == "unipc-leading"
+    assert resolved("--config", file, "--nfe", 8)["start"] == "auto"
 
 
 def test_numbers_of_calls_are_the_same_however_they_are_spelt(resolved):
@@ -230,7 +230,7 @@ def test_without_its_regression_a_run_of_few_calls_has_the_plain_steps(resolved,
 @pytest.mark.parametrize(
     ("chosen", "own"),
     [
-        ((), {}),
+        ((), SOLVED),
         (("--nfe", 5), SOLVED),
         (("--nfe", 15, "--seed", 3), SOLVED),
         (("--nfe", 5, "--steps", 7), SOLVED | {"steps": 7}),
@@ -243,7 +243,7 @@ def test_without_its_regression_a_run_of_few_calls_has_the_plain_steps(resolved,
         (("--preset", "hsivi"), {k: PRESETS["hsivi"][k] for k in ("noise_share", "student_rate")}),
     ],
 )
-def test_from_five_calls_up_a_run_starts_from_a_solver_unless_the_chain_is_chosen(
+def test_from_four_calls_up_a_run_starts_from_a_solver_unless_the_chain_is_chosen(
     resolved, chosen, own
 ):
     told = resolved(*chosen)
@@ -417,7 +417,10 @@ def test_a_presets_grid_makes_way_for_the_times_that_are_typed(resolved):
         ("--start unipc --noise-share 0 --grid quad", "--grid quad is for --start ddim"),
         ("--start unipc --noise-share 0 --grid-top 500", "--grid-top 500 is for --start ddim"),
         ("--nfe 2 --grid 0,300,500 --grid-top 600", "--grid-top 600"),
-        ("--detector inception", "--detector inception scores nothing without --reference"),
+        (
+            "--reference none --detector inception",
+            "--detector inception scores nothing with --reference none",
+        ),
         ("--nfe 2,4 --grid 0,300,500", "--grid 0,300,500 has a number a layer"),
     ],
 )

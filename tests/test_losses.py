@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import gauss_hermite, linear_table
 
+from hsivi_cli.method import losses, schedule
 from hsivi_cli.method.chain import observe, with_noise_share
 from hsivi_cli.method.losses import (
     divergence_bound,
@@ -619,3 +620,18 @@ def test_densities_of_all_pairs_are_those_of_each_pair():
     expected = torch.distributions.Normal(mean, std).log_prob(x[:, None]).sum(2)
     # squares of size 10^3 in float32 err by some 10^-4
     torch.testing.assert_close(pair_log_density(x, mean, std), expected, rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("prediction", schedule.PREDICTIONS)
+def test_the_output_weight_makes_an_error_of_eps_one_of_what_the_network_predicts(prediction):
+    draw = torch.Generator().manual_seed(0)
+    x, told, true = torch.randn(3, 4, 5, generator=draw, dtype=torch.float64)
+    alpha_bar = torch.tensor([0.9, 0.5, 0.01, 1e-4], dtype=torch.float64)
+    eps = [schedule.to_eps(out, x, alpha_bar, prediction) for out in (told, true)]
+    loss = losses.fake_score_loss(*eps, losses.output_weight(prediction, alpha_bar))
+    assert torch.allclose(loss, (told - true).square().sum(1), rtol=1e-6)
+
+
+def test_no_other_prediction_has_an_output_weight():
+    with pytest.raises(ValueError, match="no network predicts 'flow'"):
+        losses.output_weight("flow", torch.ones(1))

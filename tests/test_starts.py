@@ -67,23 +67,26 @@ def test_auto_finds_the_solver_that_draws_the_teachers_own_images(teacher, monke
     assert choose_starts(TrainConfig(**AUTO, nfe="3"), teacher) == {3: name}
 
 
-def test_ddim_over_the_grid_is_a_start_beside_the_solvers_own_spacings(teacher):
+def test_of_all_starts_those_of_the_least_gap_are_judged(teacher):
+    config, looks = TrainConfig(**AUTO, nfe="3"), []
+    chains = dict(bare_chains(config, 3, teacher))
+    gap = teacher_gap(teacher, start.PAIRS)
+    nearest = sorted(chains, key=lambda name: gap(chains[name]))[: start.FINALISTS]
+    judged = []
+    found = choose_starts(
+        config, teacher, lambda chain: -len(judged.append(chain) or judged), lambda: looks.append(1)
+    )
+    assert found == {3: nearest[-1]} and len(looks) == len(chains) + start.FINALISTS
+    assert all(a.cx.equal(chains[b].cx) for a, b in zip(judged, nearest, strict=True))
+
+
+def test_ddim_over_the_grid_is_a_start_beside_the_solvers_own_spacings(teacher, monkeypatch):
+    monkeypatch.setattr(start, "FINALISTS", 99)  # all are judged
     config, grid = TrainConfig(**AUTO, nfe="3", grid="0,200,500,900"), [0, 200, 500, 900]
     names = [name for name, _ in bare_chains(config, 3, teacher)]
     assert names[0] == "ddim" and set(names[1:]) <= set(solver_names())
     found = choose_starts(config, teacher, lambda chain: float(chain.time.tolist() != grid))
     assert found == {3: "ddim"}
-
-
-def test_the_start_is_the_one_that_the_judge_says_the_least_of(teacher):
-    judged = []
-
-    def judge(chain):
-        judged.append(chain)
-        return -len(judged)  # the last is the least
-
-    name = list(bare_chains(TrainConfig(**AUTO), 2, teacher))[-1][0]
-    assert choose_starts(TrainConfig(**AUTO, nfe="2"), teacher, judge) == {2: name}
 
 
 def test_the_gap_is_the_mean_squared_distance_of_images_from_the_same_noise(teacher):

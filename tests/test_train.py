@@ -306,7 +306,7 @@ def test_a_new_best_is_kept_with_a_checkpoint_of_its_step(teacher, tmp_path, mon
     save_detector(tmp_path / "detector")
     save_npz(torch.randint(256, (9, 8, 8, 1), dtype=torch.uint8), tmp_path / "real.npz")
     judged = ("--reference", tmp_path / "real.npz", "--detector", tmp_path / "detector")
-    falling = iter((9.0, 8.0, 7.0))
+    falling = iter((10.0, 9.0, 8.0, 7.0))  # the start, then three steps
     monkeypatch.setattr(evaluation, "frechet_distance", lambda *a: next(falling))
     play_round = distill.play_round
 
@@ -333,7 +333,7 @@ def judged_by(folder, images):
 
 def test_a_reference_replaced_under_its_name_is_another_ruler(teacher, tmp_path, monkeypatch):
     noise = torch.randint(256, (9, 8, 8, 1), dtype=torch.uint8)
-    steps = iter((5.0, 4.0, 6.0, 7.0))
+    steps = iter((9.0, 5.0, 4.0, 6.0, 7.0))  # the start comes first
     monkeypatch.setattr(evaluation, "frechet_distance", lambda *a: next(steps))
     options = ("--decay", "none", "--steps")
     train(teacher, tmp_path / "x", *judged_by(tmp_path, noise), *options, 2)
@@ -371,7 +371,7 @@ def test_a_collapse_is_told_once_and_the_best_is_kept(teacher, tmp_path, monkeyp
     save_detector(tmp_path / "detector")
     save_npz(torch.randint(256, (9, 8, 8, 1), dtype=torch.uint8), tmp_path / "real.npz")
     judged = ("--reference", tmp_path / "real.npz", "--detector", tmp_path / "detector")
-    measured = [3.0, 2.0, 5.0, 5.0, 3.0, 5.0, 5.0, 5.0, 9.0]
+    measured = [4.0, 3.0, 2.0, 5.0, 5.0, 3.0, 5.0, 5.0, 5.0, 9.0]  # the start's comes first
     later = iter(measured)
     monkeypatch.setattr(evaluation, "frechet_distance", lambda *a: next(later))
     out, options = tmp_path / "run", (*judged, "--eval-count", 9, "--eval-every", 1, "--steps", 9)
@@ -389,7 +389,7 @@ def test_a_best_student_outlives_its_checkpoint(teacher, tmp_path, monkeypatch, 
     save_detector(tmp_path / "detector")
     save_npz(torch.randint(256, (9, 8, 8, 1), dtype=torch.uint8), tmp_path / "real.npz")
     judged = ("--reference", tmp_path / "real.npz", "--detector", tmp_path / "detector")
-    falls = {1: 9.0, 2: 8.0, 3: 7.0, 4: 9.0}
+    falls = {0: 10.0, 1: 9.0, 2: 8.0, 3: 7.0, 4: 9.0}
     evaluate = evaluation.evaluate
 
     def judge(*arguments):
@@ -799,13 +799,13 @@ def test_the_best_evaluation_is_exported_and_remembered_across_resume(teacher, t
         train(teacher, out, *judged, "--minutes", 1e-9)
     found = load_student(out).info
     told = rows(out / "evaluations.jsonl")
-    assert [row["step"] for row in told] == [1, 2, 3, 4]
-    assert sorted(p.name for p in (out / "eval").iterdir()) == [
-        f"step-{n:06d}-2.png" for n in (1, 2, 3, 4)
-    ]
+    assert [row["step"] for row in told] == [0, 1, 2, 3, 4]
+    pictures = ["start-2.png", *(f"step-{n:06d}-2.png" for n in (1, 2, 3, 4))]
+    assert sorted(p.name for p in (out / "eval").iterdir()) == pictures
     best = min(told, key=lambda row: row["distance"])
-    kept = best | {"distances": {"2": best["distance"]}}
-    assert found["best"] | {"nfe": 2} == kept and best["step"] < 4
+    assert best.items() <= (found["best"] | {"nfe": 2}).items() and best["step"] < 4
+    assert found["best"]["distances"] == {"2": best["distance"]}
+    assert found["best"]["start"] == {key: told[0][key] for key in ("distance", "recall")}
 
     detector = load_detector(str(tmp_path / "detector"))
     seeds = range(EVAL_SEED, EVAL_SEED + 40)
@@ -844,7 +844,8 @@ def test_an_evaluation_that_no_checkpoint_knows_is_made_once(teacher, tmp_path, 
         hsivi("train", teacher, "--out", out, *QUICK, *judged, exit_code=130)
     assert [row["step"] for row in rows(out / "evaluations.jsonl")] == [0]
     train(teacher, out, *judged)
-    assert [row["step"] for row in rows(out / "evaluations.jsonl")] == [0, 2]
+    told = rows(out / "evaluations.jsonl")  # of the start, the regressed student, and the last
+    assert [(row["step"], row["round"]) for row in told] == [(0, 0), (0, 1), (2, 4)]
 
 
 def test_a_students_minutes_count_those_of_the_run_it_began_with(teacher, tmp_path):
@@ -953,12 +954,9 @@ def test_several_budgets_are_judged_each_and_kept_by_their_geometric_mean(teache
     result = train(teacher, out, *judged)
     told = rows(out / "evaluations.jsonl")
     assert [(row["step"], row["nfe"]) for row in told] == [
-        (s, k) for s in (2, 4, 6) for k in (1, 2)
+        (s, k) for s in (0, 2, 4, 6) for k in (1, 2)
     ]
-    means = {
-        s: (told[i]["distance"] * told[i + 1]["distance"]) ** 0.5
-        for i, s in ((0, 2), (2, 4), (4, 6))
-    }
+    means = {s: (told[s]["distance"] * told[s + 1]["distance"]) ** 0.5 for s in (0, 2, 4, 6)}
     best = load_student(out).info["best"]
     assert best["step"] == min(means, key=means.get)
     assert best["distance"] == pytest.approx(means[best["step"]], rel=1e-12)
@@ -967,7 +965,9 @@ def test_several_budgets_are_judged_each_and_kept_by_their_geometric_mean(teache
     words = f"{own[0]:.2f} at 1 call, {own[1]:.2f} at 2 calls"
     assert words in (out / "README.md").read_text() and words in result.stderr
     assert {p.name for p in (out / "eval").iterdir()} == {
-        f"step-{s:06d}-{k}.png" for s in (2, 4, 6) for k in (1, 2)
+        f"{when}-{k}.png"
+        for when in ("start", "step-000002", "step-000004", "step-000006")
+        for k in (1, 2)
     }
 
 
@@ -1056,7 +1056,7 @@ def test_a_teacher_of_two_channels_trains_is_judged_and_has_no_pictures(save_tea
     save_npz(real, tmp_path / "real.npz")
     judged = ("--reference", tmp_path / "real.npz", "--detector", tmp_path / "detector")
     train(folder, out, *judged, "--eval-count", 9)
-    assert load_student(out).info["best"]["step"] == 2 and not (out / "eval").exists()
+    assert load_student(out).info["best"]["count"] == 9 and not (out / "eval").exists()
     told = refusal("sample", out, "--out", tmp_path / "pictures", "--device", "cpu")
     assert "--out FILE.npz" in told and not (tmp_path / "pictures").exists()
     hsivi("sample", out, "--count", 9, "--out", tmp_path / "s.npz", "--device", "cpu")
@@ -1135,20 +1135,26 @@ def test_a_tracker_that_is_not_installed_is_named(teacher, tmp_path, monkeypatch
     assert "wandb" in told and "pip install" in told
 
 
-def test_the_regressed_student_is_judged_and_kept_if_nothing_betters_it(teacher, tmp_path):
+def test_the_regressed_student_is_judged_and_kept_if_nothing_betters_it(
+    teacher, tmp_path, monkeypatch
+):
+    distances = iter((9.0, 8.0, 8.5))  # of the start, the regressed student, and the last
+    monkeypatch.setattr(evaluation, "frechet_distance", lambda *a: next(distances))
     save_detector(tmp_path / "detector")
     out, options = tmp_path / "x", ("--regress-steps", 2, "--detector", tmp_path / "detector")
     hsivi("sample", teacher, "--solver", "ddim", "--nfe", 3, "--count", 16, "--out", tmp_path / "r")
     judged = (*options, "--reference", tmp_path / "r", "--eval-count", 16)
     train(teacher, out, *judged, "--steps", 0)
-    assert [row["step"] for row in rows(out / "evaluations.jsonl")] == [0]
+    assert [row["round"] for row in rows(out / "evaluations.jsonl")] == [0, 1]
     untrained, regressed = load_teacher(str(teacher)).unet, load_student(out).model.unet
     assert any(
         not torch.equal(a, b)
         for a, b in zip(untrained.parameters(), regressed.parameters(), strict=True)
     )
     train(teacher, out, *judged, "--steps", 2)  # goes on from there, and forgets no evaluation
-    assert [row["step"] for row in rows(out / "evaluations.jsonl")] == [0, 2]
+    assert [row["step"] for row in rows(out / "evaluations.jsonl")] == [0, 0, 2]
+    best = load_student(out).info["best"]
+    assert (best["step"], best["round"], best["start"]["distance"]) == (0, 1, 9.0)
 
 
 # ---- several processes ---------------------------------------------------------------------------

@@ -17,7 +17,10 @@ from hsivi_cli.errors import HsiviError
         ({"nfe": "two"}, "--nfe two must be whole numbers"),
         ({"start": "deis", "grid": "quad"}, "--grid quad is for --start ddim"),
         ({"grid": "0,5,9", "grid_top": 9}, "names its own last time"),
-        ({"detector": "inception"}, "scores nothing without --reference"),
+        (
+            {"detector": "inception", "reference": "none"},
+            "scores nothing with --reference none",
+        ),
         ({"objective": "kl"}, "--objective kl is none of reverse-kl, score-matching"),
         ({"student_rate": float("nan")}, "--student-rate nan must be a finite number"),
         ({"batch_size": 0}, "--batch-size 0 must be at least 1"),

@@ -17,6 +17,7 @@ from .options import (
     parse_numbers,
 )
 from .training import (
+    OWN,
     PRESETS,
     RECIPE,
     REGRESSED,
@@ -32,6 +33,7 @@ __all__ = [
     "DATA_ROOT",
     "DTYPES",
     "ORIGIN",
+    "OWN",
     "PRESETS",
     "RECIPE",
     "REGRESSED",

@@ -18,6 +18,8 @@ from .options import (
 )
 from .run import RunConfig
 
+OWN = "teacher"  # of --reference: images that the teacher itself draws
+
 
 @dataclass(frozen=True)
 class TrainConfig(RunConfig):
@@ -38,7 +40,7 @@ class TrainConfig(RunConfig):
         "what the layers are before training: ddim, a solver with spacing, or auto for the best",
     )
     clip_x0: str = option(
-        "off",
+        "auto",
         "keep every network's x0 in range; auto: as the teacher's pipeline does, if that matters",
         choices=CLIPS,
     )
@@ -78,7 +80,9 @@ class TrainConfig(RunConfig):
         choices=("flat", "sigma2", "ratio", "sid"),
     )
     fake_weight: str = option(
-        "flat", "weight of a level in the fake score's loss", choices=("flat", "sigma2", "ratio")
+        "output",
+        "weight of a level in the fake score's loss; output: flat in what the network predicts",
+        choices=("flat", "sigma2", "ratio", "output"),
     )
     levels: str = option(
         "segment",
@@ -130,9 +134,9 @@ class TrainConfig(RunConfig):
         choices=("auto", "off", "on"),
         run_only=True,
     )
-    reference: str | None = option(
-        None,
-        "statistics, images or data set to score the student against in training",
+    reference: str = option(
+        OWN,
+        "judge by the teacher's own images; or by statistics, images or a data set; or by none",
         run_only=True,
     )
     data_root: str | None = option(None, DATA_ROOT, run_only=True)
@@ -174,11 +178,11 @@ class TrainConfig(RunConfig):
                 f"--grid-top {self.grid_top} is for the rules of --grid: {self.grid} names its own "
                 "last time"
             )
-        for name in ("detector", "detector_weights") if self.reference is None else ():
+        for name in ("detector", "detector_weights") if self.reference == "none" else ():
             if value := getattr(self, name):
                 raise HsiviError(
-                    f"{flag_of(name)} {value} scores nothing without --reference: give one, or "
-                    "leave it out"
+                    f"{flag_of(name)} {value} scores nothing with --reference none: give another, "
+                    "or leave it out"
                 )
 
     @property
@@ -203,14 +207,14 @@ class TrainConfig(RunConfig):
 
 # defaults of single budgets where they differ from those above (docs/results.md). Up to three calls
 # regression comes first, where solvers are poor; at one, distillation was seen to undo what it
-# learns. From five up the best solver is near, and a small share at a small rate keeps what it has
+# learns. From four up the best solver is near, and a small share at a small rate keeps what it has
 REGRESSED = {
     1: {"regress_steps": 6000, "steps": 0},
     2: {"regress_steps": 640, "steps": 100},
     3: {"regress_steps": 640, "steps": 150},
 }
-SOLVER_IS_NEAR = 5  # calls
-SOLVED = {"start": "unipc-leading", "noise_share": "0.2", "student_rate": 1e-5, "steps": 100}
+SOLVER_IS_NEAR = 4  # calls
+SOLVED = {"start": "auto", "noise_share": "0.2", "student_rate": 1e-5, "steps": 200}
 # who chooses one of these, chooses another chain, which has the defaults above
 CHAIN_OPTIONS = {"start", "noise_share", "grid", "grid_top", "regress_steps", "levels"}
 RECIPE = CHAIN_OPTIONS | SOLVED.keys()  # all that differs by the number of calls
@@ -268,12 +272,13 @@ PRESETS = {
         "objective": "score-matching", "a": 0.5, "weight": "sigma2", "fake_weight": "sigma2",
         "levels": "own", "steps": 10_000, "batch_size": 128, "fake_updates": 20, "fake_warmup": 0,
         "student_rate": 1.6e-5, "fake_rate": 8e-5, "rate_warmup": 125, "optimizer": "amsgrad",
-        "student_beta1": 0.9, "ema": 0.999,
+        "student_beta1": 0.9, "ema": 0.999, "clip_x0": "off",
     },
     # score identity distillation, one call
     "sid": {
         "nfe": "1", "grid_top": 440, "objective": "score-matching", "a": 1.0, "weight": "sid",
         "levels": "above", "steps": 10_000, "batch_size": 256, "fake_updates": 1, "fake_warmup": 0,
         "student_rate": 1e-5, "fake_rate": 1e-5, "decay": "none", "fake_beta1": 0.0, "ema": 0.999,
+        "fake_weight": "flat", "clip_x0": "off",
     },
 }  # fmt: skip

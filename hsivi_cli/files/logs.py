@@ -32,8 +32,8 @@ def rows_of(path: Path, *keys: str) -> list[dict]:
     return rows
 
 
-def trim(path: Path, done: int) -> None:
-    """Drop a log's lines of later steps than a checkpoint's."""
+def trim(path: Path, done: int, key: str = "step") -> None:
+    """Drop a log's lines of later steps, or rounds, than a checkpoint's."""
     if path.exists():
-        kept = [row for row in rows_of(path) if row["step"] <= done]
+        kept = [row for row in rows_of(path) if row.get(key, 0) <= done]
         write_text(path, "".join(f"{json.dumps(row)}\n" for row in kept))

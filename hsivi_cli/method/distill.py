@@ -35,6 +35,7 @@ from .losses import (
     divergence_bound,
     fake_score_loss,
     level_weight,
+    output_weight,
     reverse_kl_loss,
     score_matching_loss,
 )
@@ -141,8 +142,11 @@ def fake_score_update(
         labels = None if pool.labels is None else pool.labels[part.sample]
         heard = fake_labels(networks, pool, part, labels)
         f_eps = networks.fake_eps(x, part.tau, heard, alpha_bar)
-        loss = fake_score_loss(f_eps, layer_eps, level_weight(config.fake_weight, alpha_bar)).sum()
-        loss = loss / (size * x[0].numel())
+        if config.fake_weight == "output":
+            weight = output_weight(networks.prediction, alpha_bar)
+        else:
+            weight = level_weight(config.fake_weight, alpha_bar)
+        loss = fake_score_loss(f_eps, layer_eps, weight).sum() / (size * x[0].numel())
         loss.backward()
         total = total + loss.detach().double()
     return total, update(networks.fake_optimizer, config.clip, networks.shard)

@@ -71,6 +71,20 @@ def divergence_bound(f_eps: Tensor, teacher_eps: Tensor, layer_eps: Tensor) -> T
     return 2 * score_matching_loss(f_eps, teacher_eps, layer_eps, 1.0, a=0.5)
 
 
+def output_weight(prediction: str, alpha_bar: Tensor) -> Tensor:
+    """The weight [B] that turns a squared error of eps into one of the network's own output: of eps
+    1, of x0 sigma^2 / alpha_bar, of v 1 / alpha_bar.
+    """
+    match prediction:
+        case "epsilon":
+            return torch.ones_like(alpha_bar).float()
+        case "sample":
+            return ((1 - alpha_bar) / alpha_bar).float()
+        case "v_prediction":
+            return (1 / alpha_bar).float()
+    raise ValueError(f"no network predicts {prediction!r}")
+
+
 def level_weight(
     kind: str, alpha_bar: Tensor, x0: Tensor | None = None, teacher_x0: Tensor | None = None
 ) -> Tensor:

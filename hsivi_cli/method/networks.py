@@ -53,6 +53,7 @@ class Networks:
     shape                 of one sample
     label_count           classes of the teacher, None without
     layer_conditioned     whether the fake score's labels are those of `fake_labels`
+    prediction            what the modules predict, one of schedule.PREDICTIONS
     paths                 of the teacher through each chain's levels, where the student regresses
     shard                 which part of every global batch is this process's
     batch_shape           samples of the batches that a roll-out is walked in, None for all at once;
@@ -75,6 +76,7 @@ class Networks:
     layer_conditioned: bool
     student_optimizer: torch.optim.Optimizer
     fake_optimizer: torch.optim.Optimizer
+    prediction: str = "epsilon"
     paths: Sequence[TeacherPath] = ()
     shard: Shard = field(default_factory=Shard)
     batch_shape: int | None = None
@@ -127,6 +129,7 @@ def make_networks(
     table: Tensor,
     shape: tuple[int, ...],
     label_count: int | None = None,
+    prediction: str = "epsilon",
     paths: Sequence[TeacherPath] = (),
     shard: Shard | None = None,
 ) -> Networks:
@@ -157,6 +160,7 @@ def make_networks(
         table=table,
         shape=shape,
         label_count=label_count,
+        prediction=prediction,
         layer_conditioned=config.conditions_layers,
         paths=paths,
         shard=shard or Shard(),

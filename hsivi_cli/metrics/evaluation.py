@@ -1,4 +1,11 @@
-"""The evaluations of a training: how far the averaged student is from the reference."""
+"""The evaluations of a training: how far the averaged student is from the reference, and how much
+of its variety it has.
+
+The first one is of the untrained start, and what a training exports is never judged worse. From
+data the least distance is the best. The teacher's own images are no such measure: a student may
+near them while it forgets part of them. So there a student also has to keep the start's recall, and
+to gain on its distance by more than chance.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +13,9 @@ import math
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from ..config import TrainConfig
+from ..config import OWN, TrainConfig
 from ..files.device import enough_memory
 from ..files.images import has_picture, save_grid
 from ..files.logs import append, rows_of
@@ -15,35 +23,42 @@ from ..method.networks import Networks
 from ..models.draw import draw
 from ..models.networks import averaged_sampler
 from ..models.teacher import Teacher
-from .detectors import Detector
-from .frechet import Moments, frechet_distance
-from .statistics import Statistics, moments_of
+from .frechet import Moments, frechet_distance, precision_recall, standard_error
+from .judge import Judge
+from .statistics import moments_of, random_rows
 
 EVAL_SEED = 1_000_000_000  # the seeds that judge a training are none that a user is likely to draw
 GRID_COUNT = 64  # images of a kept grid
 BATCH = 256  # images drawn at once
 COLLAPSED, EVALUATIONS = 2.0, 3  # times the best, in so many evaluations one after another
+KEPT = 0.95  # of the start's recall, that a student judged by its teacher keeps
+CHANCE = math.sqrt(2)  # standard errors: two sets of one sampler's images differ by as much
+NEIGHBOURS = 3  # of precision and recall
 SAME = 1e-4  # relative: another machine's features of the same images differ by less
 
 
 def evaluate(
     networks: Networks,
     teacher: Teacher,
-    judge: tuple[Detector, Statistics],
+    judge: Judge,
     config: TrainConfig,
-    step: int,
+    at: dict[str, int],
     out: Path,
 ) -> dict:
     """The averaged student's distances to the reference, by budget, and their geometric mean, in
     which every budget counts by ratios: a line for each in evaluations.jsonl, a grid of images
     in eval/.
 
-    Returns  step, distance (the mean), distances and what they were measured by
+    at       the step, and how many rounds are over
+
+    Returns  at, distance (the mean), distances, error (the largest standard error of them),
+             recall (the mean, None where the reference keeps no features), and what they were
+             measured by
     """
-    (detector, reference), count = judge, config.eval_count
+    (detector, reference), count, step = judge, config.eval_count, at["step"]
     ruled = {"count": count, "detector": detector.stamp, "reference": config.reference}
     ruled["moments"] = sizes_of(reference.moments)
-    distances = {}
+    distances, errors, recalls = {}, [], []
     for chain in networks.chains:
         sampler = averaged_sampler(networks, chain, teacher, config.dtype)
         seeds = range(EVAL_SEED, EVAL_SEED + count)
@@ -54,20 +69,45 @@ def evaluate(
             f"--eval-count {few} or fewer draws no more than these at once",
         ):
             batches = list(draw(sampler, seeds, size, networks.device))
-            moments, _ = moments_of(batches, detector)
+            moments, features = moments_of(batches, detector, keep_features=True)
         if has_picture(teacher.shape[0]):
-            file = out / "eval" / f"step-{step:06d}-{chain.nfe}.png"
-            save_grid(torch.cat(batches)[:GRID_COUNT], file)
+            when = f"step-{step:06d}" if at["round"] else "start"
+            save_grid(torch.cat(batches)[:GRID_COUNT], out / "eval" / f"{when}-{chain.nfe}.png")
         distance = distances[str(chain.nfe)] = frechet_distance(moments, reference.moments)
-        row = {"step": step, "nfe": chain.nfe, "distance": distance}
-        append(out / "evaluations.jsonl", row | ruled)
+        errors.append(standard_error(moments, reference.moments, features))
+        recalls.append(recall_of(reference.features, features))
+        row = {"nfe": chain.nfe, "distance": distance, "recall": recalls[-1]}
+        append(out / "evaluations.jsonl", at | row | ruled)
     mean = math.prod(max(0.0, d) for d in distances.values()) ** (1 / len(distances))
-    return {"step": step, "distance": mean, "distances": distances} | ruled
+    recall = None if None in recalls else sum(recalls) / len(recalls)
+    found = {"distance": mean, "distances": distances, "error": max(errors), "recall": recall}
+    return at | found | ruled
 
 
-def is_better(found: dict, best: dict | None) -> bool:
-    """Whether an evaluation is the best so far: no other by the same ruler is as good."""
-    return best is None or found["distance"] < best["distance"] or not same_ruler(found, best)
+def recall_of(real: Tensor | None, features: Tensor) -> float | None:
+    """The part of the reference's images that lie where the student's do, of as many as of its own
+    at most; None where there are no features, or too few.
+    """
+    if real is None or min(len(real), len(features)) <= NEIGHBOURS:
+        return None
+    few = random_rows(real, len(features), seed=0).to(features)
+    return precision_recall(few, features, NEIGHBOURS)[1]
+
+
+def better(found: dict, best: dict | None) -> dict | None:
+    """An evaluation as it is kept if it is the best so far, with the start's distance and recall;
+    else None. No other by the same ruler is as good.
+    """
+    if best is None or not same_ruler(found, best):
+        return found | {"start": {key: found[key] for key in ("distance", "recall")}}
+    if found["distance"] >= best["distance"]:
+        return None
+    start = best.get("start")  # which earlier versions' files do not have
+    if start and found["reference"] == OWN:
+        gains = start["distance"] - found["distance"] > CHANCE * found["error"]
+        if not gains or found["recall"] < KEPT * start["recall"]:
+            return None
+    return found | ({"start": start} if start else {})
 
 
 def sizes_of(moments: Moments) -> list[float]:

@@ -1,5 +1,8 @@
 """A judge, a detector with a reference: what images are judged by in training and by `compare`;
 `fid` has the two sides that it compares share a detector in the same way.
+
+A training without data is judged by its teacher: by features that it has of images, as a rule, and
+from images of its own.
 """
 
 from __future__ import annotations
@@ -9,10 +12,12 @@ from typing import NamedTuple
 
 import torch
 
-from ..config import CompareConfig, FidConfig, TrainConfig
+from ..config import OWN, CompareConfig, FidConfig, TrainConfig
+from ..errors import HsiviError
 from ..files.places import embedded
 from ..models.teacher import Teacher
 from .detectors import Detector, load_detector
+from .own import own_detector, own_images
 from .statistics import (
     Statistics,
     check_detector,
@@ -20,7 +25,10 @@ from .statistics import (
     load_statistics,
     name_of_detector,
     statistics_of,
+    statistics_of_batches,
 )
+
+OWN_FILE = "teacher.npz"  # in a run's folder: statistics of its teacher's own images
 
 
 class Judge(NamedTuple):
@@ -50,15 +58,38 @@ def open_judge(
     return Judge(detector, seen)
 
 
-def make_judge(config: TrainConfig, teacher: Teacher) -> Judge | None:
-    """The judge of a training, where there is a --reference. Refuses a detector that does not take
-    the teacher's images.
+def make_judge(config: TrainConfig, teacher: Teacher, out: Path) -> Judge | None:
+    """The judge of a training in the folder `out`, None with --reference none. Refuses a detector
+    that does not take the teacher's images.
     """
-    if config.reference is None:
+    if config.reference == "none":
         return None
-    judge = open_judge(config, config.reference, teacher.unet.device)
-    judge.detector.features(torch.zeros(2, *teacher.shape[1:], teacher.shape[0], dtype=torch.uint8))
-    return judge
+    if config.reference != OWN:
+        judge = open_judge(config, config.reference, teacher.unet.device, keep_features=True)
+        judge.detector.features(torch.zeros(2, *teacher.shape[1:], teacher.shape[0]).byte())
+        return judge
+    if config.detector or config.detector_weights:
+        detector = open_detector(config, {}, teacher.unet.device)
+    else:
+        detector = own_detector(teacher)
+    return Judge(detector, own_statistics(teacher, detector, config.eval_count, out / OWN_FILE))
+
+
+def own_statistics(teacher: Teacher, detector: Detector, count: int, file: Path) -> Statistics:
+    """Statistics of `count` of the teacher's own images, from the file where it has them."""
+    if file.exists():
+        kept = load_statistics(file)
+        if kept.stamp == detector.stamp and kept.moments.count == count:
+            return kept
+    own = statistics_of_batches(
+        own_images(teacher, count), count, "the teacher's own images", detector, keep_features=True
+    )
+    if not own.moments.cov.trace() > 0:
+        raise HsiviError(
+            "the teacher's own images are all alike, so nothing can be judged by them: look at "
+            "`hsivi sample TEACHER --solver unipc --nfe 20`, or name images by --reference"
+        )
+    return own
 
 
 def read_files(*sources: str) -> dict[str, Statistics]:

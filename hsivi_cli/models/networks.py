@@ -54,6 +54,7 @@ def networks_of(
         table=teacher.table,
         shape=teacher.shape,
         label_count=teacher.label_count,
+        prediction=teacher.prediction,
         paths=[make_path(chain, teacher) for chain in chains] if config.regress_steps else [],
         shard=shard,
     )

@@ -37,7 +37,7 @@ from .teacher import Teacher
 
 Judge = Callable[[Chain], float]  # of a chain without noise: the less the better
 PATH_CALLS = 8  # of the teacher's paths that --regress-steps regresses on
-PAIRS = 100  # noises by which --start auto compares
+PAIRS, FINALISTS = 20, 6  # noises by which --start auto looks at all starts; how many it compares
 FIT_PAIRS = 512  # noises on which --fit-steps fits
 CLIP_PAIRS, CLIP_CALLS = 32, 20  # noises and calls by which --clip-x0 auto looks
 CLIP_GAP = 0.02  # of images in [-1, 1], root mean square: some three grey levels
@@ -45,19 +45,24 @@ TEACHER_CALLS = 50  # of UniPC, whose images stand for the teacher's own
 
 
 def find_chains(
-    config: TrainConfig, teacher: Teacher, earlier: Path | None, once: Callable[[Callable], object]
+    config: TrainConfig,
+    teacher: Teacher,
+    earlier: Path | None,
+    once: Callable[[Callable], object],
+    judge: Judge | None = None,
 ) -> tuple[dict[int, str], list[Chain]]:
     """What --start auto chose by budget (nothing for other starts), and the budgets' chains: as an
     earlier part of the run has them, or made now.
 
     earlier  the folder of that part
     once     gives every process what a function gives on the main one, for what takes long
+    judge    of starts, as in `choose_starts`
     """
     if earlier:
         stored = read_info(earlier).get("starts") or {}
         starts = {int(nfe): name for nfe, name in stored.items()}
     else:
-        starts = once(lambda: choose_starts(config, teacher))
+        starts = once(lambda: choose_starts(config, teacher, judge))
     if not config.fit_steps:
         return starts, make_chains(config, teacher, starts)
     if earlier and (earlier / "chain.safetensors").exists():
@@ -218,23 +223,36 @@ def make_path(chain: Chain, teacher: Teacher) -> TeacherPath:
 
 
 def choose_starts(
-    config: TrainConfig, teacher: Teacher, judge: Judge | None = None
+    config: TrainConfig,
+    teacher: Teacher,
+    judge: Judge | None = None,
+    seen: Callable[[], None] = lambda: None,
 ) -> dict[int, str]:
-    """--start auto's choice by budget; empty for any other start.
+    """--start auto's choice by budget; empty for any other start. Of all starts those are compared
+    whose images of a few noises are nearest to the teacher's own of the same noises.
 
-    judge  whose least start is chosen; by default the gap to the teacher's own images
+    judge  whose least start is then chosen: of their images as a set, as a gap between pairs does
+           not see what a chain misses that begins where there is signal yet; None: the least gap
+    seen   called after every look at a chain
     Where every layer keeps only x0 the choice is ddim, and nothing is compared.
     """
     if config.start != "auto":
         return {}
-    found, judge = {}, judge or teacher_gap(teacher, PAIRS)
+    found, gap = {}, teacher_gap(teacher, PAIRS)
     for nfe in config.budgets:
         plain = bare_chain(config, nfe, teacher, "ddim")
         if min(parse_share(config.noise_share, plain)) >= 1:
             found[nfe] = "ddim"
             continue
-        judged = {name: judge(chain) for name, chain in bare_chains(config, nfe, teacher)}
-        found[nfe] = min(judged, key=judged.get)
+        left = dict(bare_chains(config, nfe, teacher))
+        for look in (gap, judge) if judge else (gap,):
+            judged = {}
+            for name, chain in left.items():
+                judged[name] = look(chain)
+                seen()
+            best = sorted(judged, key=judged.get)[:FINALISTS]
+            left = {name: left[name] for name in best}
+        found[nfe] = best[0]
     return found
 
 

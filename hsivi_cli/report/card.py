@@ -6,7 +6,7 @@ import shlex
 from dataclasses import asdict
 from pathlib import Path
 
-from ..config import TrainConfig
+from ..config import OWN, TrainConfig
 from ..errors import counted
 from ..models.teacher import Teacher
 
@@ -26,12 +26,44 @@ def of_budgets(distances: dict[str, float]) -> str:
     )
 
 
+def of_evaluation(found: dict, best: dict | None) -> str:
+    """An evaluation in training and the best before it: "step 100: distance 2.30, recall 0.78 (1000
+    images), best 2.41".
+    """
+    distances = found["distances"]
+    return (
+        (f"step {found['step']}" if found["round"] else "start")
+        + f": distance {of_budgets(distances)}"
+        + (f", mean {found['distance']:.2f}" if len(distances) > 1 else "")
+        + (f", recall {found['recall']:.2f}" if found["recall"] is not None else "")
+        + f" ({found['count']} images)"
+        + (f", best {best['distance']:.2f}" if best else "")
+    )
+
+
+def of_end(out: Path, config: TrainConfig, seconds: float, best: dict | None) -> str:
+    """What a finished run says of its student."""
+    words = (
+        f"{out}: a student of {counted(one_of(config.budgets), 'call')}, "
+        f"{counted(config.steps, 'step')}, {seconds / 60:.1f} minutes"
+    )
+    if not best:
+        return words
+    words += f", best distance {best['distance']:.2f} at step {best['step']}"
+    if best.get("round") != 0:
+        return words
+    words += "\nno snapshot was judged better than the untrained start, so it holds that"
+    if config.reference == OWN:
+        words += "; --reference IMAGES judges by data, --reference none keeps the last average"
+    return words
+
+
 def how_to_go_on(out: Path, teacher: Teacher, config: TrainConfig) -> str:
     """What to type with a finished run: a line that draws, and one that compares."""
     sample, compare = ["hsivi", "sample", str(out)], ["hsivi", "compare", str(out)]
     if len(config.budgets) > 1:
         sample += ["--nfe", str(config.budgets[0])]
-    if config.reference:
+    if config.reference not in (OWN, "none"):
         compare += ["--reference", config.reference]
     elif teacher.name != "embedded:teacher":  # which has a reference of its own
         compare += ["--reference", "IMAGES"]

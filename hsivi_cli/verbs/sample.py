@@ -26,8 +26,8 @@ from ..files.places import check_file, check_place, name_of, shipped_students
 from ..files.pngs import saving
 from ..files.progress import Bar, say
 from ..files.whole import is_fresh, read_json, sweep, write_text
-from ..method.chain import Chain
 from ..method.schedule import Clip
+from ..metrics.own import start_judge
 from ..models.draw import (
     Sampler,
     batch_that_fits,
@@ -39,7 +39,7 @@ from ..models.draw import (
 )
 from ..models.loading import load_teacher
 from ..models.spacings import solver_names
-from ..models.starts import PAIRS, choose_starts, teacher_gap
+from ..models.starts import FINALISTS, choose_starts
 from ..models.student import is_student, load_student
 from ..models.teacher import Teacher
 
@@ -187,14 +187,8 @@ def best_solver(teacher: Teacher, nfe: int) -> str:
     calls = counted(nfe, "call")
     say(f"looking for the solver whose images at {calls} lie nearest to the teacher's own")
     search = TrainConfig(nfe=str(nfe), start="auto", noise_share="0")
-    gap = teacher_gap(teacher, PAIRS)
-    with Bar(total=1 + len(solver_names()), unit="solvers") as bar:
-
-        def judge(chain: Chain) -> float:
-            bar.update()
-            return gap(chain)
-
-        found = choose_starts(search, teacher, judge)[nfe]
+    with Bar(total=1 + len(solver_names()) + FINALISTS, unit="solvers") as bar:
+        found = choose_starts(search, teacher, start_judge(teacher), bar.update)[nfe]
     found = "ddim-auto" if found == "ddim" else found  # a start's name for ddim over that grid
     origin = [word for key, value in teacher.origin.items() for word in (flag_of(key), value)]
     train = shlex.join(["hsivi", "train", teacher.name, *origin, "--nfe", str(nfe)])

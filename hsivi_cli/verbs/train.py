@@ -20,23 +20,25 @@ from accelerate.utils import reduce
 from torch import Tensor
 
 from .. import __version__
-from ..config import TrainConfig
+from ..config import OWN, TrainConfig
 from ..errors import HsiviError, counted
 from ..files.checkpoint import checkpoints, slow
 from ..files.device import enough_memory, launched, once
 from ..files.folder import check_resumable, holding
 from ..files.logs import append, trim
 from ..files.progress import say
-from ..files.run import Plan, Processes, Run, slowed, until_done
+from ..files.run import Processes, Run, slowed, until_done
 from ..files.whole import is_fresh, sweep
 from ..method.distill import opening_rounds, play_round
 from ..method.networks import Networks
+from ..method.plan import plan_of
 from ..method.regress import regress_rounds, regressed
 from ..method.steps import Shard
-from ..metrics.detectors import Detector
-from ..metrics.evaluation import EVALUATIONS, evaluate, has_collapsed, is_better
-from ..metrics.judge import make_judge
-from ..metrics.statistics import Statistics
+from ..metrics.evaluation import EVALUATIONS, better, evaluate, has_collapsed
+from ..metrics.judge import OWN_FILE, Judge, make_judge
+from ..metrics.own import start_judge
+from ..metrics.planned import planned, with_steps
+from ..metrics.statistics import save_statistics
 from ..models.compiled import chosen_forward, quick
 from ..models.loading import load_teacher
 from ..models.memory import advice, where_in
@@ -57,15 +59,14 @@ from ..models.student import (
     write_info,
 )
 from ..models.teacher import Teacher, difference
-from ..report.card import how_to_go_on, model_card, of_budgets, one_of
-
-SAVE_REGRESSION = 4  # rounds of regression between checkpoints, as long as some 50 steps
+from ..report.card import how_to_go_on, model_card, of_end, of_evaluation
 
 
-def run(config: TrainConfig, teacher_options: dict, out: Path) -> None:
+def run(config: TrainConfig, teacher_options: dict, out: Path, plans: bool = False) -> None:
     """Train, or go on training, the student in the folder `out`.
 
     teacher_options  source, revision, variant, subfolder of `load_teacher`
+    plans            whether the steps are as many as fit into config.minutes
     """
     begin = (time.monotonic(), time.process_time())
     if config.log_with and not importlib.util.find_spec(config.log_with):
@@ -79,28 +80,46 @@ def run(config: TrainConfig, teacher_options: dict, out: Path) -> None:
         raise HsiviError(f"{count} processes: a round's chains divide over 1, 2, 4 or 8 of them")
     teacher = load_teacher(**teacher_options, device=device)
     with holding(out) if accelerator.is_main_process else contextlib.nullcontext():
-        until_done(lambda clocks: distil(config, teacher, out, accelerator, clocks), begin)
+        until_done(lambda clocks: distil(config, teacher, out, accelerator, plans, clocks), begin)
 
 
 def distil(
-    config: TrainConfig, teacher: Teacher, out: Path, accelerator: Accelerator, begin: tuple
+    config: TrainConfig,
+    teacher: Teacher,
+    out: Path,
+    accelerator: Accelerator,
+    plans: bool,
+    begin: tuple,
 ) -> None:
     """`run`, once devices, teacher and folder are there. begin: the two clocks at its start."""
     main = accelerator.is_main_process
+    if plans and is_student(out):  # what an earlier part planned
+        config = replace(config, steps=read_info(out)["config"].get("steps", config.steps))
     earlier = check_out(out, config, teacher)
     if main:
         sweep(out)  # check_out has found it to be a run's
     begun = (out if earlier else None, once(accelerator))
-    teacher = replace(teacher, clip=find_clip(config, teacher, *begun))
+    whole, teacher = teacher, replace(teacher, clip=find_clip(config, teacher, *begun))
     with enough_memory("in finding the start", "name one by --start, and leave out --fit-steps"):
-        starts, chains = find_chains(config, teacher, *begun)
-    judge = make_judge(config, teacher) if main else None
+        starts, chains = find_chains(config, teacher, *begun, start_judge(teacher))
+    with enough_memory("in seeing the reference", "--reference none judges by nothing"):
+        judge = make_judge(config, whole, out) if main and plan_of(config).last else None
     shard = Shard(
         accelerator.process_index, accelerator.num_processes, lambda t: reduce(t, reduction="mean")
     )
     forward = chosen_forward(config, teacher, plan_of(config).last, shard.world)
-    with enough_memory("for the networks", "their weights alone are too large for --device"):
-        networks = networks_of(config, teacher, chains, shard, forward)
+
+    def make(settings: TrainConfig) -> Networks:
+        with enough_memory("for the networks", "their weights alone are too large for --device"):
+            return networks_of(settings, teacher, chains, shard, forward)
+
+    if plans and not earlier:
+        with enough_memory("in a trial of a few rounds", advice(config, shard.world)):
+            length = planned(config, make, teacher, judge, forward, time.monotonic() - begin[0])
+        config = with_steps(config, begun[1](lambda: length))
+        if main:
+            say(f"--minutes {config.minutes:g}: {counted(config.steps, 'step')} fit")
+    networks = make(config)
     if not earlier and main:
         for nfe, name in starts.items():
             say(f"--start auto at {counted(nfe, 'call')}: {name}")
@@ -116,6 +135,8 @@ def distil(
 
     accelerator.wait_for_everyone()  # all have looked at the folder as it was
     training.open(run)
+    if judge and not run.resumed:
+        training.evaluate(run)
     with quick(networks, config, forward, main):
         for round_ in run.rounds():
             with enough_memory(where_in(config, round_), advice(config, shard.world)):
@@ -125,21 +146,6 @@ def distil(
     if not run.plan.last and not run.resumed:
         run.save()
     training.close(run)
-
-
-def plan_of(config: TrainConfig) -> Plan:
-    """Rounds of regression, of warming the fake score up, and of steps."""
-    regression, opening = regress_rounds(config), opening_rounds(config)
-
-    def step(rounds: int) -> int:
-        return max(0, rounds - opening)
-
-    def due(rounds: int) -> bool:
-        if rounds <= regression:  # at the last one the student is regressed and not yet distilled
-            return rounds == regression or (rounds - 1) % SAVE_REGRESSION == 0
-        return step(rounds) > 0 and step(rounds) % config.checkpoint_every == 0
-
-    return Plan(0, opening + config.steps if config.steps else regression, step, due)
 
 
 def check_out(out: Path, config: TrainConfig, teacher: Teacher) -> bool:
@@ -161,7 +167,7 @@ def check_out(out: Path, config: TrainConfig, teacher: Teacher) -> bool:
     return True
 
 
-LOGS = ("metrics.jsonl", "timing.jsonl", "evaluations.jsonl")
+LOGS = ("metrics.jsonl", "timing.jsonl")
 
 
 @dataclass
@@ -173,7 +179,7 @@ class Training:
     teacher: Teacher
     networks: Networks
     starts: dict[int, str]
-    judge: tuple[Detector, Statistics] | None
+    judge: Judge | None
     accelerator: Accelerator
     divergence: float | None = None  # its running mean
     last: float = 0.0  # seconds when the last round was over
@@ -206,9 +212,11 @@ class Training:
             self.export(run)
         else:
             write_info(self.out, self.info(run))
-        begun = run.state["round"] >= regress_rounds(self.config)  # step 0 is over
-        for name in LOGS:
-            trim(self.out / name, run.step if begun else -1)
+        for name in LOGS:  # none has a line of step 0
+            trim(self.out / name, run.step)
+        trim(self.out / "evaluations.jsonl", run.state["round"] if run.resumed else -1, "round")
+        if self.judge and self.config.reference == OWN:
+            save_statistics(self.out / OWN_FILE, self.judge.reference)
         self.last = run.state["seconds"]
 
     def info(self, run: Run) -> dict:
@@ -229,8 +237,8 @@ class Training:
     def export(self, run: Run) -> None:
         """The student of now where it is the best or nothing judges it, else the description."""
         best, info = run.state["best"], self.info(run)
-        now = (run.step, run.state["rollbacks"])
-        if best and (best["step"], best.get("rollbacks", 0)) != now:
+        now = {"step": run.step, **run.state}
+        if best and any(best.get(k, now[k]) != now[k] for k in ("step", "round", "rollbacks")):
             write_info(self.out, info)
             return
         chains = {chain.nfe: chain for chain in self.networks.chains}
@@ -295,22 +303,16 @@ class Training:
 
     def evaluate(self, run: Run) -> None:
         """Judge the averaged student, and keep it if it is the best so far."""
-        found = evaluate(
-            *(self.networks, self.teacher, self.judge, self.config, run.step, self.out)
-        )
-        distances, best = found["distances"], run.state["best"]
+        at = {"step": run.step, "round": run.state["round"]}
+        found = evaluate(self.networks, self.teacher, self.judge, self.config, at, self.out)
+        best = run.state["best"]
         if self.config.log_with:
-            each = {f"distance_{nfe}": distance for nfe, distance in distances.items()}
+            each = {f"distance_{nfe}": distance for nfe, distance in found["distances"].items()}
             self.accelerator.log({"distance": found["distance"]} | each, step=run.step)
-        say(
-            f"step {run.step}: distance {of_budgets(distances)}"
-            + (f", mean {found['distance']:.2f}" if len(distances) > 1 else "")
-            + f" ({found['count']} images)"
-            + (f", best {best['distance']:.2f}" if best else "")
-        )
-        if is_better(found, best):
+        say(of_evaluation(found, best))
+        if kept := better(found, best):
             back = run.state["rollbacks"]  # a step may come again, at other rates
-            run.state["best"] = found | ({"rollbacks": back} if back else {})
+            run.state["best"] = kept | {"rollbacks": back}
             run.keep()
         elif has_collapsed(self.out / "evaluations.jsonl", best):
             say(
@@ -334,13 +336,5 @@ class Training:
             if self.judge and run.resumed and run.state["best"] is None:
                 say(f"the student in {self.out} has not been judged: it is now")
                 self.evaluate(run)
-            best = run.state["best"]
-            measured = (
-                f", best distance {best['distance']:.2f} at step {best['step']}" if best else ""
-            )
-            say(
-                f"{self.out}: a student of {counted(one_of(config.budgets), 'call')}, "
-                f"{counted(config.steps, 'step')}, {run.state['seconds'] / 60:.1f} minutes"
-                f"{measured}"
-            )
+            say(of_end(self.out, config, run.state["seconds"], run.state["best"]))
             say(how_to_go_on(self.out, self.teacher, config))

@@ -1,0 +1,69 @@
+"""What a training keeps as its best."""
+
+import pytest
+import torch
+from command import TINY, save_detector, train
+
+from hsivi_cli.files.images import save_npz
+from hsivi_cli.metrics import evaluation
+from hsivi_cli.metrics.evaluation import better, recall_of
+from hsivi_cli.models.loading import load_teacher
+from hsivi_cli.models.student import load_student
+
+RULER = {"count": 9, "detector": "d", "moments": [1.0, 2.0, 3.0]}
+
+
+def found(distance, recall=0.8, error=0.1, reference="teacher", **more):
+    told = {"distance": distance, "recall": recall, "error": error, "reference": reference}
+    return told | RULER | more
+
+
+def test_of_data_the_least_distance_is_the_best_whatever_its_recall():
+    start = better(found(5.0, reference="data"), None)
+    assert better(found(4.99, 0.1, reference="data"), start)["distance"] == 4.99
+    assert better(found(5.0, reference="data"), start) is None
+
+
+def test_a_student_judged_by_its_teacher_keeps_the_starts_recall_and_gains_more_than_chance():
+    start = better(found(5.0), None)
+    assert start["start"] == {"distance": 5.0, "recall": 0.8}
+    assert better(found(4.9), start) is None  # two sets of one sampler differ by .14
+    assert better(found(4.8, recall=0.75), start) is None
+    kept = better(found(4.8, recall=0.77), start)
+    assert kept["distance"] == 4.8 and kept["start"] == start["start"]
+    assert better(found(4.79, recall=0.76), kept)["distance"] == 4.79  # over a student any gain
+    assert better(found(4.7, recall=0.75), kept) is None  # and of the start's recall, not its own
+
+
+def test_another_ruler_begins_anew_and_a_best_of_earlier_versions_has_no_start():
+    start = better(found(5.0), None)
+    other = better(found(9.0, count=10), start)
+    assert other["distance"] == other["start"]["distance"] == 9.0
+    old = {key: value for key, value in found(5.0).items() if key not in ("recall", "error")}
+    assert better(found(4.99, recall=0.1), old)["distance"] == 4.99
+
+
+def test_recall_is_of_as_many_as_the_student_has_and_none_without_features():
+    features = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    assert recall_of(features, features) == 1.0 and recall_of(features + 99, features) == 0.0
+    assert recall_of(None, features) is None and recall_of(features[:3], features) is None
+    assert recall_of(torch.cat([features] * 3), features) == 1.0
+
+
+@pytest.mark.parametrize("distances", [(3.0, 3.5, 4.0), (3.0, 2.0, 4.0)])
+def test_no_student_is_exported_that_judges_worse_than_the_start(
+    save_teacher, tmp_path, monkeypatch, distances
+):
+    teacher, falling = save_teacher(**TINY), iter(distances)
+    monkeypatch.setattr(evaluation, "frechet_distance", lambda *a: next(falling))
+    save_detector(tmp_path / "detector")
+    save_npz(torch.randint(256, (9, 8, 8, 1), dtype=torch.uint8), tmp_path / "real.npz")
+    judged = ("--reference", tmp_path / "real.npz", "--detector", tmp_path / "detector")
+    options = ("--eval-count", 9, "--eval-every", 1, "--steps", 2)
+    told = train(teacher, tmp_path / "x", *judged, *options).stderr
+    best = distances.index(min(distances))
+    student, untrained = load_student(tmp_path / "x"), load_teacher(str(teacher)).unet
+    pairs = zip(student.model.unet.parameters(), untrained.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs) == (best == 0)
+    assert ("no snapshot was judged better than the untrained start" in told) == (best == 0)
+    assert student.info["best"]["step"] == best

@@ -1,0 +1,105 @@
+"""A teacher as its own judge: its features of images, and images of its own."""
+
+import pytest
+import torch
+from command import TINY, refusal, rows, train
+from test_detectors import random_images
+
+from hsivi_cli.config import TrainConfig
+from hsivi_cli.files.images import to_images
+from hsivi_cli.metrics import own
+from hsivi_cli.metrics.frechet import frechet_distance
+from hsivi_cli.metrics.judge import OWN_FILE, make_judge
+from hsivi_cli.metrics.own import own_detector, own_images, own_sampler, start_judge
+from hsivi_cli.metrics.statistics import load_statistics, moments_of
+from hsivi_cli.models.draw import draw
+from hsivi_cli.models.loading import load_teacher
+from hsivi_cli.models.spacings import solver
+from hsivi_cli.models.starts import images
+from hsivi_cli.models.student import load_student
+
+
+@pytest.fixture
+def folder(save_teacher):
+    return save_teacher(**TINY)
+
+
+def test_features_are_the_middle_block_at_a_low_level_averaged_over_space(folder):
+    teacher, images = load_teacher(str(folder)), random_images(5)
+    detector = own_detector(teacher)
+    x = images.permute(0, 3, 1, 2).float().div(127.5).sub(1) * teacher.table[20].sqrt().float()
+    seen = []
+    hook = teacher.unet.mid_block.register_forward_hook(lambda m, given, out: seen.append(out))
+    teacher.unet(x, 20)
+    hook.remove()
+    assert torch.equal(detector.features(images), seen[0].mean((2, 3)))
+    assert detector.feature_dim == detector.features(images).shape[1] == 8
+    assert teacher.digest in detector.stamp and not teacher.unet.mid_block._forward_hooks
+
+
+def test_a_teacher_with_classes_and_one_without_a_middle_block_have_features(save_teacher):
+    for kind in ({"num_class_embeds": 3}, {"mid_block_type": None}):
+        detector = own_detector(load_teacher(str(save_teacher(**kind, **TINY))))
+        assert detector.features(random_images(4)).shape == (4, detector.feature_dim)
+
+
+def test_own_images_are_of_many_calls_and_of_seeds_that_no_evaluation_has(folder):
+    teacher = load_teacher(str(folder))
+    sampler = own_sampler(teacher)
+    assert sampler.nfe == own.OWN_CALLS and sampler.chain.time[-1] > 900
+    seeds = range(own.OWN_SEED, own.OWN_SEED + 3)
+    assert torch.equal(torch.cat([*own_images(teacher, 3)]), next(draw(sampler, seeds, 3, "cpu")))
+
+
+def test_a_start_is_judged_by_its_images_as_a_set(folder, monkeypatch):
+    monkeypatch.setattr(own, "START_IMAGES", 12)
+    teacher = load_teacher(str(folder))
+    chain = solver("ddim-leading", 2, teacher.scheduler, teacher.table)
+    seen = [
+        moments_of([to_images(images(teacher, chain, 12))], own_detector(teacher))[0],
+        moments_of(own_images(teacher, 12), own_detector(teacher))[0],
+    ]
+    assert start_judge(teacher)(chain) == pytest.approx(frechet_distance(*seen), rel=1e-6)
+
+
+def judged(folder, out, *more):
+    return train(folder, out, "--reference", "teacher", "--eval-count", 20, *more)
+
+
+def test_a_training_without_data_is_judged_by_its_teacher_which_draws_once(
+    folder, tmp_path, monkeypatch
+):
+    told = judged(folder, tmp_path / "x", "--minutes", 1e-9, "--steps", 3).stderr
+    assert "start: distance" in told and "recall" in told and "(20 images)" in told
+    kept = load_statistics(tmp_path / "x" / OWN_FILE)
+    assert kept.moments.count == len(kept.features) == 20
+    with monkeypatch.context() as context:
+        context.setattr("hsivi_cli.metrics.judge.own_images", None)
+        judged(folder, tmp_path / "x", "--steps", 3)
+    best = load_student(tmp_path / "x").info["best"]
+    assert best["reference"] == "teacher" and "middle block" in best["detector"]
+    assert rows(tmp_path / "x" / "evaluations.jsonl")[0]["round"] == 0
+
+
+def test_another_count_of_images_is_drawn_anew(folder, tmp_path):
+    judged(folder, tmp_path / "x")
+    judged(folder, tmp_path / "x", "--eval-count", 24)
+    assert load_statistics(tmp_path / "x" / OWN_FILE).moments.count == 24
+
+
+def test_a_teacher_whose_images_are_all_alike_judges_nothing(folder, tmp_path, monkeypatch):
+    alike = [torch.full((20, 8, 8, 1), 7, dtype=torch.uint8)]
+    monkeypatch.setattr("hsivi_cli.metrics.judge.own_images", lambda *a: iter(alike))
+    command = ("train", folder, "--out", tmp_path / "x", "--nfe", 2, "--device", "cpu")
+    told = refusal(*command, "--eval-count", 20, "--steps", 1, "--regress-steps", 0)
+    assert "own images are all alike" in told and not (tmp_path / "x").exists()
+
+
+def test_a_detector_goes_with_the_teachers_own_images(folder, tmp_path):
+    from command import save_detector
+
+    save_detector(tmp_path / "detector")
+    teacher = load_teacher(str(folder))
+    config = TrainConfig(detector=str(tmp_path / "detector"), eval_count=9)
+    judge = make_judge(config, teacher, tmp_path)
+    assert judge.detector.feature_dim == 6 and judge.reference.moments.count == 9

@@ -1,0 +1,46 @@
+"""A training's length from --minutes."""
+
+import time
+
+import pytest
+from command import QUICK, TINY, hsivi, refusal, rows
+
+from hsivi_cli.models.student import load_student
+
+# QUICK without its --steps
+OPTIONS = [
+    word
+    for pair in zip(QUICK[::2], QUICK[1::2], strict=True)
+    if pair[0] != "--steps"
+    for word in pair
+]
+
+
+@pytest.fixture
+def teacher(save_teacher):
+    return save_teacher(**TINY)
+
+
+def test_minutes_without_steps_hold_a_whole_schedule_which_a_resumed_run_keeps(teacher, tmp_path):
+    out, begin = tmp_path / "run", time.monotonic()
+    command = ("train", teacher, "--out", out, *OPTIONS)
+    told = hsivi(*command, "--minutes", 0.12).stderr
+    took, steps = time.monotonic() - begin, load_student(out).info["config"]["steps"]
+    assert f"--minutes 0.12: {steps} steps fit" in told and steps > 3
+    if "stopped and saved" in told:  # something else took the machine's time
+        hsivi(*command, "--minutes", 5)
+    else:
+        assert took < 0.12 * 60 + 2
+    assert load_student(out).info["step"] == steps == rows(out / "metrics.jsonl")[-1]["step"]
+    assert load_student(out).info["config"]["steps"] == steps
+
+
+def test_steps_that_are_named_are_not_planned(teacher, tmp_path):
+    hsivi("train", teacher, "--out", tmp_path / "x", *QUICK, "--minutes", 5)
+    assert load_student(tmp_path / "x").info["config"]["steps"] == 2
+
+
+def test_minutes_too_few_for_a_step_say_how_many_it_takes(teacher, tmp_path):
+    told = refusal("train", teacher, "--out", tmp_path / "x", *OPTIONS, "--minutes", 1e-3)
+    assert "--minutes 0.001 are too few for a step and its evaluations here: give 0." in told
+    assert not (tmp_path / "x").exists()
