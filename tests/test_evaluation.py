@@ -4,9 +4,11 @@ import pytest
 import torch
 from command import TINY, save_detector, train
 
+from hsivi_cli.config import SOLVED, TrainConfig
 from hsivi_cli.files.images import save_npz
+from hsivi_cli.method.steps import student_rate
 from hsivi_cli.metrics import evaluation
-from hsivi_cli.metrics.evaluation import better, recall_of
+from hsivi_cli.metrics.evaluation import TRUSTED, better, recall_of
 from hsivi_cli.models.loading import load_teacher
 from hsivi_cli.models.student import load_student
 
@@ -15,7 +17,7 @@ RULER = {"count": 9, "detector": "d", "moments": [1.0, 2.0, 3.0]}
 
 def found(distance, recall=0.8, error=0.1, reference="teacher", **more):
     told = {"distance": distance, "recall": recall, "error": error, "reference": reference}
-    return told | RULER | more
+    return told | {"moved": 1.0} | RULER | more
 
 
 def test_of_data_the_least_distance_is_the_best_whatever_its_recall():
@@ -24,15 +26,23 @@ def test_of_data_the_least_distance_is_the_best_whatever_its_recall():
     assert better(found(5.0, reference="data"), start) is None
 
 
-def test_a_student_judged_by_its_teacher_keeps_the_starts_recall_and_gains_more_than_chance():
-    start = better(found(5.0), None)
+def test_as_far_as_the_default_moves_a_student_has_to_keep_the_starts_recall_alone():
+    start, near = better(found(5.0, moved=0.0), None), {"moved": TRUSTED}
     assert start["start"] == {"distance": 5.0, "recall": 0.8}
-    assert better(found(4.9), start) is None  # two sets of one sampler differ by .14
-    assert better(found(4.8, recall=0.75), start) is None
-    kept = better(found(4.8, recall=0.77), start)
-    assert kept["distance"] == 4.8 and kept["start"] == start["start"]
-    assert better(found(4.79, recall=0.76), kept)["distance"] == 4.79  # over a student any gain
-    assert better(found(4.7, recall=0.75), kept) is None  # and of the start's recall, not its own
+    kept = better(found(9.0, recall=0.72, **near), start)
+    assert kept["distance"] == 9.0 and kept["start"] == start["start"]
+    assert better(found(4.0, recall=0.71, **near), start) is None
+    assert better(found(15.1, **near), start) is None  # thrice as far: it is lost
+    default = TrainConfig(**SOLVED)
+    moved = sum(student_rate(default, step) for step in range(default.steps))
+    assert 0.99 * TRUSTED < moved <= TRUSTED
+
+
+def test_what_moves_on_has_to_come_nearer_to_the_teacher_by_more_than_chance():
+    kept = better(found(6.0, recall=0.79, moved=TRUSTED), better(found(5.0, moved=0.0), None))
+    assert better(found(5.9), kept) is None  # two sets of one sampler differ by .14
+    assert better(found(5.8, recall=0.71), kept) is None  # of the start's recall, not its own
+    assert better(found(5.8, recall=0.72), kept)["distance"] == 5.8
 
 
 def test_another_ruler_begins_anew_and_a_best_of_earlier_versions_has_no_start():

@@ -1,10 +1,10 @@
 """The evaluations of a training: how far the averaged student is from the reference, and how much
 of its variety it has.
 
-The first one is of the untrained start, and what a training exports is never judged worse. From
-data the least distance is the best. The teacher's own images are no such measure: a student may
-near them while it forgets part of them. So there a student also has to keep the start's recall, and
-to gain on its distance by more than chance.
+The first one is of the untrained start. From data the least distance is the best. The teacher's own
+images are no such measure: a student of a weak teacher leaves them as it improves. There the recipe
+is trusted for as far as its default moves a student, while the start's recall is kept; what moves
+on from there has to come nearer to them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ..files.device import enough_memory
 from ..files.images import has_picture, save_grid
 from ..files.logs import append, rows_of
 from ..method.networks import Networks
+from ..method.steps import student_rate
 from ..models.draw import draw
 from ..models.networks import averaged_sampler
 from ..models.teacher import Teacher
@@ -31,7 +32,9 @@ EVAL_SEED = 1_000_000_000  # the seeds that judge a training are none that a use
 GRID_COUNT = 64  # images of a kept grid
 BATCH = 256  # images drawn at once
 COLLAPSED, EVALUATIONS = 2.0, 3  # times the best, in so many evaluations one after another
-KEPT = 0.95  # of the start's recall, that a student judged by its teacher keeps
+KEPT = 0.9  # of the start's recall, that a student judged by its teacher keeps
+TRUSTED = 1.001e-3  # rates of the student summed over steps: the default's 200
+LOST = 3.0  # times the start's distance to the teacher's own images: such a student is lost
 CHANCE = math.sqrt(2)  # standard errors: two sets of one sampler's images differ by as much
 NEIGHBOURS = 3  # of precision and recall
 SAME = 1e-4  # relative: another machine's features of the same images differ by less
@@ -51,9 +54,9 @@ def evaluate(
 
     at       the step, and how many rounds are over
 
-    Returns  at, distance (the mean), distances, error (the largest standard error of them),
-             recall (the mean, None where the reference keeps no features), and what they were
-             measured by
+    Returns  at, moved (the student's rates summed over its steps), distance (the mean), distances,
+             error (the largest standard error of them), recall (the mean, None where the reference
+             keeps no features), and what they were measured by
     """
     (detector, reference), count, step = judge, config.eval_count, at["step"]
     ruled = {"count": count, "detector": detector.stamp, "reference": config.reference}
@@ -80,7 +83,14 @@ def evaluate(
         append(out / "evaluations.jsonl", at | row | ruled)
     mean = math.prod(max(0.0, d) for d in distances.values()) ** (1 / len(distances))
     recall = None if None in recalls else sum(recalls) / len(recalls)
-    found = {"distance": mean, "distances": distances, "error": max(errors), "recall": recall}
+    moved = sum(student_rate(config, before) for before in range(step))
+    found = {
+        "moved": moved,
+        "distance": mean,
+        "distances": distances,
+        "error": max(errors),
+        "recall": recall,
+    }
     return at | found | ruled
 
 
@@ -96,18 +106,20 @@ def recall_of(real: Tensor | None, features: Tensor) -> float | None:
 
 def better(found: dict, best: dict | None) -> dict | None:
     """An evaluation as it is kept if it is the best so far, with the start's distance and recall;
-    else None. No other by the same ruler is as good.
+    else None.
     """
     if best is None or not same_ruler(found, best):
         return found | {"start": {key: found[key] for key in ("distance", "recall")}}
-    if found["distance"] >= best["distance"]:
-        return None
     start = best.get("start")  # which earlier versions' files do not have
-    if start and found["reference"] == OWN:
-        gains = start["distance"] - found["distance"] > CHANCE * found["error"]
-        if not gains or found["recall"] < KEPT * start["recall"]:
-            return None
-    return found | ({"start": start} if start else {})
+    if start is None or found["reference"] != OWN:
+        gains = found["distance"] < best["distance"]
+    elif found["recall"] < KEPT * start["recall"]:
+        gains = False
+    elif found["moved"] <= TRUSTED:
+        gains = found["distance"] <= LOST * start["distance"]
+    else:
+        gains = found["distance"] < best["distance"] - CHANCE * found["error"]
+    return found | ({"start": start} if start else {}) if gains else None
 
 
 def sizes_of(moments: Moments) -> list[float]:
