@@ -15,9 +15,9 @@ from hsivi_cli.models.student import load_student
 RULER = {"count": 9, "detector": "d", "moments": [1.0, 2.0, 3.0]}
 
 
-def found(distance, recall=0.8, error=0.1, reference="teacher", **more):
+def found(distance, recall=0.8, error=0.1, reference="teacher", moved=1.0, **more):
     told = {"distance": distance, "recall": recall, "error": error, "reference": reference}
-    return told | {"moved": 1.0} | RULER | more
+    return told | {"moved": moved} | RULER | more
 
 
 def test_of_data_the_least_distance_is_the_best_whatever_its_recall():
