@@ -6,30 +6,19 @@ import logging
 from pathlib import Path
 
 import torch
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import UNet2DModel
 from safetensors import SafetensorError
-from torch import Tensor
 
 from ..config import ORIGIN
 from ..errors import HsiviError
 from ..files.places import embedded, embedded_names
+from ..files.progress import say
 from ..files.whole import check_finite, read_json
-from ..method import schedule
+from .schedules import clip_of, load_schedule, unlike_noise
 from .teacher import Teacher, digest_of
 
 WEIGHTS = ("safetensors", "bin")  # files of weights end so, after a variant's name if they have one
 PIPELINES = ("DDPMPipeline", "DDIMPipeline", "HSIVIPipeline")
-SCHEDULERS = tuple(
-    f"{name}Scheduler"
-    for name in (
-        "DDPM", "DDIM", "PNDM", "DPMSolverMultistep", "DPMSolverSinglestep",
-        "UniPCMultistep", "DEISMultistep",
-        "EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete", "LMSDiscrete",
-    )
-)  # fmt: skip
-
-
-CLIPPING = ("DDPMScheduler", "DDIMScheduler")  # whose clip_sample is on by default
 
 
 def load_teacher(
@@ -44,8 +33,23 @@ def load_teacher(
     The directory is a DDPM or DDIM pipeline, with or without its model_index.json, its parts in
     folders or at the root, or a bare UNet2DModel with its scheduler_config.json beside it or in
     scheduler/.
-    Raises HsiviError for anything else, naming what was found.
+    Raises HsiviError for anything else, naming what was found; warns of a schedule that does not
+    end in noise.
     """
+    teacher = read_teacher(source, device, revision, variant, subfolder)
+    if warning := unlike_noise(teacher.table, teacher.name):
+        say(warning)
+    return teacher
+
+
+def read_teacher(
+    source: str | None = None,
+    device: str | torch.device = "cpu",
+    revision: str | None = None,
+    variant: str | None = None,
+    subfolder: str | None = None,
+) -> Teacher:
+    """`load_teacher` without a warning: a student's own network begins where its chain does."""
     name = "embedded:teacher" if source is None else source
     folder = find_folder(name, revision, subfolder)
     unet_folder, scheduler_file = folder, folder / "scheduler" / "scheduler_config.json"
@@ -132,65 +136,6 @@ def find_folder(source: str, revision: str | None, subfolder: str | None) -> Pat
     if not path.is_dir():
         raise HsiviError(f"{source} has no subfolder {subfolder}")
     return path
-
-
-def load_schedule(file: Path, name: str) -> tuple[DDPMScheduler, Tensor]:
-    """The schedule of a scheduler_config.json as a DDPMScheduler, and its table of alpha_bar."""
-    config = read_json(file)
-    kind = config.get("_class_name", "DDPMScheduler")
-    if kind not in SCHEDULERS:
-        raise HsiviError(
-            f"{name} has a {kind}; only variance-preserving discrete schedules (DDPM, DDIM and "
-            "their solvers) are supported"
-        )
-    prediction = config.get("prediction_type", "epsilon")
-    if prediction not in schedule.PREDICTIONS:
-        raise HsiviError(
-            f"{name} predicts {prediction!r}; supported are {', '.join(schedule.PREDICTIONS)}"
-        )
-    known = {
-        "num_train_timesteps",
-        "beta_start",
-        "beta_end",
-        "beta_schedule",
-        "trained_betas",
-        "prediction_type",
-        "rescale_betas_zero_snr",
-    }
-    try:
-        scheduler = DDPMScheduler(
-            **{k: v for k, v in config.items() if k in known}, clip_sample=False
-        )
-    except (RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise HsiviError(f"{file} describes no schedule: {reason}") from error
-    table = scheduler.alphas_cumprod.double()
-    if len(table) == 0 or not (table.diff() <= 0).all() or not (0 <= table[-1] <= table[0] < 1):
-        raise HsiviError(
-            f"{file} describes no schedule: betas lie in (0, 1), and alpha_bar falls from below 1"
-        )
-    if config.get("rescale_betas_zero_snr") or table[-1] < 1e-12:  # cosine betas end at 2e-9
-        raise HsiviError(
-            f"{name} has a schedule with zero terminal SNR, where eps says nothing about x0; such "
-            "teachers are not supported"
-        )
-    return scheduler, table
-
-
-def clip_of(config: dict, file: Path | str) -> schedule.Clip | None:
-    """What the pipeline of a scheduler_config.json does to x0: clamping, as DDPM's and DDIM's do
-    unless they are told not to, or dynamic thresholding, which is off unless asked for.
-    """
-    kind = config.get("_class_name", "DDPMScheduler")
-    try:
-        if config.get("thresholding"):
-            reach = float(config.get("sample_max_value", 1.0))
-            return schedule.Clip(reach, float(config.get("dynamic_thresholding_ratio", 0.995)))
-        if config.get("clip_sample", kind in CLIPPING):
-            return schedule.Clip(float(config.get("clip_sample_range", 1.0)))
-    except (TypeError, ValueError) as error:
-        raise HsiviError(f"{file} describes no clipping of x0: {error}") from error
-    return None
 
 
 def load_unet(folder: Path, name: str, variant: str | None) -> UNet2DModel:

@@ -28,7 +28,8 @@ from ..files.whole import (
     writing,
 )
 from ..method.chain import Chain, draw_noise, join_noise, sample
-from .loading import clip_of, load_teacher
+from .loading import read_teacher
+from .schedules import clip_of
 from .teacher import Teacher, eps_network
 
 FORMAT = 1
@@ -90,7 +91,7 @@ def load_student(path: str | Path, device: str | torch.device = "cpu") -> Studen
             "exported; resume it"
         )
     loaded = load_chains(folder)
-    return Student(str(path), load_teacher(str(folder), device), *loaded, info)
+    return Student(str(path), read_teacher(str(folder), device), *loaded, info)
 
 
 # of hsivi.json: what must be there, and of which kind
