@@ -28,6 +28,7 @@ from ..files.whole import (
     writing,
 )
 from ..method.chain import Chain, draw_noise, join_noise, sample
+from .compiled import forward
 from .loading import read_teacher
 from .schedules import clip_of
 from .teacher import Teacher, eps_network
@@ -250,12 +251,12 @@ class HSIVIPipeline(DiffusionPipeline):
             raise ValueError(f"class_labels {labels.tolist()}: they lie in 0..{classes - 1}")
         table = self.scheduler.alphas_cumprod.double()
 
-        def unet(x, *rest, **more):  # the pipeline may have been loaded in half precision
-            return self.unet(x.to(self.unet.dtype), *rest, **more)
+        def called(unet, x, *rest):  # the pipeline may have been loaded in half precision
+            return forward(unet, x.to(unet.dtype), *rest)
 
         clip = clip_of(self.scheduler.config, "the scheduler")
         prediction = self.scheduler.config.prediction_type
-        network = eps_network(unet, table, prediction, clip=clip)
+        network = eps_network(self.unet, table, prediction, forward=called, clip=clip)
         several = isinstance(generator, list)
         drawn = [
             draw_noise(one, nfe, shape, classes, 1 if several else batch_size)
