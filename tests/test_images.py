@@ -270,6 +270,10 @@ def test_a_download_that_fails_says_where_the_files_belong(tmp_path, monkeypatch
 
     monkeypatch.setattr(datasets.cifar, "download_and_extract_archive", refuse)
     monkeypatch.setattr(datasets.mnist, "download_and_extract_archive", refuse)
+    told = "not in .*, and --offline, or HF_HUB_OFFLINE, forbids to fetch it; put torchvision's"
+    with pytest.raises(HsiviError, match=told):  # conftest sets it
+        dataset_images(name, tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     with pytest.raises(HsiviError, match=rf"{name}: not in {tmp_path}.*unreachable.*--data-root"):
         dataset_images(name, tmp_path)
 

@@ -23,6 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import HsiviError
+from .network import FORBIDDEN, is_offline
 from .whole import replacing, write_bytes
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -166,6 +167,11 @@ def dataset_images(name: str, data_root: Path) -> Tensor:
     try:
         data = kind(str(data_root), train=split == "train").data
     except RuntimeError:  # torchvision's word for "not there, or not whole"
+        if is_offline():
+            raise HsiviError(
+                f"{name}: not in {place}, and {FORBIDDEN}; put torchvision's files there, or name "
+                "another folder with --data-root"
+            ) from None
         try:
             data = kind(str(data_root), train=split == "train", download=True).data
         except (OSError, RuntimeError, EOFError) as error:

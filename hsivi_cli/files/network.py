@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 
 VARIABLE = "HF_HUB_OFFLINE"  # the hub's own
+FORBIDDEN = f"--offline, or {VARIABLE}, forbids to fetch it"
 
 
 def is_offline() -> bool:

@@ -1,7 +1,7 @@
 """Teachers from the hub: the files that a teacher needs, and no others.
 
 The hub is asked for the list of files whenever a teacher is named by its hub id; what is in its
-cache is not fetched again, and serves where the hub cannot be reached or HF_HUB_OFFLINE is set.
+cache is not fetched again, and serves where the hub cannot be reached or the network is forbidden.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
 from ..errors import HsiviError
-from ..files.network import is_offline
+from ..files.network import FORBIDDEN, is_offline
 from .layouts import AVERAGED, INDEX, NETWORK, find_parts, schedule_places, snapshot_of
 from .weights import chosen, files_of
 
@@ -20,7 +20,7 @@ def fetch(source: str, revision: str | None, variant: str | None, subfolder: str
     """The hub's snapshot of a teacher: its descriptions first and then, where they are a teacher's,
     its weights.
     """
-    from huggingface_hub import model_info, snapshot_download  # slow, and few need it
+    from huggingface_hub import HfApi, snapshot_download  # slow, and few need it
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.file_download import repo_folder_name
 
@@ -29,12 +29,15 @@ def fetch(source: str, revision: str | None, variant: str | None, subfolder: str
         if (cache / "snapshots").is_dir():
             return snapshot_of(cache, revision)
         raise HsiviError(
-            f"{source} is neither a folder here nor in the hub's cache, and HF_HUB_OFFLINE forbids "
-            "to fetch it: give a folder, or fetch it once without"
+            f"{source} is neither a folder here nor in the hub's cache, and {FORBIDDEN}: give a "
+            "folder, or fetch it once without"
         )
     try:
-        names = [file.rfilename for file in model_info(source, revision=revision).siblings]
+        names = [file.rfilename for file in HfApi().model_info(source, revision=revision).siblings]
         needed = descriptions(names, subfolder)
+        if not needed:
+            where = f" in {subfolder}" if subfolder else ""
+            raise HsiviError(f"{source} on the hub holds no diffusers teacher{where}")
         folder = download(snapshot_download, source, revision, needed)
         unet, _ = find_parts(folder / (subfolder or ""), source, subfolder)
         needed += weights_of(names, unet.relative_to(folder).as_posix(), variant, source)
