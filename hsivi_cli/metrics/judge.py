@@ -11,15 +11,19 @@ import torch
 
 from ..config import CompareConfig, FidConfig, TrainConfig
 from ..files.places import embedded
+from ..files.progress import say
 from ..models.teacher import Teacher
 from .detectors import Detector, load_detector
 from .statistics import (
     Statistics,
     check_detector,
+    few_images,
     kind_of,
     load_statistics,
     name_of_detector,
     statistics_of,
+    unlike_images,
+    unsure_of,
 )
 
 
@@ -52,12 +56,19 @@ def open_judge(
 
 def make_judge(config: TrainConfig, teacher: Teacher) -> Judge | None:
     """The judge of a training, where there is a --reference. Refuses a detector that does not take
-    the teacher's images.
+    the teacher's images, and warns of what makes a distance doubtful.
     """
     if config.reference is None:
         return None
     judge = open_judge(config, config.reference, teacher.unet.device)
-    judge.detector.features(torch.zeros(2, *teacher.shape[1:], teacher.shape[0], dtype=torch.uint8))
+    detector, reference = judge
+    detector.features(torch.zeros(2, *teacher.image, dtype=torch.uint8))
+    warnings = unsure_of(config.reference, reference)
+    count = config.eval_count
+    warnings.append(few_images(f"--eval-count {count}", count, detector.feature_dim))
+    warnings.append(unlike_images(config.reference, reference.image, "the student", teacher.image))
+    for line in filter(None, warnings):
+        say(line)
     return judge
 
 
