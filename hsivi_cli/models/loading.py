@@ -15,7 +15,7 @@ from .hub import fetch
 from .layouts import find_parts, snapshot_of
 from .schedules import clip_of, load_schedule, unlike_noise
 from .teacher import Teacher, digest_of
-from .unets import load_unet, sides_of
+from .unets import load_unet, shape_of
 
 
 def load_teacher(
@@ -59,7 +59,7 @@ def read_teacher(
         scheduler=scheduler,
         table=table,
         prediction=scheduler.config.prediction_type,
-        shape=(unet.config.in_channels, *sides_of(unet)),
+        shape=shape_of(unet),
         label_count=unet.config.num_class_embeds,
         digest=digest_of(unet),
         clip=clip,

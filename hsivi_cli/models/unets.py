@@ -107,6 +107,11 @@ def sides_of(unet: UNet2DModel) -> list:
     return list(size) if isinstance(size, (list, tuple)) else [size] * 2
 
 
+def shape_of(unet: UNet2DModel) -> tuple[int, int, int]:
+    """(C, H, W) of a network's images."""
+    return (unet.config.in_channels, *sides_of(unet))
+
+
 def check_size(unet: UNet2DModel, name: str, file: Path) -> None:
     """Refuse a network whose image size is not told, or cannot be drawn."""
     sides, halved = sides_of(unet), 2 ** (len(unet.config.down_block_types) - 1)
