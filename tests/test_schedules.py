@@ -10,7 +10,7 @@ from diffusers import DDPMScheduler
 
 from hsivi_cli.errors import HsiviError
 from hsivi_cli.models.loading import load_teacher, read_teacher
-from hsivi_cli.models.schedules import SCHEDULERS, load_schedule, unlike_noise
+from hsivi_cli.models.schedules import SCHEDULERS, clip_of, load_schedule, unlike_noise
 
 
 @pytest.fixture
@@ -100,6 +100,8 @@ def test_networks_that_are_told_other_times_are_refused_by_the_setting(file, set
         {"num_train_timesteps": 1e3},
         {"beta_schedule": ["linear"]},
         {"beta_start": None},
+        {"beta_end": 2**64},
+        {"beta_end": 10**400},
     ],
 )
 def test_betas_that_make_no_schedule_are_one_line(file, wrong):
@@ -123,3 +125,21 @@ def test_the_schedules_of_the_solvers_defaults_end_in_noise():
     for kind in set(SCHEDULERS) - {"IPNDMScheduler"}:
         table = getattr(diffusers, kind)().alphas_cumprod
         assert unlike_noise(table, kind) is None, kind
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"clip_sample": "no"},
+        {"thresholding": 1000},
+        {"clip_sample_range": False},
+        {"clip_sample_range": 0},
+        {"clip_sample_range": 10**400},
+        {"thresholding": True, "dynamic_thresholding_ratio": 1000},
+        {"thresholding": True, "sample_max_value": float("nan")},
+        {"predict_epsilon": "no"},
+    ],
+)
+def test_settings_of_clipping_that_mean_nothing_are_refused_by_name(wrong):
+    with pytest.raises(HsiviError, match=list(wrong)[-1]):
+        clip_of(wrong, "x.json")

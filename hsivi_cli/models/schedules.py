@@ -8,13 +8,15 @@ in range.
 from __future__ import annotations
 
 import inspect
+import math
+import sys
 from pathlib import Path
 
 import diffusers
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from ..errors import HsiviError
+from ..errors import HsiviError, reason_of
 from ..files.whole import read_json
 from ..method import schedule
 
@@ -65,8 +67,8 @@ def load_schedule(file: Path, name: str) -> tuple[DDPMScheduler, Tensor]:
     check_betas(known, kind, file)
     try:
         scheduler = DDPMScheduler(**known, prediction_type=prediction, clip_sample=False)
-    except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
-        reason = " ".join(str(error).split())[:200]
+    except Exception as error:  # of foreign settings the constructor may make anything
+        reason = " ".join(reason_of(error).split())[:200]
         raise HsiviError(f"{file} describes no schedule: {reason}") from error
     table = scheduler.alphas_cumprod.double()
     if not (table.diff() <= 0).all() or not (0 <= table[-1] <= table[0] < 1):
@@ -98,6 +100,8 @@ def settings_of(config: dict, file: Path | str) -> dict:
     if (count := config.get("timesteps")) is not None:
         renamed["num_train_timesteps"] = count
     if (epsilon := config.get("predict_epsilon")) is not None:
+        if not isinstance(epsilon, bool):
+            raise HsiviError(f"{file} has predict_epsilon {epsilon!r}, and true or false is wanted")
         renamed["prediction_type"] = "epsilon" if epsilon else "sample"
     for key, value in renamed.items():
         if config.get(key, value) not in (value, None):
@@ -150,12 +154,28 @@ def clip_of(config: dict, file: Path | str) -> schedule.Clip | None:
     unless they are told not to, or dynamic thresholding, which is off unless asked for.
     """
     settings = settings_of(config, file)
-    try:
-        if settings.get("thresholding"):
-            reach = float(settings.get("sample_max_value", 1.0))
-            return schedule.Clip(reach, float(settings.get("dynamic_thresholding_ratio", 0.995)))
-        if settings.get("clip_sample"):
-            return schedule.Clip(float(settings.get("clip_sample_range", 1.0)))
-    except (TypeError, ValueError) as error:
-        raise HsiviError(f"{file} describes no clipping of x0: {error}") from error
+    for key in ("thresholding", "clip_sample"):
+        if settings.get(key) not in (None, False, True):
+            raise HsiviError(
+                f"{file} describes no clipping of x0: {key} is true or false, not {settings[key]!r}"
+            )
+    if settings.get("thresholding"):
+        reach = number_in(settings, "sample_max_value", 1.0, file)
+        quantile = number_in(settings, "dynamic_thresholding_ratio", 0.995, file, most=1.0)
+        return schedule.Clip(reach, quantile)
+    if settings.get("clip_sample"):
+        return schedule.Clip(number_in(settings, "clip_sample_range", 1.0, file))
     return None
+
+
+def number_in(
+    settings: dict, key: str, default: float, file: Path | str, most: float = math.inf
+) -> float:
+    """A setting of clipping, above 0 and at most so much."""
+    value = settings.get(key, default)
+    if type(value) not in (int, float) or not 0 < value <= min(most, sys.float_info.max):
+        raise HsiviError(
+            f"{file} describes no clipping of x0: {key} is a number above 0"
+            f"{f' and at most {most:g}' if most < math.inf else ''}, not {value!r}"
+        )
+    return float(value)
