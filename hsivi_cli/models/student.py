@@ -93,8 +93,10 @@ def load_student(path: str | Path, device: str | torch.device = "cpu") -> Studen
             f"{path} holds no student yet: its training stopped before the first one was "
             "exported; resume it"
         )
+    chains, log_scales = load_chains(folder)
     model = read_teacher(str(folder), device)
-    return Student(str(path), model, *load_chains(folder, model.shape), info)
+    check_scales(log_scales, model.shape, folder)
+    return Student(str(path), model, chains, log_scales, info)
 
 
 # of hsivi.json: what must be there, and of which kind
@@ -134,13 +136,8 @@ def check_best(best: dict | None) -> None:
         raise HsiviError(f"the best evaluation has no usable {', '.join(wrong)}: copy it again")
 
 
-def load_chains(
-    folder: Path, shape: Sequence[int] | None = None
-) -> tuple[dict[int, Chain], dict[int, Tensor]]:
-    """The chains and noise scales of a student's folder, by number of calls.
-
-    shape  (C, H, W) of its images, which the scales must fit
-    """
+def load_chains(folder: Path) -> tuple[dict[int, Chain], dict[int, Tensor]]:
+    """The chains and noise scales of a student's folder, by number of calls."""
     file = folder / "chain.safetensors"
     tensors = read_tensors(file)
     found, log_scales = {}, {}
@@ -148,7 +145,7 @@ def load_chains(
     for nfe in sorted(int(word) for word in budgets if word.isdecimal()):
         parts = {f.name: tensors.get(f"{nfe}.{f.name}") for f in fields(Chain)}
         scale = tensors.get(f"{nfe}.log_scale")
-        if wrong := fault_of_chain(parts, scale, nfe, shape):
+        if wrong := fault_of_chain(parts, scale, nfe):
             raise HsiviError(f"{file} is no chain: {nfe}.{wrong}; copy it again")
         found[nfe], log_scales[nfe] = Chain(**parts), scale
     if not found:
@@ -157,10 +154,7 @@ def load_chains(
 
 
 def fault_of_chain(
-    parts: dict[str, Tensor | None],
-    log_scale: Tensor | None,
-    nfe: int,
-    shape: Sequence[int] | None,
+    parts: dict[str, Tensor | None], log_scale: Tensor | None, nfe: int
 ) -> str | None:
     """What is wrong with the tensors of a chain of nfe calls and its noise scale, in words."""
     for name, tensor in (parts | {"log_scale": log_scale}).items():
@@ -174,11 +168,19 @@ def fault_of_chain(
         return "time does not rise"
     if not ((parts["alpha_bar"] > 0) & (parts["alpha_bar"] <= 1)).all():
         return "alpha_bar lies in (0, 1]"
-    sizes = log_scale.shape[1:]
-    fits = shape is None or all(a in (1, b) for a, b in zip(sizes, shape, strict=False))
-    if log_scale.dim() != 4 or len(log_scale) not in (1, nfe) or not fits:
+    if log_scale.dim() != 4 or len(log_scale) not in (1, nfe):
         return f"log_scale is {list(log_scale.shape)}, not one of {nfe} layers' or of all"
     return None
+
+
+def check_scales(log_scales: dict[int, Tensor], shape: Sequence[int], folder: Path) -> None:
+    """Refuse noise scales that do not fit a student's images (C, H, W)."""
+    for nfe, scale in log_scales.items():
+        if not all(a in (1, b) for a, b in zip(scale.shape[1:], shape, strict=True)):
+            raise HsiviError(
+                f"{folder / 'chain.safetensors'} is no chain: {nfe}.log_scale is "
+                f"{list(scale.shape)}, for images of {list(shape)}; copy it again"
+            )
 
 
 def save_student(
@@ -242,7 +244,8 @@ class HSIVIPipeline(DiffusionPipeline):
         folder = embedded(path)
         pipeline = super().from_pretrained(folder, **kwargs)
         check_finite(pipeline.unet.state_dict(), folder / "unet")
-        pipeline.chains, pipeline.log_scales = load_chains(folder, shape_of(pipeline.unet))
+        pipeline.chains, pipeline.log_scales = load_chains(folder)
+        check_scales(pipeline.log_scales, shape_of(pipeline.unet), folder)
         return pipeline
 
     @torch.no_grad()
