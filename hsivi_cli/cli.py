@@ -38,6 +38,7 @@ from .config import (
     settings_of,
 )
 from .errors import HsiviError
+from .files.network import go_offline
 from .files.places import name_of
 from .files.stderr import settle_streams
 
@@ -136,8 +137,13 @@ def verb(name: str):
     cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120}
 )
 @click.version_option(__version__, prog_name="hsivi")
-def main() -> None:
+@click.option(
+    "--offline", is_flag=True, help="read nothing from the network; so does HF_HUB_OFFLINE=1"
+)
+def main(offline: bool) -> None:
     """Distil diffusion models into samplers of 1 to 15 network calls."""
+    if offline:
+        go_offline()
 
 
 ABOUT = ("teacher", "out", *ORIGIN)  # of a training: what is no setting

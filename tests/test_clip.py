@@ -16,8 +16,9 @@ from hsivi_cli.method.chain import sample
 from hsivi_cli.method.schedule import Clip, eps_to_x0
 from hsivi_cli.models import starts
 from hsivi_cli.models.draw import draw, solver_sampler, student_sampler
-from hsivi_cli.models.loading import clip_of, load_teacher
+from hsivi_cli.models.loading import load_teacher
 from hsivi_cli.models.networks import networks_of
+from hsivi_cli.models.schedules import clip_of
 from hsivi_cli.models.spacings import solver
 from hsivi_cli.models.starts import make_chains
 from hsivi_cli.models.student import load_student

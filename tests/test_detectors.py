@@ -1,5 +1,6 @@
 """Features equal other implementations' with the same weights; statistics survive their files."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -11,8 +12,10 @@ from hsivi_cli.errors import HsiviError
 from hsivi_cli.files.images import save_npz
 from hsivi_cli.files.places import weights_folder
 from hsivi_cli.files.pngs import save_png
-from hsivi_cli.metrics.detectors import Classifier, _Inception, load_detector
+from hsivi_cli.metrics import inception
+from hsivi_cli.metrics.detectors import Classifier, load_detector
 from hsivi_cli.metrics.frechet import Moments, frechet_distance
+from hsivi_cli.metrics.inception import Inception
 from hsivi_cli.metrics.statistics import (
     Statistics,
     kind_of,
@@ -122,7 +125,14 @@ def test_images_that_do_not_fit_are_refused(tmp_path):
         ({"widths": [4, 0]}, "widths must be a list"),
         ({"widths": []}, "widths must be a list"),
         ({"feature_dim": True}, "feature_dim must be a whole number"),
+        ({"widths": 2}, "widths must be a list of whole numbers"),
+        ({"widths": {"4": 6}}, "widths must be a list of whole numbers"),
+        ({"name": 3}, "name must be a word"),
         ({"widths": [4, 7]}, "not the weights that config.json describes"),
+        ({"widths": [4, 10**6]}, "not the weights that config.json describes"),
+        ({"widths": [4] * 10**6}, "not the weights that config.json describes"),
+        ({"image_size": 10**9}, "not the weights that config.json describes"),
+        ({"feature_dim": 10**12}, "not the weights that config.json describes"),
     ],
 )
 def test_detector_configurations_are_checked_by_field(tmp_path, changes, complaint):
@@ -135,9 +145,10 @@ def test_detectors_that_are_not_there_are_refused(tmp_path):
     with pytest.raises(HsiviError, match="not found; give inception, fashion-mnist, or a folder"):
         load_detector(str(tmp_path / "none"))
     write_detector(tmp_path / "d")
-    (tmp_path / "d" / "config.json").write_text("{")
-    with pytest.raises(HsiviError, match="not a readable detector configuration"):
-        load_detector(str(tmp_path / "d"))
+    for text in ("{", "[" * 100_000):
+        (tmp_path / "d" / "config.json").write_text(text)
+        with pytest.raises(HsiviError, match=r"config\.json cannot be read as JSON"):
+            load_detector(str(tmp_path / "d"))
     with pytest.raises(HsiviError, match="only the detector inception takes a weights file"):
         load_detector("fashion-mnist", tmp_path / "x.pth")
 
@@ -169,7 +180,7 @@ def moments_of_features(features):
 def inception_file(tmp_path_factory):
     """pytorch-fid's checkpoint with random weights whose activations neither vanish nor explode."""
     rng = torch.Generator().manual_seed(0)
-    state = _Inception().net.state_dict()
+    state = Inception().net.state_dict()
     for key, value in state.items():
         if key.endswith("conv.weight"):
             deviation = (2 / value[0].numel()) ** 0.5
@@ -229,17 +240,57 @@ def test_inception_weights_that_are_none_are_refused(tmp_path):
         load_detector("inception", tmp_path / "other.pth")
 
 
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        {"fc.weight": torch.zeros(1000, 2048), "fc.bias": torch.zeros(1000)},
+        {"AuxLogits.conv0.conv.weight": torch.zeros(128, 768, 1, 1)},
+    ],
+)
+def test_torchvisions_imagenet_network_is_none_of_fids(inception_file, tmp_path, foreign):
+    state = torch.load(inception_file, weights_only=True)
+    torch.save(state | foreign, tmp_path / "inception_v3_google.pth")
+    told = r"inception_v3_google\.pth: torchvision's ImageNet network .*; give pytorch-fid"
+    with pytest.raises(HsiviError, match=told):
+        load_detector("inception", tmp_path / "inception_v3_google.pth")
+
+
+def test_inception_weights_that_are_not_pytorch_fids_are_told(inception_file, capsys, monkeypatch):
+    stamp = load_detector("inception", inception_file).stamp.split()[-1]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (
+        line.startswith(f"warning: {inception_file} does not hold pytorch-fid's") and stamp in line
+    )
+    own = hashlib.sha256(inception_file.read_bytes()).hexdigest()
+    for name, known in (("KNOWN_WEIGHTS", stamp), ("KNOWN_FILE", own[:8])):
+        with monkeypatch.context() as patch:
+            patch.setattr(inception, name, known)
+            load_detector("inception", inception_file)
+        assert capsys.readouterr().err == ""
+
+
+def test_the_known_file_is_the_one_that_pytorch_fid_names():
+    from pytorch_fid.inception import FID_WEIGHTS_URL  # whose name ends in its hash, as torch.hub's
+
+    assert FID_WEIGHTS_URL.endswith(f"-{inception.KNOWN_FILE}.pth")
+
+
 def test_weights_files_that_would_run_code_are_refused(tmp_path):
     torch.save({"x": print}, tmp_path / "code.pth")
     with pytest.raises(HsiviError, match=r"code\.pth: not readable"):
         load_detector("inception", tmp_path / "code.pth")
 
 
-def test_a_failing_download_names_the_address_and_the_option(monkeypatch):
+def test_a_failing_download_names_the_address_and_the_option(monkeypatch, tmp_path):
     def refuse(*args, **kwargs):
         raise OSError("network is unreachable")
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    told = "not in .*pt_inception.*pth, and --offline, or HF_HUB_OFFLINE, forbids to fetch it: down"
+    with pytest.raises(HsiviError, match=told):  # conftest sets it
+        load_detector("inception")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     with pytest.raises(
         HsiviError, match=r"unreachable.*https://github.com/mseitzer.*--detector-we"
     ):
@@ -252,6 +303,7 @@ def test_what_a_download_tells_is_no_result(inception_file, monkeypatch, capsys)
         return torch.load(inception_file, weights_only=True)
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", fetch)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     load_detector("inception")
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("Downloading")

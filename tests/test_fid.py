@@ -12,7 +12,7 @@ from hsivi_cli.errors import HsiviError
 from hsivi_cli.files.images import save_grid, save_npz
 from hsivi_cli.files.places import weights_folder
 from hsivi_cli.files.pngs import save_png
-from hsivi_cli.metrics.detectors import load_detector
+from hsivi_cli.metrics.detectors import Detector, load_detector
 from hsivi_cli.metrics.frechet import precision_recall
 from hsivi_cli.metrics.statistics import load_statistics, moments_of
 from hsivi_cli.models.draw import draw, student_sampler
@@ -200,6 +200,37 @@ def test_too_few_images_are_computed_with_a_loud_warning(tmp_path, capsys):
     assert streams.out.startswith("frechet0.064k ")
     fid.run(FidConfig(str(tmp_path / "enough.npz"), REFERENCE))
     assert "warning" not in capsys.readouterr().err
+
+
+def test_images_of_other_sizes_or_modes_are_told_with_both(tmp_path, capsys, monkeypatch):
+    save_npz(torch.zeros(3, 28, 28, 1, dtype=torch.uint8), tmp_path / "grey.npz")
+    save_npz(torch.zeros(4, 32, 32, 3, dtype=torch.uint8), tmp_path / "colour.npz")
+    # as inception does: any size and mode
+    alike = Detector("any", 2, lambda images: images.float().flatten(1)[:, :2])
+    monkeypatch.setattr(fid, "open_detector", lambda *rest: alike)
+    names = [str(tmp_path / name) for name in ("grey.npz", "colour.npz")]
+    fid.run(FidConfig(*names))
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if " RGB" in line]
+    assert line.startswith(
+        f"warning: {names[1]} has images of 32 x 32 RGB, {names[0]} of 28 x 28 g"
+    )
+    fid.run(FidConfig(names[0], names[0]))
+    assert "has images of" not in capsys.readouterr().err
+
+
+def test_a_folder_here_goes_before_a_data_set_of_its_name(sets, capsys, monkeypatch):
+    monkeypatch.chdir(sets)
+    save_png(FIRST, range(100), sets / "cifar10-test")
+    assert report_of(capsys, "cifar10-test", sets / "a.npz")["fid"] == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("mark", ["config.json", "unet"])
+def test_images_beside_what_a_network_has_are_told_as_both(sets, capsys, mark):
+    (sets / "a" / mark).mkdir() if mark == "unet" else (sets / "a" / mark).write_text("{}")
+    told = refusal("fid", sets / "a", sets / "b.npz", "--detector", "fashion-mnist")
+    assert f"a holds images and, as a network's folder does, {mark}" in told and "move" in told
+    facts = json.loads(hsivi("info", sets / "a", "--json").stdout)
+    assert facts["count"] == 100 and facts["and of a network"] == mark
 
 
 def test_two_statistics_files_need_no_detector(sets, capsys, monkeypatch):

@@ -11,6 +11,7 @@ from command import read_folder, tree
 from PIL import Image
 
 from hsivi_cli.errors import HsiviError
+from hsivi_cli.files import images as images_module
 from hsivi_cli.files.images import (
     GAP,
     dataset_images,
@@ -161,6 +162,25 @@ def test_mixed_sizes_and_modes_are_refused_by_name(tmp_path):
         read_folder(tmp_path)
 
 
+def test_large_images_come_a_few_at_a_time_and_others_are_refused_unread(tmp_path, monkeypatch):
+    save_png(random_images(5), range(5), tmp_path)
+    monkeypatch.setattr(images_module, "MOST_BYTES", 2 * 6 * 7 * 3 + 1)
+    assert [len(batch) for batch in open_images(tmp_path)[1]] == [2, 2, 1]
+    large = tmp_path / "00004.png"
+    Image.new("RGB", (4000, 3000)).save(large)
+    large.write_bytes(large.read_bytes()[:200])  # its size is told by its first bytes
+    with pytest.raises(HsiviError, match=r"00004\.png: 4000 x 3000 RGB, but 00000\.png is 7"):
+        read_folder(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without named pipes")
+def test_a_pipe_named_like_an_image_is_none(tmp_path):
+    save_png(random_images(2), [0, 1], tmp_path)
+    os.mkfifo(tmp_path / "00002.png")
+    (tmp_path / "00003.png").mkdir()
+    assert len(read_folder(tmp_path)) == 2
+
+
 def test_modes_that_would_lose_something_are_refused_by_name(tmp_path):
     Image.new("RGBA", (4, 4)).save(tmp_path / "a.png")
     with pytest.raises(HsiviError, match=r"a\.png: mode RGBA is not read; convert it"):
@@ -270,6 +290,10 @@ def test_a_download_that_fails_says_where_the_files_belong(tmp_path, monkeypatch
 
     monkeypatch.setattr(datasets.cifar, "download_and_extract_archive", refuse)
     monkeypatch.setattr(datasets.mnist, "download_and_extract_archive", refuse)
+    told = "not in .*, and --offline, or HF_HUB_OFFLINE, forbids to fetch it; put torchvision's"
+    with pytest.raises(HsiviError, match=told):  # conftest sets it
+        dataset_images(name, tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     with pytest.raises(HsiviError, match=rf"{name}: not in {tmp_path}.*unreachable.*--data-root"):
         dataset_images(name, tmp_path)
 

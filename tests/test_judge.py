@@ -5,13 +5,14 @@ import torch
 from command import save_detector
 from test_detectors import random_images, random_statistics
 
-from hsivi_cli.config import CompareConfig
+from hsivi_cli.config import CompareConfig, TrainConfig
 from hsivi_cli.errors import HsiviError
 from hsivi_cli.files.images import save_npz
 from hsivi_cli.metrics import judge, statistics
-from hsivi_cli.metrics.detectors import load_detector
-from hsivi_cli.metrics.judge import open_detector, open_judge, read_files
+from hsivi_cli.metrics.detectors import Detector, load_detector
+from hsivi_cli.metrics.judge import make_judge, open_detector, open_judge, read_files
 from hsivi_cli.metrics.statistics import check_stamps, save_statistics, statistics_of
+from hsivi_cli.models.loading import load_teacher
 
 CPU = torch.device("cpu")
 
@@ -65,3 +66,22 @@ def test_a_run_is_no_set_of_images(tmp_path):
     save_detector(tmp_path / "d")  # a network's directory, as a run is
     with pytest.raises(HsiviError, match="a run or pipeline holds no images; give a folder"):
         statistics_of(tmp_path / "d", load_detector(str(tmp_path / "d")))
+
+
+def test_a_training_warns_of_few_images_and_of_others_than_the_students(
+    save_teacher, tmp_path, monkeypatch, capfd
+):
+    teacher = load_teacher(str(save_teacher()))
+    save_npz(random_images(4, 9, 3), tmp_path / "few.npz")
+    save_npz(random_images(8), tmp_path / "enough.npz")
+    alike = Detector("any", 5, lambda images: images.float().flatten(1)[:, :5])
+    monkeypatch.setattr(judge, "open_detector", lambda *rest: alike)
+    few, enough = str(tmp_path / "few.npz"), str(tmp_path / "enough.npz")
+    make_judge(TrainConfig(reference=few, eval_count=5), teacher)
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 3 and all(line.startswith("warning: ") for line in lines)
+    assert f"{few} has 4 images for 5 features" in lines[0]
+    assert "--eval-count 5 has 5 images for 5 features" in lines[1]
+    assert f"{few} has images of 9 x 9 RGB, the student of 8 x 8 grey" in lines[2]
+    make_judge(TrainConfig(reference=enough, eval_count=6), teacher)
+    assert capfd.readouterr().err == ""

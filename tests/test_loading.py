@@ -218,12 +218,6 @@ def test_a_folder_that_is_not_there_or_no_teacher_is_refused(tmp_path, save_teac
     assert "scheduler_config.json is missing" in refused(folder)
 
 
-def test_a_hub_id_that_cannot_be_fetched_is_refused_with_the_reason():
-    line = refused("hsivi-tests/there-is-no-such-teacher")
-    assert "could not fetch hsivi-tests/there-is-no-such-teacher from the hub (" in line
-    assert "there is no teacher at" in refused("neither/a/hub/id")
-
-
 def test_broken_json_is_refused(save_teacher):
     folder = save_teacher()
     file = folder / "unet" / "config.json"
@@ -245,13 +239,13 @@ def test_truncated_weights_are_refused(save_teacher, kept):
     content = weights_file(folder).read_bytes()
     weights_file(folder).write_bytes(content[:kept])
     line = refused(folder)
-    assert f"the weights in {folder / 'unet'} cannot be loaded" in line and "again" in line
+    assert f"{weights_file(folder)} cannot be read" in line and "again" in line
 
 
 def test_corrupt_and_absent_weights_are_refused(save_teacher):
     folder = save_teacher()
     weights_file(folder).write_bytes(b"not weights" * 1000)
-    assert "cannot be loaded" in refused(folder)
+    assert "cannot be read" in refused(folder)
     weights_file(folder).unlink()
     assert "cannot be loaded" in refused(folder)
 

@@ -10,8 +10,9 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from command import TINY, train, tree
+from command import TINY, refusal, train, tree
 from diffusers import UNet2DModel
+from safetensors.torch import load_file, save_file
 
 import hsivi_cli
 from hsivi_cli.errors import HsiviError
@@ -184,6 +185,38 @@ def test_another_format_and_a_chain_with_a_missing_part_are_refused(run, tmp_pat
     (tmp_path / "hsivi.json").write_text(json.dumps({"format": 9}))
     with pytest.raises(HsiviError, match="format 9, this version reads 1"):
         load_student(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "told"),
+    [
+        ("2.time", torch.zeros(4).double(), "not float64 [3]"),
+        ("2.time", torch.tensor([0, 600, 300]).double(), "2.time does not rise"),
+        ("2.time", torch.tensor([0, 300, 600]), "2.time is torch.int64 [3]"),
+        ("2.ce", torch.zeros(3).double(), "not float64 [3, 3]"),
+        ("2.cx", torch.zeros(()).double(), "not float64 [3]"),
+        ("2.alpha_bar", torch.tensor([1, 0.5, 0]).double(), "2.alpha_bar lies in (0, 1]"),
+        ("2.log_scale", torch.zeros(3, 1, 1, 1), "2.log_scale is [3, 1, 1, 1]"),
+        ("2.log_scale", torch.zeros(1, 1, 8, 9), "2.log_scale is [1, 1, 8, 9]"),
+        ("2.log_scale", torch.zeros(()), "2.log_scale is []"),
+        ("3.time", torch.zeros(4).double(), "3.alpha_bar is missing"),
+        ("0.time", torch.zeros(1).double(), "0.alpha_bar is missing"),
+    ],
+)
+def test_a_chain_of_other_shapes_is_refused_by_its_part(run, tmp_path, name, wrong, told):
+    shutil.copytree(run, tmp_path / "run")
+    file = tmp_path / "run" / "chain.safetensors"
+    save_file(load_file(file) | {name: wrong}, file)
+    assert told in refusal("sample", tmp_path / "run", "--nfe", 2, "--out", tmp_path / "images")
+    with pytest.raises(HsiviError, match="is no chain"):
+        HSIVIPipeline.from_pretrained(tmp_path / "run")
+
+
+def test_a_file_without_a_chain_is_none(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    save_file({"time": torch.zeros(3)}, tmp_path / "run" / "chain.safetensors")
+    with pytest.raises(HsiviError, match="is no chain: it holds none"):
+        load_student(tmp_path / "run")
 
 
 def test_drawing_writes_nothing_into_a_run(run):

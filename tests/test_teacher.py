@@ -7,7 +7,8 @@ import torch
 from diffusers import DDPMScheduler
 from walks import images
 
-from hsivi_cli.models.loading import load_schedule, load_teacher
+from hsivi_cli.models.loading import load_teacher
+from hsivi_cli.models.schedules import load_schedule
 from hsivi_cli.models.teacher import digest_of, eps_network
 
 

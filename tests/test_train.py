@@ -633,7 +633,7 @@ def test_a_teacher_that_is_not_finite_is_refused_by_its_weights_name(save_teache
         refusal("train", teacher, "--out", out, *QUICK, "--steps", 0),
         refusal("sample", teacher, "--solver", "ddim", "--nfe", 2, "--grid", tmp_path / "g.png"),
     ):
-        assert "unet: conv_in.weight holds NaN or infinite values (1 of 72)" in line
+        assert ".safetensors: conv_in.weight holds NaN or infinite values (1 of 72)" in line
     assert not out.exists()
 
 

@@ -23,6 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import HsiviError
+from .network import FORBIDDEN, is_offline
 from .whole import replacing, write_bytes
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -34,6 +35,7 @@ DATASET_NAMES = tuple(f"{name}-{split}" for name in DATASETS for split in ("trai
 NPZ_ERRORS = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 # what a folder of samples says of itself, so that it is completed and never mixed
 MARK = "hsivi-samples.json"
+MOST_BYTES = 2**28  # of a batch of images that are read
 GAP = 2  # pixels between the images of a grid
 
 
@@ -108,45 +110,55 @@ def open_npz(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
         raise HsiviError(f"{path}: not a readable .npz file ({error})") from error
 
 
+def is_image(file: Path) -> bool:
+    """Whether a file is an image by its name; no pipe or folder is."""
+    return file.suffix.lower() in SUFFIXES and file.name[0] != "." and file.is_file()
+
+
 def _image_files(folder: Path) -> list[Path]:
-    files = [f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and f.name[0] != "."]
+    files = [file for file in folder.iterdir() if is_image(file)]
     if not files:
         raise HsiviError(f"{folder}: no image in this folder ({', '.join(sorted(SUFFIXES))})")
     return sorted(files)
 
 
 def _read_files(files: Sequence[Path], batch_size: int) -> Iterator[Tensor]:
-    first = None
-    for start in range(0, len(files), batch_size):
-        batch = []
-        for file in files[start : start + batch_size]:
-            image = _read_file(file)
-            first = image if first is None else first
-            if image.shape != first.shape:
-                raise HsiviError(
-                    f"{file}: {_describe(image)}, but {files[0].name} is {_describe(first)}; "
-                    "one folder holds images of one size and mode"
-                )
-            batch.append(image)
+    """Images in batches of so many, or of fewer where they are large."""
+    first = _read_file(files[0])
+    size = max(1, min(batch_size, MOST_BYTES // max(1, first.size)))
+    for start in range(0, len(files), size):
+        batch = [_read_file(file, files[0].name, first) for file in files[start : start + size]]
         yield torch.from_numpy(np.stack(batch))
 
 
-def _read_file(file: Path) -> np.ndarray:
-    """One image, uint8 [H, W, C]."""
+def _read_file(file: Path, other: str = "", like: np.ndarray | None = None) -> np.ndarray:
+    """One image, uint8 [H, W, C].
+
+    like  another of its folder, by name; images of other kinds are refused before they are read
+    """
     try:
         with Image.open(file) as image:
-            mode = image.mode
-            array = np.array(image.convert(MODES[mode])) if mode in MODES else None
+            if image.mode not in MODES:
+                raise HsiviError(
+                    f"{file}: mode {image.mode} is not read; convert it to RGB or grey (L)"
+                )
+            mode = MODES[image.mode]
+            shape = (image.height, image.width, len(mode))
+            if like is not None and shape != like.shape:
+                raise HsiviError(
+                    f"{file}: {kind_of_image(shape)}, but {other} is {kind_of_image(like.shape)}; "
+                    "one folder holds images of one size and mode"
+                )
+            return np.array(image.convert(mode)).reshape(shape)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise HsiviError(f"{file}: not a readable image ({error})") from error
-    if array is None:
-        raise HsiviError(f"{file}: mode {mode} is not read; convert it to RGB or grey (L)")
-    return array if array.ndim == 3 else array[..., None]
 
 
-def _describe(image: np.ndarray) -> str:
-    height, width, channels = image.shape
-    return f"{width} x {height} {'grey' if channels == 1 else 'RGB'}"
+def kind_of_image(shape: Sequence[int]) -> str:
+    """An image's size and mode in words, of its shape (H, W, C): "32 x 32 RGB"."""
+    height, width, channels = shape
+    mode = {1: "grey", 3: "RGB"}.get(channels, f"of {channels} channels")
+    return f"{width} x {height} {mode}"
 
 
 def dataset_images(name: str, data_root: Path) -> Tensor:
@@ -166,6 +178,11 @@ def dataset_images(name: str, data_root: Path) -> Tensor:
     try:
         data = kind(str(data_root), train=split == "train").data
     except RuntimeError:  # torchvision's word for "not there, or not whole"
+        if is_offline():
+            raise HsiviError(
+                f"{name}: not in {place}, and {FORBIDDEN}; put torchvision's files there, or name "
+                "another folder with --data-root"
+            ) from None
         try:
             data = kind(str(data_root), train=split == "train", download=True).data
         except (OSError, RuntimeError, EOFError) as error:

@@ -11,24 +11,20 @@ and small convolutional classifiers, each a folder with config.json and model.sa
 
 from __future__ import annotations
 
-import json
-import sys
+import contextlib
 from collections.abc import Callable
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..errors import HsiviError
 from ..files.device import exact_float32
 from ..files.digest import digest
 from ..files.places import weights_folder
+from ..files.whole import read_json, read_tensors
 
 EMBEDDED = "fashion-mnist"
 INCEPTION = "inception-pool3"
@@ -57,7 +53,9 @@ def load_detector(
     weights  a checkpoint FILE for `inception`, in place of pytorch-fid's own download
     """
     if name in (None, "inception"):
-        return _load_inception(weights, device)
+        from .inception import load_inception  # which is a detector of this module's
+
+        return load_inception(weights, device)
     if weights is not None:
         raise HsiviError(
             f"--detector-weights {weights}: only the detector inception takes a weights file; "
@@ -111,21 +109,19 @@ CONFIG_FIELDS = {
 
 
 def _read_classifier_config(path: Path) -> dict:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise HsiviError(f"{path}: not a readable detector configuration ({error})") from error
-    found = sorted(config) if isinstance(config, dict) else type(config).__name__
-    if found != sorted(CONFIG_FIELDS):
+    config = read_json(path)
+    if sorted(config) != sorted(CONFIG_FIELDS):
         raise HsiviError(
             f"{path}: a detector's configuration has exactly the fields "
-            f"{', '.join(CONFIG_FIELDS)}; found {found}"
+            f"{', '.join(CONFIG_FIELDS)}; found {', '.join(sorted(config))}"
         )
     for field, (kind, words) in CONFIG_FIELDS.items():
         value = config[field]
-        numbers = value if kind is list else [value] if kind is int else []
-        positive = all(type(n) is int and n > 0 for n in numbers)
-        if type(value) is not kind or not value or not positive:
+        right = type(value) is kind and value
+        if right and kind is not str:
+            numbers = value if kind is list else [value]
+            right = all(type(number) is int and number > 0 for number in numbers)
+        if not right:
             raise HsiviError(f"{path}: {field} must be {words}, positive; found {value!r}")
     return config
 
@@ -138,15 +134,8 @@ def _load_classifier(folder: Path, device: str | torch.device) -> Detector:
         )
     config = _read_classifier_config(folder / "config.json")
     name = config.pop("name")
-    network = Classifier(**config)
-    try:
-        state = load_file(folder / "model.safetensors")
-        network.load_state_dict({key: value.float() for key, value in state.items()})
-    except (SafetensorError, OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise HsiviError(
-            f"{folder / 'model.safetensors'}: not the weights that config.json describes ({reason})"
-        ) from error
+    state = read_tensors(folder / "model.safetensors")
+    network = _classifier_of(config, state, folder)
     trunk = network.trunk.eval().requires_grad_(False).to(device)
     side, channels = config["image_size"], config["in_channels"]
 
@@ -160,115 +149,31 @@ def _load_classifier(folder: Path, device: str | torch.device) -> Detector:
         with exact_float32(device):
             return trunk(images.to(device).permute(0, 3, 1, 2).float() / 127.5 - 1)
 
-    stamp = f"{name} {side}x{side} no-resize {_weights_digest(state)}"
+    stamp = f"{name} {side}x{side} no-resize {weights_digest(state)}"
     return Detector(stamp, config["feature_dim"], features)
 
 
-class _Inception(nn.Module):
-    """pytorch-fid's InceptionV3 up to the last pooling, without the download that pytorch-fid's
-    constructor asks for."""
+def shapes_of(state: dict[str, Tensor]) -> dict[str, torch.Size]:
+    return {key: tensor.shape for key, tensor in state.items()}
 
-    def __init__(self) -> None:
-        super().__init__()
-        import torchvision  # heavy, and only this detector needs them
-        from pytorch_fid import inception as fid
 
-        # the same replacements as pytorch_fid.inception.fid_inception_v3
-        net = torchvision.models.inception_v3(
-            weights=None, num_classes=1008, aux_logits=False, init_weights=False
+def _classifier_of(config: dict, state: dict[str, Tensor], folder: Path) -> Classifier:
+    """The network of a configuration with these weights. Nothing larger than they are is made."""
+    described = None
+    if len(config["widths"]) <= len(state):  # each has several
+        with contextlib.suppress(RuntimeError, OverflowError), torch.device("meta"):
+            described = shapes_of(Classifier(**config).state_dict())
+    if described != shapes_of(state):
+        raise HsiviError(
+            f"{folder / 'model.safetensors'}: not the weights that config.json describes: copy "
+            "both again"
         )
-        net.Mixed_5b = fid.FIDInceptionA(192, pool_features=32)
-        net.Mixed_5c = fid.FIDInceptionA(256, pool_features=64)
-        net.Mixed_5d = fid.FIDInceptionA(288, pool_features=64)
-        net.Mixed_6b = fid.FIDInceptionC(768, channels_7x7=128)
-        net.Mixed_6c = fid.FIDInceptionC(768, channels_7x7=160)
-        net.Mixed_6d = fid.FIDInceptionC(768, channels_7x7=160)
-        net.Mixed_6e = fid.FIDInceptionC(768, channels_7x7=192)
-        net.Mixed_7b = fid.FIDInceptionE_1(1280)
-        net.Mixed_7c = fid.FIDInceptionE_2(2048)
-        net.dropout, net.fc = nn.Identity(), nn.Identity()
-        net.transform_input = False
-        self.net = net
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [B, 3, H, W] in [0, 1] -> features [B, 2048]"""
-        x = nn.functional.interpolate(x, size=(299, 299), mode="bilinear", align_corners=False)
-        return self.net(2 * x - 1)
-
-
-def fold_batch_norm(network: nn.Module) -> nn.Module:
-    """The same network with each batch normalisation inside the convolution before it, in place.
-
-    torchvision's BasicConv2d holds the two as `conv` and `bn`; the network must be in eval().
-    """
-    for child in network.modules():
-        if isinstance(getattr(child, "bn", None), nn.BatchNorm2d):
-            child.conv = fuse_conv_bn_eval(child.conv, child.bn)
-            child.bn = nn.Identity()
+    network = Classifier(**config)
+    network.load_state_dict({key: value.float() for key, value in state.items()})
     return network
 
 
-def _load_inception(weights: Path | None, device: str | torch.device) -> Detector:
-    state = _inception_state(weights)
-    network = _Inception()
-    wanted = {key: state[key] for key in network.net.state_dict() if key in state}
-    try:
-        network.net.load_state_dict(wanted)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise HsiviError(
-            f"{weights}: not pytorch-fid's InceptionV3 checkpoint ({reason})"
-        ) from error
-    on_cpu = torch.device(device).type == "cpu"
-    layout = torch.channels_last if on_cpu else torch.contiguous_format  # faster there
-    network = fold_batch_norm(network.eval()).requires_grad_(False)
-    network = network.to(device, memory_format=layout)
-
-    def features(images: Tensor) -> Tensor:
-        if images.shape[3] not in (1, 3):
-            raise HsiviError(
-                f"detector inception takes grey or colour images, not {images.shape[3]} channels"
-            )
-        x = images.to(device).permute(0, 3, 1, 2).float() / 255
-        with exact_float32(device):
-            return network(x.expand(-1, 3, -1, -1).contiguous(memory_format=layout))
-
-    stamp = f"{INCEPTION} bilinear-299 {_weights_digest(wanted)}"
-    return Detector(stamp, 2048, features)
-
-
-def _inception_state(weights: Path | None) -> dict[str, Tensor]:
-    """Tensors by name, from a file, or from pytorch-fid's own cache or address."""
-    if weights is None:
-        from pytorch_fid.inception import FID_WEIGHTS_URL
-
-        try:
-            with redirect_stdout(sys.stderr):  # where torch.hub tells what it downloads
-                return torch.hub.load_state_dict_from_url(
-                    FID_WEIGHTS_URL, map_location="cpu", weights_only=True
-                )
-        except (OSError, RuntimeError) as error:
-            raise HsiviError(
-                f"the Inception weights could not be fetched ({error}); download {FID_WEIGHTS_URL} "
-                "elsewhere and pass --detector-weights FILE, "
-                f"or put it into {torch.hub.get_dir()}/checkpoints"
-            ) from error
-    try:
-        if weights.suffix == ".safetensors":
-            return load_file(weights)
-        state = torch.load(weights, map_location="cpu", weights_only=True)
-    except Exception as error:  # of foreign bytes the unpickler may make anything
-        reason = " ".join(str(error).split())[:120]
-        raise HsiviError(f"--detector-weights {weights}: not readable ({reason})") from error
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise HsiviError(
-            f"--detector-weights {weights}: a dictionary of tensors is wanted "
-            "(pytorch-fid's pt_inception-2015-12-05 file)"
-        )
-    return state
-
-
-def _weights_digest(state: dict[str, Tensor]) -> str:
+def weights_digest(state: dict[str, Tensor]) -> str:
     """The digest of the numbers themselves: the same weights in another container have the same."""
     parts = []
     for key in sorted(key for key in state if not key.endswith("num_batches_tracked")):

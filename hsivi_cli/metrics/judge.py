@@ -15,17 +15,21 @@ import torch
 from ..config import OWN, CompareConfig, FidConfig, TrainConfig
 from ..errors import HsiviError
 from ..files.places import embedded
+from ..files.progress import say
 from ..models.teacher import Teacher
 from .detectors import Detector, load_detector
 from .own import own_detector, own_images
 from .statistics import (
     Statistics,
     check_detector,
+    few_images,
     kind_of,
     load_statistics,
     name_of_detector,
     statistics_of,
     statistics_of_batches,
+    unlike_images,
+    unsure_of,
 )
 
 OWN_FILE = "teacher.npz"  # in a run's folder: statistics of its teacher's own images
@@ -60,19 +64,30 @@ def open_judge(
 
 def make_judge(config: TrainConfig, teacher: Teacher, out: Path) -> Judge | None:
     """The judge of a training in the folder `out`, None with --reference none. Refuses a detector
-    that does not take the teacher's images.
+    that does not take the teacher's images, and warns of what makes a distance doubtful.
     """
     if config.reference == "none":
         return None
     if config.reference != OWN:
         judge = open_judge(config, config.reference, teacher.unet.device, keep_features=True)
-        judge.detector.features(torch.zeros(2, *teacher.shape[1:], teacher.shape[0]).byte())
+        warn_of(config, judge, teacher)
         return judge
     if config.detector or config.detector_weights:
         detector = open_detector(config, {}, teacher.unet.device)
     else:
         detector = own_detector(teacher)
     return Judge(detector, own_statistics(teacher, detector, config.eval_count, out / OWN_FILE))
+
+
+def warn_of(config: TrainConfig, judge: Judge, teacher: Teacher) -> None:
+    """Say what makes a training's distances doubtful."""
+    detector, reference = judge
+    detector.features(torch.zeros(2, *teacher.image, dtype=torch.uint8))
+    warnings, count = unsure_of(config.reference, reference), config.eval_count
+    warnings.append(few_images(f"--eval-count {count}", count, detector.feature_dim))
+    warnings.append(unlike_images(config.reference, reference.image, "the student", teacher.image))
+    for line in filter(None, warnings):
+        say(line)
 
 
 def own_statistics(teacher: Teacher, detector: Detector, count: int, file: Path) -> Statistics:

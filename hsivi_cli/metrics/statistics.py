@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import HsiviError
-from ..files.images import DATASET_NAMES, SUFFIXES, dataset_images, open_images, open_npz
+from ..files.images import (
+    DATASET_NAMES,
+    SUFFIXES,
+    dataset_images,
+    is_image,
+    kind_of_image,
+    open_images,
+    open_npz,
+)
 from ..files.places import embedded
 from ..files.whole import replacing
 from .detectors import EMBEDDED, INCEPTION, Detector
@@ -27,11 +35,13 @@ class Statistics:
     stamp            the detector's; None where a file does not say
     features [N, D]  float32, all or some of them, for KID and recall, on the detector's device or
                      from a file on the CPU; None where none are kept
+    image            (H, W, C) of the images that were seen now; None of a file
     """
 
     moments: Moments
     stamp: str | None
     features: Tensor | None = None
+    image: tuple[int, int, int] | None = None
 
 
 def moments_of(
@@ -112,13 +122,14 @@ def load_statistics(path: Path) -> Statistics:
 
 
 def kind_of(source: str | Path) -> str:
-    """What a distance is asked of: "data set", "statistics", "npz", "network" or "folder".
+    """What a distance is asked of: "data set", "statistics", "npz", "network", "folder" or "both".
 
-    "network" is a directory of a run or of a pipeline, whose images have yet to be drawn.
+    "network" is a directory of a run or of a pipeline, whose images have yet to be drawn; "both" is
+    one that also holds images, and is not surely a network.
     """
-    path = embedded(source)
-    if str(source) in DATASET_NAMES:
+    if is_data_set(source):
         return "data set"
+    path = embedded(source)
     if path.is_file():
         if path.suffix.lower() in SUFFIXES:
             raise HsiviError(
@@ -131,8 +142,25 @@ def kind_of(source: str | Path) -> str:
         raise HsiviError(
             f"{source}: neither a file, nor a folder, nor one of {', '.join(DATASET_NAMES)}"
         )
-    marks = ("model_index.json", "config.json", "unet")
-    return "network" if any((path / mark).exists() for mark in marks) else "folder"
+    if any((path / mark).exists() for mark in ("model_index.json", "hsivi.json")):
+        return "network"
+    if not marks_of(path):
+        return "folder"
+    return "both" if any(is_image(file) for file in path.iterdir()) else "network"
+
+
+def marks_of(folder: Path) -> list[str]:
+    """What of a network's a folder holds, which a folder of images may hold by chance."""
+    return [mark for mark in ("config.json", "unet") if (folder / mark).exists()]
+
+
+def mark_words(source: str | Path) -> str:
+    return " and ".join(marks_of(embedded(source)))
+
+
+def is_data_set(source: str | Path) -> bool:
+    """Whether a public data set is meant; something here of its name goes before it."""
+    return str(source) in DATASET_NAMES and not Path(source).exists()
 
 
 def name_of_detector(source: str | Path, stamp: str) -> str:
@@ -148,7 +176,7 @@ def image_batches(
     source: str | Path, data_root: str | Path | None = None, batch_size: int = 256
 ) -> tuple[int, Iterator[Tensor]]:
     """Number and batches of the images of a folder, an .npz file or a data set."""
-    if str(source) in DATASET_NAMES:
+    if is_data_set(source):
         images = dataset_images(str(source), data_root or "data")
         return len(images), iter(images.split(batch_size))
     return open_images(embedded(source), batch_size)
@@ -162,9 +190,15 @@ def statistics_of(
     keep_features: bool = False,
 ) -> Statistics:
     """Statistics of the images of a folder, an .npz file or a data set."""
-    if kind_of(source) == "network":
+    kind = kind_of(source)
+    if kind == "network":
         raise HsiviError(
             f"{source}: a run or pipeline holds no images; give a folder that `hsivi sample` wrote"
+        )
+    if kind == "both":
+        raise HsiviError(
+            f"{source} holds images and, as a network's folder does, {mark_words(source)}: which "
+            "is meant is not clear; move either into a folder of its own"
         )
     count, batches = image_batches(source, data_root, batch_size)
     return statistics_of_batches(batches, count, str(source), detector, keep_features)
@@ -175,15 +209,18 @@ def statistics_of_batches(
 ) -> Statistics:
     """Statistics of `count` images in batches, with a bar that says how many it has seen."""
 
+    shapes = set()  # one, as sets of images have one kind
+
     def counted() -> Iterator[Tensor]:
         # disable=None: quiet where stderr is no terminal
         with tqdm(total=count, unit=" images", desc=Path(name).name, disable=None) as bar:
             for images in batches:
+                shapes.add(tuple(images.shape[1:]))
                 yield images
                 bar.update(len(images))
 
     moments, features = moments_of(counted(), detector, keep_features)
-    return Statistics(moments, detector.stamp, features)
+    return Statistics(moments, detector.stamp, features, shapes.pop())
 
 
 def check_detector(source: str | Path, statistics: Statistics, detector: Detector) -> None:
@@ -226,4 +263,18 @@ def few_images(source: str | Path, count: int, width: int) -> str | None:
         f"warning: {source} has {count} images for {width} features: its covariance is "
         f"singular and the distance far too large; use many more than {width} images, or "
         "`hsivi fid --kid`"
+    )
+
+
+def unlike_images(
+    source: str | Path, image: Sequence[int] | None, other: str | Path, drawn: Sequence[int] | None
+) -> str | None:
+    """A warning where two sides' images (H, W, C) are of different kinds; None is not known and
+    passes.
+    """
+    if image is None or drawn is None or tuple(image) == tuple(drawn):
+        return None
+    return (
+        f"warning: {source} has images of {kind_of_image(image)}, {other} of "
+        f"{kind_of_image(drawn)}: the detector makes them alike, and the distance tells of that too"
     )

@@ -30,7 +30,9 @@ REPAID = 240.0  # seconds of network calls from which on their being faster repa
 
 
 def forward(unet, x: Tensor, times: Tensor, labels: Tensor | None) -> Tensor:
-    """A UNet2DModel's output."""
+    """A UNet2DModel's output; one that looks its times up is told whole ones."""
+    if isinstance(unet.time_proj, torch.nn.Embedding):
+        times = times.round().long()
     return unet(x, times, class_labels=labels, return_dict=False)[0]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -28,8 +29,11 @@ from ..files.whole import (
     writing,
 )
 from ..method.chain import Chain, draw_noise, join_noise, sample
-from .loading import clip_of, load_teacher
+from .compiled import forward
+from .loading import read_teacher
+from .schedules import clip_of
 from .teacher import Teacher, eps_network
+from .unets import shape_of
 
 FORMAT = 1
 
@@ -89,8 +93,10 @@ def load_student(path: str | Path, device: str | torch.device = "cpu") -> Studen
             f"{path} holds no student yet: its training stopped before the first one was "
             "exported; resume it"
         )
-    loaded = load_chains(folder)
-    return Student(str(path), load_teacher(str(folder), device), *loaded, info)
+    chains, log_scales = load_chains(folder)
+    model = read_teacher(str(folder), device)
+    check_scales(log_scales, model.shape, folder)
+    return Student(str(path), model, chains, log_scales, info)
 
 
 # of hsivi.json: what must be there, and of which kind
@@ -131,17 +137,50 @@ def check_best(best: dict | None) -> None:
 
 
 def load_chains(folder: Path) -> tuple[dict[int, Chain], dict[int, Tensor]]:
-    tensors = read_tensors(folder / "chain.safetensors")
+    """The chains and noise scales of a student's folder, by number of calls."""
+    file = folder / "chain.safetensors"
+    tensors = read_tensors(file)
     found, log_scales = {}, {}
-    try:
-        for nfe in sorted({int(name.split(".")[0]) for name in tensors}):
-            found[nfe] = Chain(**{f.name: tensors[f"{nfe}.{f.name}"] for f in fields(Chain)})
-            log_scales[nfe] = tensors[f"{nfe}.log_scale"]
-    except (KeyError, ValueError) as error:
-        raise HsiviError(
-            f"{folder / 'chain.safetensors'} is no chain: {error} is missing"
-        ) from error
+    budgets = {name.partition(".")[0] for name in tensors}
+    for nfe in sorted(int(word) for word in budgets if word.isdecimal()):
+        parts = {f.name: tensors.get(f"{nfe}.{f.name}") for f in fields(Chain)}
+        scale = tensors.get(f"{nfe}.log_scale")
+        if wrong := fault_of_chain(parts, scale, nfe):
+            raise HsiviError(f"{file} is no chain: {nfe}.{wrong}; copy it again")
+        found[nfe], log_scales[nfe] = Chain(**parts), scale
+    if not found:
+        raise HsiviError(f"{file} is no chain: it holds none; copy it again")
     return found, log_scales
+
+
+def fault_of_chain(
+    parts: dict[str, Tensor | None], log_scale: Tensor | None, nfe: int
+) -> str | None:
+    """What is wrong with the tensors of a chain of nfe calls and its noise scale, in words."""
+    for name, tensor in (parts | {"log_scale": log_scale}).items():
+        if tensor is None:
+            return f"{name} is missing"
+    for name, tensor in parts.items():
+        wanted = (nfe + 1,) * (2 if name == "ce" else 1)
+        if tensor.shape != wanted or tensor.dtype != torch.float64:
+            return f"{name} is {tensor.dtype} {list(tensor.shape)}, not float64 {list(wanted)}"
+    if not (parts["time"].diff() > 0).all():
+        return "time does not rise"
+    if not ((parts["alpha_bar"] > 0) & (parts["alpha_bar"] <= 1)).all():
+        return "alpha_bar lies in (0, 1]"
+    if log_scale.dim() != 4 or len(log_scale) not in (1, nfe):
+        return f"log_scale is {list(log_scale.shape)}, not one of {nfe} layers' or of all"
+    return None
+
+
+def check_scales(log_scales: dict[int, Tensor], shape: Sequence[int], folder: Path) -> None:
+    """Refuse noise scales that do not fit a student's images (C, H, W)."""
+    for nfe, scale in log_scales.items():
+        if not all(a in (1, b) for a, b in zip(scale.shape[1:], shape, strict=True)):
+            raise HsiviError(
+                f"{folder / 'chain.safetensors'} is no chain: {nfe}.log_scale is "
+                f"{list(scale.shape)}, for images of {list(shape)}; copy it again"
+            )
 
 
 def save_student(
@@ -206,6 +245,7 @@ class HSIVIPipeline(DiffusionPipeline):
         pipeline = super().from_pretrained(folder, **kwargs)
         check_finite(pipeline.unet.state_dict(), folder / "unet")
         pipeline.chains, pipeline.log_scales = load_chains(folder)
+        check_scales(pipeline.log_scales, shape_of(pipeline.unet), folder)
         return pipeline
 
     @torch.no_grad()
@@ -230,12 +270,7 @@ class HSIVIPipeline(DiffusionPipeline):
         if nfe not in self.chains:
             raise ValueError(f"this student draws with {sorted(self.chains)} calls, not {nfe}")
         device, config = self._execution_device, self.unet.config
-        size = (
-            (config.sample_size,) * 2
-            if isinstance(config.sample_size, int)
-            else tuple(config.sample_size)
-        )
-        shape = (config.in_channels, *size)
+        shape = shape_of(self.unet)
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(
                 f"{len(generator)} generators for a batch of {batch_size}: give one, or one an "
@@ -249,12 +284,12 @@ class HSIVIPipeline(DiffusionPipeline):
             raise ValueError(f"class_labels {labels.tolist()}: they lie in 0..{classes - 1}")
         table = self.scheduler.alphas_cumprod.double()
 
-        def unet(x, *rest, **more):  # the pipeline may have been loaded in half precision
-            return self.unet(x.to(self.unet.dtype), *rest, **more)
+        def called(unet, x, *rest):  # the pipeline may have been loaded in half precision
+            return forward(unet, x.to(unet.dtype), *rest)
 
         clip = clip_of(self.scheduler.config, "the scheduler")
         prediction = self.scheduler.config.prediction_type
-        network = eps_network(unet, table, prediction, clip=clip)
+        network = eps_network(self.unet, table, prediction, forward=called, clip=clip)
         several = isinstance(generator, list)
         drawn = [
             draw_noise(one, nfe, shape, classes, 1 if several else batch_size)

@@ -50,6 +50,12 @@ class Teacher:
     clip: schedule.Clip | None = None
 
     @property
+    def image(self) -> tuple[int, int, int]:
+        """(H, W, C) of what it draws."""
+        channels, height, width = self.shape
+        return height, width, channels
+
+    @property
     def schedule_name(self) -> str:
         """The noise schedule in words that are equal for equal schedules: "linear 0.0001 to 0.02,
         1000 times".

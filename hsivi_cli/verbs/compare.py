@@ -27,7 +27,7 @@ from ..metrics.detectors import Detector
 from ..metrics.judge import open_judge
 from ..metrics.recorded import recorded, recorded_samplers, shipped
 from ..metrics.ruler import Ruler, cache_of
-from ..metrics.statistics import few_images, unsure_of
+from ..metrics.statistics import few_images, unlike_images, unsure_of
 from ..models.draw import Sampler, chain_digest, solver_sampler, student_sampler
 from ..models.loading import load_teacher
 from ..models.spacings import SOLVERS, parse_solver, solver_names
@@ -65,7 +65,10 @@ def run(config: CompareConfig) -> None:
     reference = config.reference or embedded_reference(teacher)
     judge = open_judge(config, reference, device, keep_features=True)
     ruler = Ruler(config, judge, device)
-    caution(ruler, reference, tunes=bool(not bare and teacher and set(solvers) & set(SOLVERS)))
+    tunes = bool(not bare and teacher and set(solvers) & set(SOLVERS))
+    drawn = {student.name: student.model.image for student in students}
+    drawn |= {teacher.name: teacher.image} if teacher else {}
+    caution(ruler, reference, drawn, tunes)
 
     samplers, curves = [], []
     for nfe in budgets:
@@ -97,14 +100,18 @@ def run(config: CompareConfig) -> None:
     write_files(config, rows, curves, samplers, ruler, reference)
 
 
-def caution(ruler: Ruler, path: str, tunes: bool) -> None:
-    """Warn of too few images, and of a reference whose detector is not known.
+def caution(ruler: Ruler, path: str, drawn: dict[str, tuple], tunes: bool) -> None:
+    """Warn of too few images, and of a reference whose detector is not known, or whose images are
+    of another kind than what is drawn.
 
+    drawn  by what draws, (H, W, C) of its images
     tunes  whether solvers' spacings are to be chosen
     """
     config, reference, width = ruler.config, ruler.judge.reference, ruler.judge.detector.feature_dim
     warnings = [few_images(f"--count {config.count}", config.count, width)]
     warnings += unsure_of(path, reference)
+    unlike = (unlike_images(path, reference.image, *one) for one in drawn.items())
+    warnings.append(next(filter(None, unlike), None))
     if tunes and ruler.tune_count <= width and not ruler.tunes_by_kernel:
         warnings.append(
             f"warning: --tune-count {ruler.tune_count} images for {width} features: their "

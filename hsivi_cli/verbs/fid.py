@@ -33,6 +33,7 @@ from ..metrics.statistics import (
     save_statistics,
     statistics_of,
     statistics_of_batches,
+    unlike_images,
     unsure_of,
 )
 
@@ -69,9 +70,10 @@ def run(config: FidConfig) -> None:
     b = files.get(config.b) or _seen(config.b, detector, config)
     if not main:
         return
-    for source, statistics in ((config.a, a), (config.b, b)):
-        for line in unsure_of(source, statistics):
-            print(line, file=sys.stderr)
+    warnings = [*unsure_of(config.a, a), *unsure_of(config.b, b)]
+    warnings.append(unlike_images(config.b, b.image, config.a, a.image))
+    for line in filter(None, warnings):
+        print(line, file=sys.stderr)
     report = compare(a, b, config)
     print(json.dumps(report) if config.json else _line(report))
 

@@ -9,7 +9,7 @@ from ..errors import HsiviError, counted
 from ..files.images import MARK, open_images
 from ..files.places import embedded, embedded_names
 from ..files.whole import read_json
-from ..metrics.statistics import kind_of, load_statistics
+from ..metrics.statistics import kind_of, load_statistics, mark_words
 from ..models.loading import load_teacher
 from ..models.student import is_student, load_student
 from ..models.teacher import Teacher
@@ -40,8 +40,11 @@ def describe(path: str | None, **origin: str | None) -> dict:
     if path.endswith(".npz"):
         statistics = kind_of(place) == "statistics"
         return describe_statistics(place) if statistics else describe_images(place)
-    if place.is_dir() and kind_of(place) == "folder" and not origin.get("subfolder"):
+    kind = kind_of(path) if place.is_dir() and not origin.get("subfolder") else None
+    if kind == "folder":
         return describe_images(place)
+    if kind == "both":
+        return describe_images(place) | {"and of a network": mark_words(path)}
     return describe_teacher(path, **origin)
 
 
