@@ -37,7 +37,7 @@ def replacing(path: Path) -> Iterator[Path]:
     removed when it fails.
     """
     path = Path(path)
-    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp{path.suffix}"
+    temporary = temporary_of(path)
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,6 +47,11 @@ def replacing(path: Path) -> Iterator[Path]:
             os.replace(temporary, path)
     finally:
         remove(temporary)
+
+
+def temporary_of(path: Path) -> Path:
+    """Where this process writes what is to take the place of `path`."""
+    return path.parent / f".{path.name}.{os.getpid()}.tmp{path.suffix}"
 
 
 def remove(path: Path) -> None:
@@ -94,6 +99,23 @@ def is_another(pid: int) -> bool:
 def write_text(path: Path, text: str) -> None:
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="replace")  # names of odd bytes
+
+
+def create_text(path: Path, text: str) -> None:
+    """`write_text` of a file that another process may write first: what is there stays."""
+    temporary = temporary_of(path)
+    try:
+        with writing(path):
+            temporary.write_text(text, encoding="utf-8")
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                pass
+            except OSError:  # a file system without links, where it can only be likely
+                if not path.exists():
+                    os.replace(temporary, path)
+    finally:
+        remove(temporary)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
