@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import subprocess
 
 import pytest
 import torch
@@ -51,6 +52,16 @@ def test_a_file_is_replaced_only_by_a_whole_one(tmp_path):
     assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]
     write_text(file, "new")
     assert file.read_text() == "new" and list(tmp_path.iterdir()) == [file]
+
+
+def test_what_a_killed_process_left_of_a_file_goes_when_it_is_written_again(tmp_path):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    for name, pid in (("a[1].json", gone.pid), ("b.json", gone.pid), ("a[1].json", os.getppid())):
+        (tmp_path / f".{name}.{pid}.tmp.json").write_text("half")
+    write_text(tmp_path / "a[1].json", "whole")
+    left = {f".b.json.{gone.pid}.tmp.json", f".a[1].json.{os.getppid()}.tmp.json"}
+    assert {path.name for path in tmp_path.iterdir()} == left | {"a[1].json"}
 
 
 def test_a_folder_is_replaced_whole_and_its_temporary_goes_when_it_fails(tmp_path):

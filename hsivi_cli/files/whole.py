@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import math
 import os
@@ -34,10 +35,14 @@ def writing(path: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file or folder beside `path` that takes its place when the block succeeds, and is
-    removed when it fails.
+    removed when it fails. What a killed process left of the same one goes too.
     """
     path = Path(path)
     temporary = temporary_of(path)
+    for other in path.parent.glob(f".{glob.escape(path.name)}.*.tmp*"):
+        left = LEFT.fullmatch(other.name)
+        if left and not is_another(int(left[1])):
+            remove(other)
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
