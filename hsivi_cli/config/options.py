@@ -20,6 +20,7 @@ DATA_ROOT = "where torchvision's data sets lie"
 DATA_HERE = DATA_ROOT + "; default: data"
 REVISION = "a hub teacher's revision, for example one with EMA weights"
 VARIANT = "a teacher's weights variant, such as fp16 or ema"
+FORCE = "write over a named file that is not one of hsivi's own"
 SUBFOLDER = "a folder within the teacher's"
 CLIPS = ("auto", "on", "off")
 DTYPES = ("float32", "bfloat16")

@@ -11,6 +11,7 @@ from .options import (
     DETECTOR_WEIGHTS,
     DEVICE,
     DTYPES,
+    FORCE,
     REVISION,
     SEEDS,
     SUBFOLDER,
@@ -50,6 +51,7 @@ class FidConfig(Options):
     )
     batch_size: int = option(256, "images per batch", least=1)
     device: str | None = option(None, DEVICE)
+    force: bool = option(False, FORCE)
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class SampleConfig(Options):
         None, "a folder of PNGs named by seed, or a FILE.npz; default: samples/NAME, and its grid"
     )
     grid: str | None = option(None, "also save all images in one PNG")
+    force: bool = option(False, FORCE)
     batch_size: int = option(256, "images per batch; changes no noise", least=1)
     dtype: str = option("float32", "the network's precision", choices=DTYPES)
     device: str | None = option(None, DEVICE)
@@ -144,6 +147,7 @@ class CompareConfig(Options):
     html: str | None = option(
         None, "write one self-contained page with the table, the plot and the grids"
     )
+    force: bool = option(False, FORCE)
     cache: str | None = option(
         None, "where what was drawn before is kept; default: $HSIVI_CACHE or ~/.cache/hsivi"
     )

@@ -20,10 +20,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from ..errors import HsiviError
-from .whole import replacing, write_bytes
+from .outputs import IMAGES, SOFTWARE, write_npz
+from .whole import write_bytes
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 NPZ_KEYS = ("images", "arr_0")
@@ -204,24 +206,9 @@ def seeds_done(folder: Path) -> set[int]:
     }
 
 
-def check_npz(path: Path | str, keys: set[str]) -> None:
-    """Refuse to replace an .npz file that does not hold what is about to be written there.
-
-    keys  one of them must be in the file
-    """
-    if Path(path).exists():
-        with open_npz(path) as file:
-            if not keys & set(file.files):
-                raise HsiviError(
-                    f"{path} exists and holds something else ({', '.join(file.files)}): choose "
-                    "another name"
-                )
-
-
 def save_npz(images: Tensor, path: Path) -> None:
     """All images, uint8 [N, H, W, C], in one file under "images"."""
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, images=images.cpu().numpy())
+    write_npz(path, IMAGES, {"images": images.cpu().numpy()})
 
 
 def grid_of(images: Tensor, columns: int | None = None) -> Tensor:
@@ -240,8 +227,8 @@ def grid_of(images: Tensor, columns: int | None = None) -> Tensor:
 
 
 def grid_png(images: Tensor, columns: int | None = None) -> bytes:
-    """`grid_of` as the bytes of a PNG."""
-    return image_png(grid_of(images, columns))
+    """`grid_of` as the bytes of a PNG that says whose it is."""
+    return image_png(grid_of(images, columns), SOFTWARE)
 
 
 def save_grid(images: Tensor, path: Path, columns: int | None = None) -> None:
@@ -249,13 +236,16 @@ def save_grid(images: Tensor, path: Path, columns: int | None = None) -> None:
     write_bytes(path, grid_png(images, columns))
 
 
-def image_png(image: Tensor) -> bytes:
-    """One image, uint8 [H, W, C], as the bytes of a PNG."""
+def image_png(image: Tensor, software: str | None = None) -> bytes:
+    """One image, uint8 [H, W, C], as the bytes of a PNG; software: what it says that made it."""
     if not has_picture(image.shape[2]):
         raise HsiviError(
             f"images of {image.shape[2]} channels have no picture: write them to an .npz file"
         )
     array = image.cpu().numpy()
-    buffer = io.BytesIO()
-    Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(buffer, format="PNG")
+    buffer, text = io.BytesIO(), PngInfo()
+    if software:
+        text.add_text("Software", software)
+    picture = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+    picture.save(buffer, format="PNG", pnginfo=text)
     return buffer.getvalue()

@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from ..errors import HsiviError
 from ..files.images import DATASET_NAMES, SUFFIXES, dataset_images, open_images, open_npz
+from ..files.outputs import STATISTICS, write_npz
 from ..files.places import embedded
-from ..files.whole import replacing
 from .detectors import EMBEDDED, INCEPTION, Detector
 from .frechet import Moments, MomentSum
 
@@ -67,8 +67,7 @@ def save_statistics(path: Path, statistics: Statistics) -> None:
     }
     if statistics.features is not None:
         arrays["features"] = statistics.features.cpu().numpy().astype(np.float16)
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **arrays)
+    write_npz(path, STATISTICS, arrays, small=True)
 
 
 def load_statistics(path: Path) -> Statistics:

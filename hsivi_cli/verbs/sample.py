@@ -19,14 +19,14 @@ from ..files.device import pick_device
 from ..files.folder import holding
 from ..files.images import (
     MARK,
-    check_npz,
     has_picture,
     load_png,
     save_grid,
     save_npz,
     seeds_done,
 )
-from ..files.places import check_file, check_place, name_of, shipped_students
+from ..files.outputs import IMAGES, PICTURE, check_output
+from ..files.places import check_place, name_of, shipped_students
 from ..files.pngs import saving
 from ..files.progress import Bar, say
 from ..files.whole import create_text, is_fresh, read_json, sweep, write_text
@@ -116,11 +116,10 @@ class Places:
 def check_places(config: SampleConfig) -> None:
     """Refuse places that cannot be written to, before a network is loaded."""
     if is_archive(config.out):
-        check_file(config.out, config.source)
-        check_npz(config.out, {"images"})
+        check_output(config.out, IMAGES, [config.source], config.force)
     else:
         check_place(config.out, folder=True)
-    check_file(config.grid, config.out, config.source)
+    check_output(config.grid, PICTURE, [config.out, config.source], config.force)
 
 
 def places_of(config: SampleConfig, name: str) -> Places:
@@ -132,7 +131,7 @@ def places_of(config: SampleConfig, name: str) -> Places:
         return Places(folder=Path(config.out) if config.out else None, grid=grid)
     folder, grid = Path("samples", name), Path("samples", f"{name}.png")
     check_place(folder, folder=True)
-    check_file(grid)
+    check_output(grid, PICTURE, [config.source], config.force)
     return Places(folder=folder, grid=grid, shown=FIRST)
 
 
