@@ -13,7 +13,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
-from ..config import ORIGIN, SEEDS, SampleConfig, TrainConfig, flag_of
+from ..config import COUNTS, ORIGIN, SEEDS, SampleConfig, TrainConfig, flag_of, is_whole
 from ..errors import HsiviError, counted
 from ..files.device import pick_device
 from ..files.folder import holding
@@ -257,10 +257,12 @@ def parse_seeds(config: SampleConfig) -> range:
         return range(count)
     first, _, last = config.seeds.partition("-")
     last = last or first
-    if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last) < SEEDS):
+    if not (
+        is_whole(first, 0, SEEDS) and is_whole(last, int(first), min(int(first) + COUNTS, SEEDS))
+    ):
         raise HsiviError(
-            f"--seeds {config.seeds} must be A-B with A at most B and B below {SEEDS}, such as "
-            "0-49999"
+            f"--seeds {config.seeds:.80} must be A-B with A at most B, both below {SEEDS}, and "
+            f"fewer than {COUNTS} seeds, such as 0-49999"
         )
     return range(int(first), int(last) + 1)
 
@@ -270,6 +272,6 @@ def parse_labels(text: str | None, count: int) -> list[int] | None:
     if text is None:
         return None
     words = text.split(",")
-    if not all(word.strip().isdecimal() for word in words) or len(words) not in (1, count):
-        raise HsiviError(f"--labels {text} must be one class, or {count} separated by commas")
+    if not all(is_whole(word, 0, COUNTS) for word in words) or len(words) not in (1, count):
+        raise HsiviError(f"--labels {text:.80} must be one class, or {count} separated by commas")
     return [int(word) for word in words] * (count if len(words) == 1 else 1)
