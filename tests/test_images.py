@@ -3,6 +3,7 @@
 import gzip
 import os
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from command import read_folder, tree
 from PIL import Image
 
 from hsivi_cli.errors import HsiviError
+from hsivi_cli.files import images as files
 from hsivi_cli.files.images import (
     GAP,
     dataset_images,
@@ -21,12 +23,19 @@ from hsivi_cli.files.images import (
     seeds_done,
     to_images,
 )
+from hsivi_cli.files.logs import rows_of
 from hsivi_cli.files.pngs import save_png, saving
+from hsivi_cli.files.whole import read_json, read_tensors
 
 
 def random_images(count=5, height=6, width=7, channels=3, seed=0):
     rng = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (count, height, width, channels), generator=rng).to(torch.uint8)
+
+
+def open_first(file):
+    """The first batch of the folder in which a file lies."""
+    return next(open_images(file.parent)[1])
 
 
 def test_all_grey_levels_survive_the_way_to_floats_and_back():
@@ -159,6 +168,34 @@ def test_mixed_sizes_and_modes_are_refused_by_name(tmp_path):
     save_png(random_images(1, channels=1), [2], tmp_path)
     with pytest.raises(HsiviError, match=r"00002\.png: 7 x 6 grey"):
         read_folder(tmp_path)
+
+
+def test_sizes_are_compared_before_any_image_takes_memory(tmp_path):
+    for name in range(30):
+        Image.new("RGB", (2000, 2000)).save(tmp_path / f"{name:02d}.png")
+    Image.new("RGB", (2000, 1999)).save(tmp_path / "30.png")
+    tracemalloc.start()
+    with pytest.raises(HsiviError, match=r"30\.png: 2000 x 1999 RGB, but 00\.png is 2000 x 2000"):
+        list(open_images(tmp_path)[1])
+    assert tracemalloc.get_traced_memory()[1] < 2000 * 2000 * 3
+    tracemalloc.stop()
+
+
+def test_large_images_are_read_few_at_a_time(tmp_path, monkeypatch):
+    images = random_images(count=7)
+    save_png(images, range(7), tmp_path)
+    monkeypatch.setattr(files, "AT_ONCE", 3 * 6 * 7)
+    batches = list(open_images(tmp_path, batch_size=5)[1])
+    assert [len(batch) for batch in batches] == [3, 2, 2]
+    assert torch.equal(torch.cat(batches), images)
+
+
+@pytest.mark.parametrize("read", [read_json, read_tensors, rows_of, read_npz, open_first])
+def test_a_pipe_among_files_is_named_and_not_waited_for(tmp_path, read):
+    os.mkfifo(tmp_path / "00000.png")
+    with pytest.raises(HsiviError, match=r"00000\.png is no file, but a pipe"):
+        read(tmp_path / "00000.png")
+    assert seeds_done(tmp_path) == set()
 
 
 def test_modes_that_would_lose_something_are_refused_by_name(tmp_path):

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..errors import HsiviError
 from .outputs import IMAGES, SOFTWARE, write_npz
-from .whole import write_bytes
+from .whole import check_kind, write_bytes
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 NPZ_KEYS = ("images", "arr_0")
@@ -36,6 +36,7 @@ DATASET_NAMES = tuple(f"{name}-{split}" for name in DATASETS for split in ("trai
 NPZ_ERRORS = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 # what a folder of samples says of itself, so that it is completed and never mixed
 MARK = "hsivi-samples.json"
+AT_ONCE = 2**26  # pixels of files in memory at a time
 GAP = 2  # pixels between the images of a grid
 
 
@@ -65,7 +66,7 @@ def to_images(x: Tensor) -> Tensor:
 
 def open_images(path: Path, batch_size: int = 256) -> tuple[int, Iterator[Tensor]]:
     """How many images a folder or an .npz file holds, and those images, uint8 [B, H, W, C] at a
-    time.
+    time, fewer where they are large.
 
     A folder is read in the order of its file names, one batch in memory at a time; files that are
     no images are passed over.
@@ -101,6 +102,7 @@ def read_npz(path: Path) -> Tensor:
 @contextmanager
 def open_npz(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
     """An .npz file, whose arrays are read when they are asked for; never a pickle."""
+    check_kind(path)
     try:
         with zipfile.ZipFile(path):  # np.load would take a lone array or a pickle too
             pass
@@ -120,35 +122,46 @@ def _image_files(folder: Path) -> list[Path]:
 def _read_files(files: Sequence[Path], batch_size: int) -> Iterator[Tensor]:
     first = None
     for start in range(0, len(files), batch_size):
-        batch = []
-        for file in files[start : start + batch_size]:
-            image = _read_file(file)
-            first = image if first is None else first
-            if image.shape != first.shape:
+        part = files[start : start + batch_size]
+        for file in part:  # their headers, before any takes memory
+            with _opened(file) as image:
+                kind = image.size, MODES[image.mode]
+            first = kind if first is None else first
+            if kind != first:
                 raise HsiviError(
-                    f"{file}: {_describe(image)}, but {files[0].name} is {_describe(first)}; "
+                    f"{file}: {_describe(*kind)}, but {files[0].name} is {_describe(*first)}; "
                     "one folder holds images of one size and mode"
                 )
-            batch.append(image)
-        yield torch.from_numpy(np.stack(batch))
+        width, height = first[0]
+        few = max(1, AT_ONCE // (width * height))
+        for begin in range(0, len(part), few):
+            yield torch.from_numpy(np.stack([_read_file(f) for f in part[begin : begin + few]]))
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Image.Image]:
+    """An image file of a mode that is read, its pixels not yet."""
+    check_kind(file)
+    try:
+        with Image.open(file) as image:
+            if image.mode not in MODES:
+                raise HsiviError(
+                    f"{file}: mode {image.mode} is not read; convert it to RGB or grey (L)"
+                )
+            yield image
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise HsiviError(f"{file}: not a readable image ({error})") from error
 
 
 def _read_file(file: Path) -> np.ndarray:
     """One image, uint8 [H, W, C]."""
-    try:
-        with Image.open(file) as image:
-            mode = image.mode
-            array = np.array(image.convert(MODES[mode])) if mode in MODES else None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise HsiviError(f"{file}: not a readable image ({error})") from error
-    if array is None:
-        raise HsiviError(f"{file}: mode {mode} is not read; convert it to RGB or grey (L)")
+    with _opened(file) as image:
+        array = np.array(image.convert(MODES[image.mode]))
     return array if array.ndim == 3 else array[..., None]
 
 
-def _describe(image: np.ndarray) -> str:
-    height, width, channels = image.shape
-    return f"{width} x {height} {'grey' if channels == 1 else 'RGB'}"
+def _describe(size: tuple[int, int], mode: str) -> str:
+    return f"{size[0]} x {size[1]} {'grey' if mode == 'L' else 'RGB'}"
 
 
 def dataset_images(name: str, data_root: Path) -> Tensor:
@@ -202,7 +215,7 @@ def seeds_done(folder: Path) -> set[int]:
     return {
         int(file.stem)
         for file in Path(folder).iterdir()
-        if re.fullmatch(r"\d{5,}\.png", file.name) and _is_whole(file)
+        if re.fullmatch(r"\d{5,}\.png", file.name) and file.is_file() and _is_whole(file)
     }
 
 

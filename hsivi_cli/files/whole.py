@@ -141,8 +141,15 @@ def write_json(path: Path, content: dict) -> None:
     write_text(path, json.dumps(strict(content), indent=1, allow_nan=False) + "\n")
 
 
+def check_kind(path: Path) -> None:
+    """Refuse a pipe or a device, which would be waited for."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise HsiviError(f"{path} is no file, but a pipe or a device: take it out")
+
+
 def read_json(path: Path) -> dict:
     """The object in a JSON file."""
+    check_kind(path)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -173,6 +180,7 @@ def let_read(file: Path) -> None:
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file, on the CPU. Refuses what is not finite."""
+    check_kind(path)
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
