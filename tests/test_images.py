@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import resource
 import struct
 import tracemalloc
 
@@ -88,6 +89,17 @@ def test_a_picture_that_cannot_be_written_ends_the_writing_with_its_reason(tmp_p
     with pytest.raises(HsiviError, match="could not write"), saving(tmp_path) as save:
         save(random_images(count=4), range(4))
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
+
+
+def test_a_picture_of_which_a_full_disk_takes_a_part_is_none(tmp_path):
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40, old[1]))
+    try:
+        with pytest.raises(HsiviError, match="could not write .*: No space left"):
+            save_png(random_images(count=1), [0], tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert not list(tmp_path.iterdir())
 
 
 def test_folders_are_read_in_batches_with_their_count(tmp_path):
