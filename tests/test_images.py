@@ -95,7 +95,7 @@ def test_a_picture_of_which_a_full_disk_takes_a_part_is_none(tmp_path):
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (40, old[1]))
     try:
-        with pytest.raises(HsiviError, match="could not write .*: No space left"):
+        with pytest.raises(HsiviError, match=r"could not write .*: No space left"):
             save_png(random_images(count=1), [0], tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
