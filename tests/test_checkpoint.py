@@ -368,3 +368,21 @@ def test_an_optimizer_goes_on_as_if_it_had_not_been_written(tmp_path, kind):
     load_optimizer(restored, "o", read_tensors(tmp_path / "o.safetensors"))
     step(other, restored, 3)
     assert equal(network.state_dict(), other.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "told"),
+    [
+        ("o.0.exp_avg", torch.tensor(0.0), r"o.0.exp_avg has the shape \[\]"),
+        ("o.0.step", torch.zeros(3, 2), r"o.0.step has the shape \[3, 2\]"),
+        ("o.1.exp_avg_sq", None, "o.1 lacks exp_avg_sq"),
+    ],
+)
+def test_an_optimizers_tensors_of_other_shapes_are_refused(name, tensor, told):
+    network = nn.Linear(2, 3)
+    optimizer = torch.optim.Adam(network.parameters())
+    network(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    tensors = optimizer_tensors(optimizer, "o") | {name: tensor}
+    with pytest.raises(HsiviError, match=told):
+        load_optimizer(optimizer, "o", {n: t for n, t in tensors.items() if t is not None})

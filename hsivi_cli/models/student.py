@@ -8,6 +8,7 @@ below. docs/formats.md lists every field.
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -126,8 +127,18 @@ def check_best(best: dict | None) -> None:
     if best is None:
         return
     told = best if isinstance(best, dict) else {}
-    if wrong := [key for key, kind in BEST.items() if not isinstance(told.get(key), kind)]:
+    wrong = [key for key, kind in BEST.items() if not isinstance(told.get(key), kind)]
+    numbers = {"distance": [told.get("distance")], "moments": told.get("moments") or []}
+    wrong += [key for key in numbers if key not in wrong and not all_finite(numbers[key])]
+    if wrong:
         raise HsiviError(f"the best evaluation has no usable {', '.join(wrong)}: copy it again")
+
+
+def all_finite(numbers: object) -> bool:
+    """Whether a value from a JSON file is a list of finite numbers."""
+    return isinstance(numbers, list) and all(
+        isinstance(one, int | float) and math.isfinite(one) for one in numbers
+    )
 
 
 def load_chains(folder: Path) -> tuple[dict[int, Chain], dict[int, Tensor]]:

@@ -8,7 +8,6 @@ HSIVI_CHAOS_SEED repeats an attack of HSIVI_CHAOS_MUTATIONS on each kind of file
 import io
 import json
 import os
-import random
 import shutil
 import traceback
 from collections import Counter
@@ -27,8 +26,9 @@ from safetensors.numpy import load, save
 from hsivi_cli.cli import main
 from hsivi_cli.files.images import save_npz
 
+from .settings import SEED
+
 MUTATIONS = int(os.environ.get("HSIVI_CHAOS_MUTATIONS", 1000))
-SEED = int(os.environ.get("HSIVI_CHAOS_SEED", random.SystemRandom().randrange(10**6)))
 LAYERS = ("--layers", 2, "--width", 8, "--depth", 1, "--batch-size", 8, "--mixing", 8)
 INFER = ("infer", "banana", *LAYERS, "--count", 9, "--steps", 1, "--device", "cpu")
 CPU = ("--device", "cpu")
@@ -190,13 +190,13 @@ def end_of(words):
     return "in a line" if told else "as it should"
 
 
-def attack(place, folder, name, count):
+def attack(place, folder, name, count, begin):
     """Mutate a file `count` times; how often its command ended how."""
     file, ended = sorted(place.glob(name))[-1], Counter()
     target, whole = folder / file.relative_to(place), file.read_bytes()
     words = READERS[name](folder)
 
-    @seed(SEED)
+    @seed(begin)
     @settings(
         max_examples=count, deadline=None, database=None, phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
@@ -212,17 +212,17 @@ def attack(place, folder, name, count):
 
     try_one()
     faults = {how: n for how, n in ended.items() if how not in ("as it should", "in a line")}
-    assert not faults, f"seed {SEED}, {name}: {faults}"
+    assert not faults, f"seed {begin}, {name}: {faults}"
     return ended
 
 
 @pytest.mark.parametrize("name", READERS)
 def test_a_few_damaged_files_end_in_a_line(place, tmp_path, name):
-    attack(place, tmp_path / "copy", name, 8)
+    attack(place, tmp_path / "copy", name, 3, 0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", READERS)
 def test_a_thousand_damaged_files_end_in_a_line(place, tmp_path, name):
-    ended = attack(place, tmp_path / "copy", name, MUTATIONS)
+    ended = attack(place, tmp_path / "copy", name, MUTATIONS, SEED)
     print(f"\nseed {SEED} | {name} | {ended.total()} | {ended['in a line']} | {ended.total()} |")
