@@ -3,11 +3,12 @@
 python -m pytest -m slow -s tests/chaos/test_disks.py
 """
 
+import random
 import subprocess
 
 import pytest
 
-from .attack import Harm, begin, half_written, no_room, status, undisturbed
+from .attack import Harm, Tally, begin, half_written, no_room, status, undisturbed
 from .settings import SEED, TRIES, tell
 
 verbs = pytest.mark.parametrize("verb", ["train", "sample", "infer"])
@@ -15,20 +16,20 @@ verbs = pytest.mark.parametrize("verb", ["train", "sample", "infer"])
 
 @pytest.fixture
 def disk(tmp_path):
-    """A function (folder, bytes or None): a disk in memory of that size, or room on it, or with
-    "ro" nothing to be written. Skips where nothing may be mounted.
+    """A function (folder, size): a disk in memory of so many bytes, or what there is made as large;
+    None for room, "ro" for what may not be written. Skips where nothing may be mounted.
     """
     mounted = []
 
     def mount(folder, size):
-        size = "16m" if size is None else size
-        new = folder not in mounted
-        options = size if size == "ro" else f"rw,size={max(size, 4096) if new else size}"
-        words = ["mount", "-t", "tmpfs", "-o", options if new else f"remount,{options}"]
-        done = subprocess.run([*words, "tmpfs", str(folder)], capture_output=True)
+        told = {None: "rw,size=16m", "ro": "ro"}
+        options = told[size] if size in told else f"rw,size={max(size, 4096)}"
+        options = f"remount,{options}" if folder in mounted else options
+        words = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        done = subprocess.run(words, capture_output=True, text=True)
         if done.returncode:
-            pytest.skip(f"no disk can be mounted here: {done.stderr.decode()}")
-        if new:
+            pytest.skip(f"no disk can be mounted here: {done.stderr}")
+        if folder not in mounted:
             mounted.append(folder)
 
     yield mount
@@ -58,14 +59,20 @@ def test_a_command_on_a_read_only_disk_leaves_all_and_goes_on_when_it_may(
     commands, tmp_path, disk, verb
 ):
     command, result = commands[verb]
-    count, place = tmp_path / "count", tmp_path / "disk"
+    draw, tally, count = random.Random(SEED), Tally(), tmp_path / "count"
     expected, _, done = undisturbed(command, result, tmp_path / "whole", count)
-    place.mkdir()
-    disk(place, None)
-    out = place / "out"
-    status(begin(command(out), out, count, Harm(kill_before=done["writes"] // 2)))
-    disk(place, "ro")
-    assert status(begin(command(out), out, count, Harm())) == 1
-    disk(place, None)
-    assert status(begin(command(out), out, count, Harm())) == 0
-    assert result(out) == expected and not half_written(out)
+    for number in range(TRIES // 5):
+        place, write = tmp_path / f"{number}", draw.randint(1, done["writes"])
+        place.mkdir()
+        disk(place, None)
+        out = place / "out"
+        status(begin(command(out), out, count, Harm(write)))
+        disk(place, "ro")
+        refused = status(begin(command(out), out, count, Harm()))
+        tally.harmed += refused == 1
+        disk(place, None)
+        code = status(begin(command(out), out, count, Harm()))
+        same = code == 0 and refused == 1 and result(out) == expected
+        told = f"killed before write {write}, then exit {refused}"
+        tally.judge(told, code, same, bool(half_written(out)))
+    tell(tally, f"{verb}, killed, then on a read-only disk")
