@@ -284,6 +284,8 @@ BEST = {"step": 1, "distance": 2.0, "count": 9, "detector": "a"}
         (say_in_state(round=63000), "round 63000"),
         (say_in_state(round=math.inf), "round inf"),
         (say_in_state(seconds=math.inf), "seconds are inf"),
+        (say_in_state(skipped=["x"]), "skipped are"),
+        (say_in_state(rollbacks=10**9), "rollbacks are 1000000000"),
         (say_in_state(best=BEST | {"distance": None}), "no usable distance"),
         (say_in_state(best=7), "no usable step"),
         (nest_state, "cannot be read as JSON"),

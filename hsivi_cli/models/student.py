@@ -128,7 +128,12 @@ def check_best(best: dict | None) -> None:
         return
     told = best if isinstance(best, dict) else {}
     wrong = [key for key, kind in BEST.items() if not isinstance(told.get(key), kind)]
-    numbers = {"distance": [told.get("distance")], "moments": told.get("moments") or []}
+    distances = told.get("distances", {})
+    numbers = {
+        "distance": [told.get("distance")],
+        "distances": list(distances.values()) if isinstance(distances, dict) else None,
+        "moments": told.get("moments") or [],
+    }
     wrong += [key for key in numbers if key not in wrong and not all_finite(numbers[key])]
     if wrong:
         raise HsiviError(f"the best evaluation has no usable {', '.join(wrong)}: copy it again")
