@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import subprocess
 
 import pytest
 import torch
@@ -51,6 +52,16 @@ def test_a_file_is_replaced_only_by_a_whole_one(tmp_path):
     assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]
     write_text(file, "new")
     assert file.read_text() == "new" and list(tmp_path.iterdir()) == [file]
+
+
+def test_what_a_killed_process_left_of_a_file_goes_when_it_is_written_again(tmp_path):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    for name, pid in (("a[1].json", gone.pid), ("b.json", gone.pid), ("a[1].json", os.getppid())):
+        (tmp_path / f".{name}.{pid}.tmp.json").write_text("half")
+    write_text(tmp_path / "a[1].json", "whole")
+    left = {f".b.json.{gone.pid}.tmp.json", f".a[1].json.{os.getppid()}.tmp.json"}
+    assert {path.name for path in tmp_path.iterdir()} == left | {"a[1].json"}
 
 
 def test_a_folder_is_replaced_whole_and_its_temporary_goes_when_it_fails(tmp_path):
@@ -273,6 +284,8 @@ BEST = {"step": 1, "distance": 2.0, "count": 9, "detector": "a"}
         (say_in_state(round=63000), "round 63000"),
         (say_in_state(round=math.inf), "round inf"),
         (say_in_state(seconds=math.inf), "seconds are inf"),
+        (say_in_state(skipped=["x"]), "skipped are"),
+        (say_in_state(rollbacks=10**9), "rollbacks are 1000000000"),
         (say_in_state(best=BEST | {"distance": None}), "no usable distance"),
         (say_in_state(best=7), "no usable step"),
         (nest_state, "cannot be read as JSON"),
@@ -357,3 +370,21 @@ def test_an_optimizer_goes_on_as_if_it_had_not_been_written(tmp_path, kind):
     load_optimizer(restored, "o", read_tensors(tmp_path / "o.safetensors"))
     step(other, restored, 3)
     assert equal(network.state_dict(), other.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "told"),
+    [
+        ("o.0.exp_avg", torch.tensor(0.0), r"o.0.exp_avg has the shape \[\]"),
+        ("o.0.step", torch.zeros(3, 2), r"o.0.step has the shape \[3, 2\]"),
+        ("o.1.exp_avg_sq", None, "o.1 lacks exp_avg_sq"),
+    ],
+)
+def test_an_optimizers_tensors_of_other_shapes_are_refused(name, tensor, told):
+    network = nn.Linear(2, 3)
+    optimizer = torch.optim.Adam(network.parameters())
+    network(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    tensors = optimizer_tensors(optimizer, "o") | {name: tensor}
+    with pytest.raises(HsiviError, match=told):
+        load_optimizer(optimizer, "o", {n: t for n, t in tensors.items() if t is not None})

@@ -439,9 +439,9 @@ def value_of(item):
     """A value of an option that is not its default."""
     if "choices" in item.metadata:
         return next(choice for choice in item.metadata["choices"] if choice != item.default)
-    if "below" in item.metadata:
-        return 0.5
-    if isinstance(item.default, (int, float)):
+    if isinstance(item.default, float):
+        return item.default / 2 or 0.5
+    if isinstance(item.default, int):
         return item.default + 1
     others = {"nfe": "3", "start": "auto", "minutes": 1.5, "grid_top": 700}
     return others.get(item.name, "other")

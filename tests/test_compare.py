@@ -8,6 +8,7 @@ import statistics
 from dataclasses import replace
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from command import TINY, hsivi, refusal, save_detector, train
@@ -90,8 +91,6 @@ def distance_of(sampler, home, seeds):
 
 
 def real_images(home):
-    import numpy as np
-
     with np.load(home / "real.npz") as file:
         return file["images"]
 
@@ -150,14 +149,42 @@ def test_a_draw_is_kept_by_all_that_decides_it(home, tmp_path, monkeypatch):
     assert file(repeats=3, seed=0) in files and file(plot="x.png") in files
 
 
-def test_what_another_machine_drew_is_read_without_its_speed(home, measure, tmp_path):
+def test_what_another_machine_drew_is_read_without_its_speed(home, measure, monkeypatch):
     arguments = (home / "two", "--solvers", "none")
     (row,), told = measure(*arguments)
     assert row["seconds"] > 0 and "images/s" in told.stdout
-    (note,) = (tmp_path / "cache").glob("*.json")
-    edit_json(note, machine="elsewhere, 8 threads")
+    monkeypatch.setattr(ruler.platform, "node", lambda: "elsewhere")
     (again,), told = measure(*arguments)
     assert again == row | {"seconds": None} and "images/s" not in told.stdout
+
+
+def without_features(archive, note):
+    with np.load(archive) as file:
+        few = {key: file[key] for key in file.files if key != "features"}
+    np.savez(archive, **few)
+
+
+def of_another_mean(archive, note):
+    with np.load(archive) as file:
+        other = {key: file[key] for key in file.files}
+    np.savez(archive, **other | {"mu": other["mu"] + 1})
+
+
+def of_other_seconds(archive, note):
+    told = json.loads(note.read_text())
+    note.write_text(json.dumps(told | {"seconds": "long"}))
+
+
+@pytest.mark.parametrize("damage", [without_features, of_another_mean, of_other_seconds])
+def test_a_cache_that_is_not_as_it_was_written_is_drawn_again(
+    home, measure, tmp_path, drawings, damage
+):
+    before, _ = measure(home / "two", "--solvers", "none")
+    (note,) = (tmp_path / "cache").glob("*.json")
+    damage(note.with_suffix(".npz"), note)
+    drawings.clear()
+    after, _ = measure(home / "two", "--solvers", "none")
+    assert len(drawings) == 1 and after[0]["distance"] == before[0]["distance"]
 
 
 def test_a_damaged_cache_is_drawn_again(home, measure, tmp_path, drawings):

@@ -2,7 +2,9 @@
 
 import gzip
 import os
+import resource
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -22,12 +24,19 @@ from hsivi_cli.files.images import (
     seeds_done,
     to_images,
 )
+from hsivi_cli.files.logs import rows_of
 from hsivi_cli.files.pngs import save_png, saving
+from hsivi_cli.files.whole import read_json, read_tensors
 
 
 def random_images(count=5, height=6, width=7, channels=3, seed=0):
     rng = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (count, height, width, channels), generator=rng).to(torch.uint8)
+
+
+def open_first(file):
+    """The first batch of the folder in which a file lies."""
+    return next(open_images(file.parent)[1])
 
 
 def test_all_grey_levels_survive_the_way_to_floats_and_back():
@@ -80,6 +89,17 @@ def test_a_picture_that_cannot_be_written_ends_the_writing_with_its_reason(tmp_p
     with pytest.raises(HsiviError, match="could not write"), saving(tmp_path) as save:
         save(random_images(count=4), range(4))
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
+
+
+def test_a_picture_of_which_a_full_disk_takes_a_part_is_none(tmp_path):
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40, old[1]))
+    try:
+        with pytest.raises(HsiviError, match=r"could not write .*: No space left"):
+            save_png(random_images(count=1), [0], tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert not list(tmp_path.iterdir())
 
 
 def test_folders_are_read_in_batches_with_their_count(tmp_path):
@@ -179,6 +199,25 @@ def test_a_pipe_named_like_an_image_is_none(tmp_path):
     os.mkfifo(tmp_path / "00002.png")
     (tmp_path / "00003.png").mkdir()
     assert len(read_folder(tmp_path)) == 2
+
+
+def test_sizes_are_compared_before_any_image_takes_memory(tmp_path):
+    for name in range(30):
+        Image.new("RGB", (2000, 2000)).save(tmp_path / f"{name:02d}.png")
+    Image.new("RGB", (2000, 1999)).save(tmp_path / "30.png")
+    tracemalloc.start()
+    with pytest.raises(HsiviError, match=r"30\.png: 2000 x 1999 RGB, but 00\.png is 2000 x 2000"):
+        list(open_images(tmp_path)[1])
+    assert tracemalloc.get_traced_memory()[1] < 2000 * 2000 * 3
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("read", [read_json, read_tensors, rows_of, read_npz])
+def test_a_pipe_among_files_is_named_and_not_waited_for(tmp_path, read):
+    os.mkfifo(tmp_path / "00000.png")
+    with pytest.raises(HsiviError, match=r"00000\.png is no file, but a pipe"):
+        read(tmp_path / "00000.png")
+    assert seeds_done(tmp_path) == set()
 
 
 def test_modes_that_would_lose_something_are_refused_by_name(tmp_path):

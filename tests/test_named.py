@@ -73,6 +73,7 @@ def test_a_name_that_is_none_is_told_which_there_are():
         assert "is no target: banana" in refused(name)
     assert "has 2 coordinates" in refused("banana", 3)
     assert "needs --dim" in refused("densities:good", None)
+    assert "from 1 to 9999" in refused("densities:good", 2**64)
 
 
 def test_the_diffusion_bridge_wants_a_target_and_a_base_that_fit_it():

@@ -10,12 +10,13 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from command import TINY, hsivi, read_folder, refusal, train, tree
+from command import QUICK, TINY, hsivi, read_folder, refusal, train, tree
 from PIL import Image
 
 from hsivi_cli.config import TrainConfig
 from hsivi_cli.files import images, pngs
-from hsivi_cli.files.images import read_npz
+from hsivi_cli.files.folder import holding
+from hsivi_cli.files.images import MARK, read_npz
 from hsivi_cli.metrics.own import start_judge
 from hsivi_cli.models.draw import draw, solver_sampler, student_sampler
 from hsivi_cli.models.loading import load_teacher
@@ -109,6 +110,40 @@ def test_a_folder_of_another_kind_is_refused_and_left_alone(home, tmp_path, opti
     assert tree(tmp_path / "out") == before
 
 
+def test_of_two_kinds_that_claim_a_new_folder_at_once_one_is_refused(home, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+
+    def another_comes_first(folder):
+        monkeypatch.undo()
+        fresh = sample.is_fresh(folder)
+        quiet_sample(home / "run", "--count", 2, "--out", out, "--dtype", "bfloat16")
+        return fresh
+
+    monkeypatch.setattr(sample, "is_fresh", another_comes_first)
+    told = refusal("sample", home / "run", "--count", 2, "--out", out)
+    assert "another kind (dtype differs)" in told
+    assert json.loads((out / MARK).read_text())["dtype"] == "bfloat16" and len(names(out)) == 3
+
+
+def test_a_run_and_samplers_never_share_a_folder(home, tmp_path):
+    words = (home / "run", "--count", 1, "--out", tmp_path / "out")
+    with holding(tmp_path / "out"):
+        assert "another process runs in" in refusal("sample", *words)
+    with holding(tmp_path / "out", shared=True):
+        quiet_sample(*words)
+        told = refusal("train", home / "teacher", "--out", tmp_path / "out", *QUICK)
+        assert "another process runs in" in told
+
+
+def test_a_folder_is_claimed_where_there_are_no_links(home, tmp_path, monkeypatch):
+    def without(*places):
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr(os, "link", without)
+    quiet_sample(home / "run", "--count", 1, "--out", tmp_path / "out")
+    assert names(tmp_path / "out") == ["00000.png", MARK]
+
+
 def test_runs_of_the_same_weights_and_other_layers_are_not_mixed(home, tmp_path):
     quiet_sample(home / "run", "--count", 2, "--out", tmp_path / "out")
     told = refusal("sample", home / "other", "--count", 4, "--out", tmp_path / "out")
@@ -157,6 +192,20 @@ def test_labels_of_all_images_or_of_each(home, tmp_path):
         quiet_sample(home / "classes-run", "--count", 3, "--out", out, *options)
         assert torch.equal(read_npz(out), drawn(student, range(3), 3, labels))
     assert not torch.equal(read_npz(tmp_path / "2.npz"), read_npz(tmp_path / "0,1,2.npz"))
+
+
+def test_a_folder_keeps_each_seeds_label_and_no_image_of_another(home, tmp_path):
+    out, words = tmp_path / "out", (home / "classes-run", "--out", tmp_path / "out")
+    quiet_sample(*words, "--seeds", "0-2", "--labels", "0,1,2")
+    before = tree(out)
+    told = refusal("sample", *words, "--seeds", "1-3", "--labels", "0,1,2")
+    assert "the image of seed 1 with label 1, not 0" in told and tree(out) == before
+    assert "labels differs" in refusal("sample", *words, "--seeds", "0-2")
+    told = quiet_sample(*words, "--seeds", "1-4", "--labels", "1,2,2,0").stderr
+    assert "2 images drawn, 2 calls each, 2 were there" in told
+    student = student_sampler(load_student(home / "classes-run"))
+    assert torch.equal(read_folder(out), drawn(student, range(5), 5, [0, 1, 2, 2, 0]))
+    assert "labels   0, 1, 2" in hsivi("info", out).stdout
 
 
 @pytest.mark.parametrize("source", ["teacher", "run"])
@@ -313,7 +362,7 @@ def test_an_archive_takes_the_place_of_images_alone(home, tmp_path):
     np.savez(tmp_path / "labels.npz", labels=np.arange(3))
     before = tree(tmp_path)
     told = refusal("sample", home / "run", "--out", tmp_path / "labels.npz")
-    assert "holds something else (labels)" in told and tree(tmp_path) == before
+    assert "holds something else than images" in told and tree(tmp_path) == before
 
 
 def test_what_tells_of_a_teacher_is_refused_of_a_run(save_teacher, tmp_path):

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import math
 import os
 import shutil
 import signal
@@ -494,6 +495,10 @@ def test_a_damaged_description_of_a_run_is_one_line(teacher, tmp_path):
     out = tmp_path / "run"
     train(teacher, out, "--steps", 0)
     whole = json.loads((out / "hsivi.json").read_text())
+    best = {"step": 3, "distance": math.nan, "count": 9, "detector": "d", "moments": ["x"]}
+    best["distances"] = {"2": "x"}
+    (out / "hsivi.json").write_text(json.dumps(whole | {"best": best}))
+    assert "no usable distance, distances, moments" in refusal("info", out)
     (out / "hsivi.json").write_text(json.dumps(whole | {"best": {"step": 3}}))
     for verb in (("train", teacher, *QUICK, "--out"), ("info",)):
         assert "no usable distance, count, detector" in refusal(*verb, out)

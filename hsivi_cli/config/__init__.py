@@ -4,6 +4,7 @@
 
 from .inference import TARGETS, InferConfig
 from .options import (
+    COUNTS,
     DATA_ROOT,
     DTYPES,
     ORIGIN,
@@ -12,6 +13,7 @@ from .options import (
     SUBFOLDER,
     VARIANT,
     flag_of,
+    is_whole,
     option,
     option_fields,
     parse_numbers,
@@ -30,6 +32,7 @@ from .training import (
 from .viewing import CompareConfig, FidConfig, SampleConfig
 
 __all__ = [
+    "COUNTS",
     "DATA_ROOT",
     "DTYPES",
     "ORIGIN",
@@ -50,6 +53,7 @@ __all__ = [
     "TrainConfig",
     "choices_in",
     "flag_of",
+    "is_whole",
     "of_nfe",
     "option",
     "option_fields",

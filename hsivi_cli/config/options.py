@@ -20,11 +20,15 @@ DATA_ROOT = "where torchvision's data sets lie"
 DATA_HERE = DATA_ROOT + "; default: data"
 REVISION = "a hub teacher's revision, for example one with EMA weights"
 VARIANT = "a teacher's weights variant, such as fp16 or ema"
+FORCE = "write over a named file that is not one of hsivi's own"
 SUBFOLDER = "a folder within the teacher's"
 CLIPS = ("auto", "on", "off")
 DTYPES = ("float32", "bfloat16")
 ORIGIN = ("revision", "variant", "subfolder")  # of a teacher: which of what lies at its name
 RATES = 1e6  # learning rates lie below; Adam's arithmetic ends at some 1e38
+CALLS = 100_000  # numbers of network calls lie below: no schedule has as many times
+COUNTS = 10**8  # all that is counted otherwise: images, steps, samples
+SCALE = {"above": 1e-6, "below": 1e6}  # where float32 has room to square and exponentiate
 SEEDS = 2**62  # seeds of images lie below: generators take 64 bits, and counts come on top
 
 
@@ -85,10 +89,19 @@ def fault(value, default, bounds) -> str | None:
     return None
 
 
+def is_whole(word: str, least: int, below: int) -> bool:
+    """Whether a text is a whole number in these bounds, of which Python reads no more than 4,300
+    digits.
+    """
+    return word.strip().isdecimal() and len(word) < 4300 and least <= int(word) < below
+
+
 def parse_numbers(text: str, flag: str, least: int = 1) -> list[int]:
+    """Numbers of network calls."""
     words = text.split(",")
-    if not all(word.strip().isdecimal() and int(word) >= least for word in words):
+    if not all(is_whole(word, least, CALLS) for word in words):
         raise HsiviError(
-            f"{flag} {text} must be whole numbers from {least} up, separated by commas"
+            f"{flag} {text:.80} must be whole numbers from {least} up and below {CALLS}, "
+            "separated by commas"
         )
     return [int(word) for word in words]

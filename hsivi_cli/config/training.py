@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from ..errors import HsiviError
 from .options import (
     CLIPS,
+    COUNTS,
     DATA_ROOT,
     DETECTOR,
     DETECTOR_WEIGHTS,
@@ -34,7 +35,9 @@ class TrainConfig(RunConfig):
     grid: str = option(
         "auto", "times: auto, quad, uniform, log-snr, or K+1 rising times such as 0,300,650"
     )
-    grid_top: int | None = option(None, "the last time of the grid, in place of its own rule")
+    grid_top: int | None = option(
+        None, "the last time of the grid, in place of its own rule", least=1, below=COUNTS
+    )
     start: str = option(
         "ddim",
         "what the layers are before training: ddim, a solver with spacing, or auto for the best",
@@ -48,11 +51,13 @@ class TrainConfig(RunConfig):
         0,
         "updates that fit the start's coefficients to the teacher's images, before training",
         least=0,
+        below=COUNTS,
     )
     regress_steps: int = option(
         0,
         "updates of regression on the teacher's own paths, before distilling",
         least=0,
+        below=COUNTS,
     )
     regress_rate: float = option(
         3e-4, "the student's learning rate in --regress-steps", above=0, below=RATES
@@ -73,7 +78,9 @@ class TrainConfig(RunConfig):
         "the student's loss: reverse-kl or score-matching",
         choices=("reverse-kl", "score-matching"),
     )
-    a: float = option(0.5, "score-matching's a: 0.5 is HSIVI-SM, 1 to 1.2 SiD")
+    a: float = option(
+        0.5, "score-matching's a: 0.5 is HSIVI-SM, 1 to 1.2 SiD", least=-100, below=100
+    )
     weight: str = option(
         "flat",
         "weight of a level in the student's loss",
@@ -93,6 +100,7 @@ class TrainConfig(RunConfig):
         1.0,
         "levels are low + (high - low) u^power, u uniform: above 1 the low ones come more often",
         above=0,
+        below=1000,
     )
     fake_score: str = option(
         "auto",
@@ -105,10 +113,11 @@ class TrainConfig(RunConfig):
         300,
         "steps (student updates) in all; 0 writes the untrained or regressed student",
         least=0,
+        below=COUNTS,
     )
-    batch_size: int = option(32, "samples per update, over all devices", least=1)
+    batch_size: int = option(32, "samples per update, over all devices", least=1, below=COUNTS)
     accumulate: int = option(
-        1, "split each update's batch into this many parts, to save memory", least=1
+        1, "split each update's batch into this many parts, to save memory", least=1, below=COUNTS
     )
     optimizer: str = option("adam", "the optimizer of both", choices=("adam", "adamw", "amsgrad"))
     fake_beta1: float = option(0.9, "Adam's beta1 for the fake score", least=0, below=1)
@@ -146,8 +155,8 @@ class TrainConfig(RunConfig):
         run_only=True,
     )
     detector_weights: str | None = option(None, DETECTOR_WEIGHTS, run_only=True)
-    eval_every: int = option(100, "steps between evaluations", run_only=True, least=1)
-    eval_count: int = option(1000, "images of an evaluation", run_only=True, least=2)
+    eval_every: int = option(100, "steps between evaluations", run_only=True, least=1, below=COUNTS)
+    eval_count: int = option(1000, "images of an evaluation", run_only=True, least=2, below=COUNTS)
     log_with: str | None = option(
         None, "also log to tensorboard or wandb", choices=("tensorboard", "wandb"), run_only=True
     )

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .options import (
+    CALLS,
     CLIPS,
+    COUNTS,
     DATA_HERE,
     DETECTOR,
     DETECTOR_WEIGHTS,
     DEVICE,
     DTYPES,
+    FORCE,
     REVISION,
     SEEDS,
     SUBFOLDER,
@@ -44,14 +47,17 @@ class FidConfig(Options):
     json: bool = option(False, "print one JSON object")
     data_root: str | None = option(None, DATA_HERE)
     nfe: int | None = option(
-        None, "calls per image of a run; default: what it was trained for", least=1
+        None, "calls per image of a run; default: what it was trained for", least=1, below=CALLS
     )
-    count: int = option(5000, "images drawn from a run; of files, all are used", least=2)
+    count: int = option(
+        5000, "images drawn from a run; of files, all are used", least=2, below=COUNTS
+    )
     seed: int = option(
         0, "seed of the first image drawn, and of KID's subsets", least=0, below=SEEDS
     )
-    batch_size: int | None = option(None, BATCH, least=1)
+    batch_size: int | None = option(None, BATCH, least=1, below=COUNTS)
     device: str | None = option(None, DEVICE)
+    force: bool = option(False, FORCE)
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ class SampleConfig(Options):
 
     source: str | None = None
     nfe: int | None = option(
-        None, "network calls per image; default: what the run was trained for", least=1
+        None, "network calls per image; default: what the run was trained for", least=1, below=CALLS
     )
     clip_x0: str = option(
         "auto", "keep a solver's x0 in range; auto: as the teacher's pipeline does", choices=CLIPS
@@ -68,7 +74,9 @@ class SampleConfig(Options):
     solver: str | None = option(
         None, "draw the network's own images by this solver; default of a teacher: the best found"
     )
-    count: int | None = option(None, "how many images: seeds 0 to N-1; default 64", least=1)
+    count: int | None = option(
+        None, "how many images: seeds 0 to N-1; default 64", least=1, below=COUNTS
+    )
     seeds: str | None = option(None, "A-B, the seeds to draw, both ends included")
     labels: str | None = option(
         None,
@@ -78,7 +86,8 @@ class SampleConfig(Options):
         None, "a folder of PNGs named by seed, or a FILE.npz; default: samples/NAME, and its grid"
     )
     grid: str | None = option(None, "also save all images in one PNG")
-    batch_size: int | None = option(None, BATCH, least=1)
+    force: bool = option(False, FORCE)
+    batch_size: int | None = option(None, BATCH, least=1, below=COUNTS)
     dtype: str = option("float32", "the network's precision", choices=DTYPES)
     device: str | None = option(None, DEVICE)
     revision: str | None = option(None, REVISION)
@@ -113,11 +122,12 @@ class CompareConfig(Options):
         "0", "also draw the teacher's own images with this many calls; 0 does not"
     )
     teacher_solver: str = option("dpm++2-linspace", "the solver of --teacher-calls")
-    count: int = option(5000, "images of every row", least=2)
+    count: int = option(5000, "images of every row", least=2, below=COUNTS)
     tune_count: int = option(
         1000,
         "images by which a solver's best spacing is chosen, after a first round on an eighth",
         least=2,
+        below=COUNTS,
     )
     seed: int = option(
         0, "seed of the first image; the same noises for every row", least=0, below=SEEDS
@@ -126,6 +136,7 @@ class CompareConfig(Options):
         1,
         "measure every row this often, on other seeds: the distance is their mean",
         least=1,
+        below=COUNTS,
     )
     detector: str | None = option(None, "feature network; default: the reference's own")
     detector_weights: str | None = option(None, DETECTOR_WEIGHTS)
@@ -133,7 +144,7 @@ class CompareConfig(Options):
     recorded: bool = option(
         False, "add the slow rows that were measured before, where the teacher is the embedded one"
     )
-    batch_size: int = option(250, "images per batch", least=1)
+    batch_size: int = option(250, "images per batch", least=1, below=COUNTS)
     dtype: str = option("float32", "the networks' precision", choices=DTYPES)
     device: str | None = option(None, DEVICE)
     json: str | None = option(None, "write all rows to this file")
@@ -146,6 +157,7 @@ class CompareConfig(Options):
     html: str | None = option(
         None, "write one self-contained page with the table, the plot and the grids"
     )
+    force: bool = option(False, FORCE)
     cache: str | None = option(
         None, "where what was drawn before is kept; default: $HSIVI_CACHE or ~/.cache/hsivi"
     )

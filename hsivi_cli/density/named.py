@@ -27,6 +27,9 @@ POSTERIORS = {
 }
 
 
+DIMS = 10_000  # coordinates lie below: a Gaussian's covariance has as many times as many
+
+
 def load_target(name: str, dim: int | None) -> Target:
     """A target by its name, or a user's log density module:callable of `dim` coordinates."""
     known = TARGETS | POSTERIORS
@@ -40,8 +43,8 @@ def load_target(name: str, dim: int | None) -> Target:
         raise HsiviError(
             f"{name} is no target: {', '.join(known)}, or your own as module:callable with --dim"
         )
-    if dim is None or dim < 1:
-        raise HsiviError(f"{name} needs --dim, the number of its coordinates (at least 1)")
+    if dim is None or not 1 <= dim < DIMS:
+        raise HsiviError(f"{name} needs --dim, the number of its coordinates, from 1 to {DIMS - 1}")
     return Density(guarded(imported(module, attribute)), dim)
 
 

@@ -155,9 +155,14 @@ def load_optimizer(
     for name, tensor in tensors.items():
         if name.startswith(prefix + "."):
             index, key = name[len(prefix) + 1 :].split(".")
-            if tensor.shape not in ((), parameters[int(index)].shape):  # torch believes any
+            wanted = () if key == "step" else parameters[int(index)].shape
+            if tensor.shape != wanted:  # torch believes any
                 raise HsiviError(f"{name} has the shape {list(tensor.shape)}")
             state["state"].setdefault(int(index), {})[key] = tensor
+    moments = {"step", "exp_avg", "exp_avg_sq"}
+    for index, slots in state["state"].items():
+        if missing := moments - slots.keys():
+            raise HsiviError(f"{prefix}.{index} lacks {', '.join(sorted(missing))}")
     optimizer.load_state_dict(state)
 
 

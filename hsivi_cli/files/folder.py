@@ -1,4 +1,6 @@
-"""A run's folder: held by one process, and gone on with by the same run alone."""
+"""A folder of ours: held by one run, or by samplers of one kind, and gone on with by the same run
+alone.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,11 @@ except ImportError:  # Windows, where nothing keeps a second process out
 
 
 @contextlib.contextmanager
-def holding(out: Path) -> Iterator[None]:
-    """Make a run's folder and keep other processes from running in it. A folder that was made and
-    stays empty goes again.
+def holding(out: Path, shared: bool = False) -> Iterator[None]:
+    """Make a folder and keep other processes from running in it. A folder that was made and stays
+    empty goes again.
+
+    shared  let those in that hold it shared too
     """
     made = not out.exists()
     with writing(out):
@@ -31,7 +35,8 @@ def holding(out: Path) -> Iterator[None]:
     try:
         try:
             if fcntl:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process
+                kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+                fcntl.flock(lock, kind | fcntl.LOCK_NB)  # ends with the process
         except BlockingIOError:
             raise HsiviError(
                 f"another process runs in {out}: wait for it, or choose another --out"

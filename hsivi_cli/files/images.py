@@ -20,11 +20,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from ..errors import HsiviError
 from .network import FORBIDDEN, is_offline
-from .whole import replacing, write_bytes
+from .outputs import IMAGES, SOFTWARE, write_npz
+from .whole import check_kind, write_bytes
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 NPZ_KEYS = ("images", "arr_0")
@@ -65,7 +67,7 @@ def to_images(x: Tensor) -> Tensor:
 
 def open_images(path: Path, batch_size: int = 256) -> tuple[int, Iterator[Tensor]]:
     """How many images a folder or an .npz file holds, and those images, uint8 [B, H, W, C] at a
-    time.
+    time, fewer where they are large.
 
     A folder is read in the order of its file names, one batch in memory at a time; files that are
     no images are passed over.
@@ -101,6 +103,7 @@ def read_npz(path: Path) -> Tensor:
 @contextmanager
 def open_npz(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
     """An .npz file, whose arrays are read when they are asked for; never a pickle."""
+    check_kind(path)
     try:
         with zipfile.ZipFile(path):  # np.load would take a lone array or a pickle too
             pass
@@ -124,34 +127,43 @@ def _image_files(folder: Path) -> list[Path]:
 
 def _read_files(files: Sequence[Path], batch_size: int) -> Iterator[Tensor]:
     """Images in batches of so many, or of fewer where they are large."""
-    first = _read_file(files[0])
-    size = max(1, min(batch_size, MOST_BYTES // max(1, first.size)))
-    for start in range(0, len(files), size):
-        batch = [_read_file(file, files[0].name, first) for file in files[start : start + size]]
-        yield torch.from_numpy(np.stack(batch))
+    first = None
+    for start in range(0, len(files), batch_size):
+        part = files[start : start + batch_size]
+        for file in part:  # their headers, before any takes memory
+            with _opened(file) as image:
+                shape = (image.height, image.width, len(MODES[image.mode]))
+            first = first or shape
+            if shape != first:
+                raise HsiviError(
+                    f"{file}: {kind_of_image(shape)}, but {files[0].name} is "
+                    f"{kind_of_image(first)}; one folder holds images of one size and mode"
+                )
+        few = max(1, MOST_BYTES // math.prod(first))
+        for begin in range(0, len(part), few):
+            yield torch.from_numpy(np.stack([_read_file(f) for f in part[begin : begin + few]]))
 
 
-def _read_file(file: Path, other: str = "", like: np.ndarray | None = None) -> np.ndarray:
-    """One image, uint8 [H, W, C].
-
-    like  another of its folder, by name; images of other kinds are refused before they are read
-    """
+@contextmanager
+def _opened(file: Path) -> Iterator[Image.Image]:
+    """An image file of a mode that is read, its pixels not yet."""
+    check_kind(file)
     try:
         with Image.open(file) as image:
             if image.mode not in MODES:
                 raise HsiviError(
                     f"{file}: mode {image.mode} is not read; convert it to RGB or grey (L)"
                 )
-            mode = MODES[image.mode]
-            shape = (image.height, image.width, len(mode))
-            if like is not None and shape != like.shape:
-                raise HsiviError(
-                    f"{file}: {kind_of_image(shape)}, but {other} is {kind_of_image(like.shape)}; "
-                    "one folder holds images of one size and mode"
-                )
-            return np.array(image.convert(mode)).reshape(shape)
+            yield image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise HsiviError(f"{file}: not a readable image ({error})") from error
+
+
+def _read_file(file: Path) -> np.ndarray:
+    """One image, uint8 [H, W, C]."""
+    with _opened(file) as image:
+        array = np.array(image.convert(MODES[image.mode]))
+    return array if array.ndim == 3 else array[..., None]
 
 
 def kind_of_image(shape: Sequence[int]) -> str:
@@ -217,28 +229,13 @@ def seeds_done(folder: Path) -> set[int]:
     return {
         int(file.stem)
         for file in Path(folder).iterdir()
-        if re.fullmatch(r"\d{5,}\.png", file.name) and _is_whole(file)
+        if re.fullmatch(r"\d{5,}\.png", file.name) and file.is_file() and _is_whole(file)
     }
-
-
-def check_npz(path: Path | str, keys: set[str]) -> None:
-    """Refuse to replace an .npz file that does not hold what is about to be written there.
-
-    keys  one of them must be in the file
-    """
-    if Path(path).exists():
-        with open_npz(path) as file:
-            if not keys & set(file.files):
-                raise HsiviError(
-                    f"{path} exists and holds something else ({', '.join(file.files)}): choose "
-                    "another name"
-                )
 
 
 def save_npz(images: Tensor, path: Path) -> None:
     """All images, uint8 [N, H, W, C], in one file under "images"."""
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, images=images.cpu().numpy())
+    write_npz(path, IMAGES, {"images": images.cpu().numpy()})
 
 
 def grid_of(images: Tensor, columns: int | None = None) -> Tensor:
@@ -257,8 +254,8 @@ def grid_of(images: Tensor, columns: int | None = None) -> Tensor:
 
 
 def grid_png(images: Tensor, columns: int | None = None) -> bytes:
-    """`grid_of` as the bytes of a PNG."""
-    return image_png(grid_of(images, columns))
+    """`grid_of` as the bytes of a PNG that says whose it is."""
+    return image_png(grid_of(images, columns), SOFTWARE)
 
 
 def save_grid(images: Tensor, path: Path, columns: int | None = None) -> None:
@@ -266,13 +263,16 @@ def save_grid(images: Tensor, path: Path, columns: int | None = None) -> None:
     write_bytes(path, grid_png(images, columns))
 
 
-def image_png(image: Tensor) -> bytes:
-    """One image, uint8 [H, W, C], as the bytes of a PNG."""
+def image_png(image: Tensor, software: str | None = None) -> bytes:
+    """One image, uint8 [H, W, C], as the bytes of a PNG; software: what it says that made it."""
     if not has_picture(image.shape[2]):
         raise HsiviError(
             f"images of {image.shape[2]} channels have no picture: write them to an .npz file"
         )
     array = image.cpu().numpy()
-    buffer = io.BytesIO()
-    Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(buffer, format="PNG")
+    buffer, text = io.BytesIO(), PngInfo()
+    if software:
+        text.add_text("Software", software)
+    picture = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+    picture.save(buffer, format="PNG", pnginfo=text)
     return buffer.getvalue()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from .whole import write_text, writing
+from .whole import check_kind, write_text, writing
 
 
 def append(path: Path, row: dict) -> None:
@@ -20,6 +20,7 @@ def rows_of(path: Path, *keys: str) -> list[dict]:
     """
     if not path.exists():
         return []
+    check_kind(path)
     rows = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:

@@ -83,6 +83,8 @@ def check_file(path: Path | str | None, *others: Path | str | None) -> None:
         return
     if Path(path).is_dir():
         raise HsiviError(f"{path} is a folder: give the name of a file")
+    if Path(path).exists() and not Path(path).is_file():  # what is written would take its place
+        raise HsiviError(f"{path} is a device or a pipe: give the name of a file")
     for other in others:
         if other is not None and Path(path).resolve() == Path(other).resolve():
             raise HsiviError(f"{path} is named twice: what is written would take its place")

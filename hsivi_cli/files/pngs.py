@@ -6,6 +6,7 @@ and then moved, so that a file that exists is whole.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -37,7 +38,8 @@ def _write(data: bytes, path: str, temporary: str) -> None:
     """`whole.replacing` for many small files, in as few calls of the system as can be."""
     try:
         with open(temporary, "wb", buffering=0) as file:
-            file.write(data)
+            if file.write(data) < len(data):  # a disk that is full takes a part without a word
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.replace(temporary, path)
     except OSError:
         remove(Path(temporary))

@@ -161,6 +161,11 @@ class Run:
         for clock in CLOCKS:
             if not math.isfinite(found[clock]):
                 raise HsiviError(f"{clock} are {found[clock]}")
+        skipped, rollbacks = found["skipped"], found["rollbacks"]
+        if not isinstance(skipped, list) or not all(isinstance(one, int) for one in skipped):
+            raise HsiviError(f"skipped are {skipped}")
+        if rollbacks not in range(MOST_ROLLBACKS + 1):
+            raise HsiviError(f"rollbacks are {rollbacks}")
         self.trained.load(tensors, found)
         return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import math
 import os
@@ -34,10 +35,14 @@ def writing(path: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file or folder beside `path` that takes its place when the block succeeds, and is
-    removed when it fails.
+    removed when it fails. What a killed process left of the same one goes too.
     """
     path = Path(path)
-    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp{path.suffix}"
+    temporary = temporary_of(path)
+    for other in path.parent.glob(f".{glob.escape(path.name)}.*.tmp*"):
+        left = LEFT.fullmatch(other.name)
+        if left and not is_another(int(left[1])):
+            remove(other)
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,6 +52,11 @@ def replacing(path: Path) -> Iterator[Path]:
             os.replace(temporary, path)
     finally:
         remove(temporary)
+
+
+def temporary_of(path: Path) -> Path:
+    """Where this process writes what is to take the place of `path`."""
+    return path.parent / f".{path.name}.{os.getpid()}.tmp{path.suffix}"
 
 
 def remove(path: Path) -> None:
@@ -96,6 +106,23 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", errors="replace")  # names of odd bytes
 
 
+def create_text(path: Path, text: str) -> None:
+    """`write_text` of a file that another process may write first: what is there stays."""
+    temporary = temporary_of(path)
+    try:
+        with writing(path):
+            temporary.write_text(text, encoding="utf-8")
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                pass
+            except OSError:  # a file system without links, where it can only be likely
+                if not path.exists():
+                    os.replace(temporary, path)
+    finally:
+        remove(temporary)
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     with replacing(path) as temporary:
         temporary.write_bytes(data)
@@ -114,8 +141,15 @@ def write_json(path: Path, content: dict) -> None:
     write_text(path, json.dumps(strict(content), indent=1, allow_nan=False) + "\n")
 
 
+def check_kind(path: Path) -> None:
+    """Refuse a pipe or a device, which would be waited for."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise HsiviError(f"{path} is no file, but a pipe or a device: take it out")
+
+
 def read_json(path: Path) -> dict:
     """The object in a JSON file."""
+    check_kind(path)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -146,6 +180,7 @@ def let_read(file: Path) -> None:
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file, on the CPU. Refuses what is not finite."""
+    check_kind(path)
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -136,7 +136,7 @@ class Ruler:
         config = self.config
         seeds = range(config.seed, config.seed + config.repeats * config.count, config.count)
         files = [self.file(sampler, seed, config.count) for seed in seeds]
-        return self.device.type == "cpu" and not all(f.with_suffix(".json").exists() for f in files)
+        return self.device.type == "cpu" and not all(map(self.kept, files))
 
     def file(self, sampler: Sampler, seed: int, count: int) -> Path:
         """Where the cache keeps a draw, without suffix: a name made of all that decides it."""
@@ -158,18 +158,28 @@ class Ruler:
         drawing them took, None where it was on another machine. The first images are kept too.
         """
         file = self.file(sampler, seed, count)
-        kept, note, grid = (file.with_suffix(end) for end in (".npz", ".json", ".first.npz"))
-        if kept.exists() and note.exists():
-            with contextlib.suppress(HsiviError, KeyError):  # damaged: draw again
-                told = read_json(note)
-                seconds = told["seconds"] if told["machine"] == self.machine else None
-                return load_statistics(kept), seconds
+        if found := self.kept(file):
+            return found
         found, first, seconds = self.drawn(sampler, seed, count)
-        save_statistics(kept, replace(found, features=found.features[:RECALL_COUNT]))
-        save_npz(first, grid)
+        archive = file.with_suffix(".npz")
+        save_statistics(archive, replace(found, features=found.features[:RECALL_COUNT]))
+        save_npz(first, file.with_suffix(".first.npz"))
         facts = {"name": sampler.name, "nfe": sampler.nfe, "seconds": seconds}
-        write_text(note, json.dumps(facts | {"machine": self.machine}) + "\n")
-        return load_statistics(kept), seconds  # features rounded, as a later run reads them
+        facts["machine"] = self.machine
+        facts["sum"] = digest(json.dumps(facts), archive.read_bytes())
+        write_text(file.with_suffix(".json"), json.dumps(facts) + "\n")
+        return load_statistics(archive), seconds  # features rounded, as a later run reads them
+
+    def kept(self, file: Path) -> tuple[Statistics, float | None] | None:
+        """What the cache keeps of a draw; None where that is nothing, or not as it was written."""
+        try:
+            facts, archive = read_json(file.with_suffix(".json")), file.with_suffix(".npz")
+            if facts.pop("sum") != digest(json.dumps(facts), archive.read_bytes()):
+                return None
+            seconds = facts["seconds"] if facts["machine"] == self.machine else None
+            return load_statistics(archive), seconds
+        except (HsiviError, OSError, KeyError):
+            return None
 
     def drawn(self, sampler: Sampler, seed: int, count: int) -> tuple[Statistics, Tensor, float]:
         """The statistics of images of seeds seed.., the first images, and the seconds that drawing

@@ -21,8 +21,8 @@ from ..files.images import (
     open_images,
     open_npz,
 )
+from ..files.outputs import STATISTICS, write_npz
 from ..files.places import embedded
-from ..files.whole import replacing
 from .detectors import EMBEDDED, INCEPTION, Detector
 from .frechet import Moments, MomentSum
 
@@ -77,8 +77,7 @@ def save_statistics(path: Path, statistics: Statistics) -> None:
     }
     if statistics.features is not None:
         arrays["features"] = statistics.features.cpu().numpy().astype(np.float16)
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **arrays)
+    write_npz(path, STATISTICS, arrays, small=True)
 
 
 def load_statistics(path: Path) -> Statistics:

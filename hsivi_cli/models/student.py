@@ -8,6 +8,7 @@ below. docs/formats.md lists every field.
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -132,8 +133,23 @@ def check_best(best: dict | None) -> None:
     if best is None:
         return
     told = best if isinstance(best, dict) else {}
-    if wrong := [key for key, kind in BEST.items() if not isinstance(told.get(key), kind)]:
+    wrong = [key for key, kind in BEST.items() if not isinstance(told.get(key), kind)]
+    distances = told.get("distances", {})
+    numbers = {
+        "distance": [told.get("distance")],
+        "distances": list(distances.values()) if isinstance(distances, dict) else None,
+        "moments": told.get("moments") or [],
+    }
+    wrong += [key for key in numbers if key not in wrong and not all_finite(numbers[key])]
+    if wrong:
         raise HsiviError(f"the best evaluation has no usable {', '.join(wrong)}: copy it again")
+
+
+def all_finite(numbers: object) -> bool:
+    """Whether a value from a JSON file is a list of finite numbers."""
+    return isinstance(numbers, list) and all(
+        isinstance(one, int | float) and math.isfinite(one) for one in numbers
+    )
 
 
 def load_chains(folder: Path) -> tuple[dict[int, Chain], dict[int, Tensor]]:

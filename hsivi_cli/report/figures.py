@@ -7,11 +7,13 @@ import io
 import torch
 from torch import Tensor
 
+from ..files.outputs import SOFTWARE
+
 
 def png(figure) -> bytes:
-    """A matplotlib figure as the bytes of a PNG."""
+    """A matplotlib figure as the bytes of a PNG that says whose it is."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    figure.savefig(buffer, format="png", metadata={"Software": SOFTWARE})
     return buffer.getvalue()
 
 

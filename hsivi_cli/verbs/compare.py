@@ -19,7 +19,8 @@ from ..errors import HsiviError
 from ..files.device import pick_device
 from ..files.images import has_picture, save_grid
 from ..files.logs import rows_of
-from ..files.places import check_file, check_place, embedded
+from ..files.outputs import COMPARISON, PAGE, PICTURE, check_output
+from ..files.places import check_place, embedded
 from ..files.progress import command_line
 from ..files.whole import write_bytes, write_json, write_text
 from ..method.schedule import Clip
@@ -45,11 +46,7 @@ KEPT = 3  # those that go on to draw them all
 
 def run(config: CompareConfig) -> None:
     """Measure what is asked for; print the table and who wins; write the files asked for."""
-    files = [config.json, config.plot, config.html]
-    for i, file in enumerate(files):
-        check_file(file, *files[:i], *config.sources, config.reference, config.grids)
-    for folder in (config.grids, cache_of(config)):
-        check_place(folder, folder=True)
+    check_places(config)
     bare = not config.sources
     if bare:
         config = replace(config, sources=shipped(config.nfe), recorded=True)
@@ -98,6 +95,20 @@ def run(config: CompareConfig) -> None:
     print("\n".join(summary(rows)))
     curves = [curve for curve in curves if curve["points"]]
     write_files(config, rows, curves, samplers, ruler, reference)
+
+
+def check_places(config: CompareConfig) -> None:
+    """Refuse places that cannot be written to, or that hold what is to stay."""
+    read = [*config.sources, config.reference, config.detector, config.detector_weights]
+    read += [config.data_root, cache_of(config)]
+    named = [config.grids]
+    for file, kind in ((config.json, COMPARISON), (config.plot, PICTURE), (config.html, PAGE)):
+        check_output(file, kind, [*read, *named], config.force)
+        named.append(file)
+    for folder in (config.grids, cache_of(config)):
+        check_place(folder, folder=True)
+    for file in Path(config.grids).glob("*.png") if config.grids else ():
+        check_output(file, PICTURE, read, config.force)
 
 
 def caution(ruler: Ruler, path: str, drawn: dict[str, tuple], tunes: bool) -> None:

@@ -20,8 +20,7 @@ from accelerate.utils import gather_object
 from ..config import FidConfig
 from ..errors import HsiviError
 from ..files.device import drawing, enough_memory, pick_device, smaller_batch
-from ..files.images import check_npz
-from ..files.places import check_file
+from ..files.outputs import STATISTICS, check_output
 from ..metrics.detectors import INCEPTION, Detector
 from ..metrics.frechet import frechet_distance, kernel_distance, merged, precision_recall
 from ..metrics.judge import open_detector, read_files
@@ -54,9 +53,8 @@ def run(config: FidConfig) -> None:
             "nothing to compare with: give a second set (folder, .npz, run or data set), "
             "or --save-stats FILE"
         )
-    check_file(config.save_stats, config.a, config.b)
-    if config.save_stats:
-        check_npz(config.save_stats, {"mu"})
+    read = [config.a, config.b, config.detector, config.detector_weights, config.data_root]
+    check_output(config.save_stats, STATISTICS, read, config.force)
     sources = [source for source in (config.a, config.b) if source is not None]
     files, detector = read_files(*sources), None
     if config.detector is not None or len(files) < len(sources):  # statistics alone need none

@@ -66,8 +66,10 @@ def describe_images(path: Path) -> dict:
     facts = {"kind": "images", "count": count, "image": f"{channels}x{height}x{width}"}
     if (path / MARK).is_file():
         mark = read_json(path / MARK)
-        known = ("network", "nfe", "solver", "labels", "dtype")
+        known = ("network", "nfe", "solver", "dtype")
         facts |= {"kind": "samples"} | {key: mark[key] for key in known if mark.get(key)}
+        if isinstance(mark.get("labels"), dict):
+            facts["labels"] = ", ".join(map(str, sorted({*mark["labels"].values()}, key=str)))
     return facts
 
 

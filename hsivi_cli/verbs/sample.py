@@ -5,27 +5,30 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from ..config import ORIGIN, SEEDS, SampleConfig, TrainConfig, flag_of
+from ..config import COUNTS, ORIGIN, SEEDS, SampleConfig, TrainConfig, flag_of, is_whole
 from ..errors import HsiviError, counted
 from ..files.device import drawing, enough_memory, once, smaller_batch
+from ..files.folder import holding
 from ..files.images import (
     MARK,
-    check_npz,
     has_picture,
     load_png,
     save_grid,
     save_npz,
     seeds_done,
 )
-from ..files.places import check_file, check_place, name_of, shipped_students
+from ..files.outputs import IMAGES, PICTURE, check_output
+from ..files.places import check_place, name_of, shipped_students
 from ..files.pngs import saving
 from ..files.progress import Bar, say
-from ..files.whole import is_fresh, read_json, sweep, write_text
+from ..files.whole import create_text, is_fresh, read_json, sweep, write_text
 from ..method.schedule import Clip
 from ..metrics.own import start_judge
 from ..models.draw import (
@@ -58,27 +61,22 @@ def run(config: SampleConfig) -> None:
     alone = state.num_processes == 1
     places = places_of(config, name)
     check_kinds(places, sampler, alone)
-    if state.is_main_process and places.folder:
-        claim(places.folder, sampler, config)
-    state.wait_for_everyone()
-    done = seeds_done(places.folder) if places.folder else set()
-    state.wait_for_everyone()  # all have seen the same, before any draws more
-    todo = [i for i, seed in enumerate(seeds) if seed not in done]
-    todo = todo[state.process_index :: state.num_processes]
-    mine = [seeds[i] for i in todo]
-    size = config.batch_size or once(state)(lambda: batch_that_fits(sampler, device))
-    size = min(size, len(seeds))  # the same for what is left of a folder
-    batches = draw(sampler, mine, size, device, labels and [labels[i] for i in todo])
-    kept = []  # where no folder keeps them
-    writer = saving(places.folder) if places.folder else contextlib.nullcontext()
-    memory = enough_memory(f"drawing {size} images at once", smaller_batch(size))
-    with memory, Bar(total=len(mine), unit="images") as bar, writer as save:
-        for start, images in zip(range(0, len(mine), size), batches, strict=True):
-            if places.folder:
-                save(images, mine[start : start + size])
-            else:
-                kept.append(images)
-            bar.update(len(images))
+    holder = state.is_main_process and places.folder
+    with holding(places.folder, shared=True) if holder else contextlib.nullcontext():
+        if holder:
+            by_seed = labels and dict(zip(seeds, labels, strict=True))
+            claim(places.folder, sampler, config.dtype, by_seed)
+        state.wait_for_everyone()
+        done = seeds_done(places.folder) if places.folder else set()
+        state.wait_for_everyone()  # all have seen the same, before any draws more
+        todo = [i for i, seed in enumerate(seeds) if seed not in done]
+        todo = todo[state.process_index :: state.num_processes]
+        mine = [seeds[i] for i in todo]
+        size = config.batch_size or once(state)(lambda: batch_that_fits(sampler, device))
+        size = min(size, len(seeds))  # the same for what is left of a folder
+        with enough_memory(f"drawing {size} images at once", smaller_batch(size)):
+            batches = draw(sampler, mine, size, device, labels and [labels[i] for i in todo])
+            kept = keep(batches, mine, size, places.folder)
     if places.archive:
         save_npz(torch.cat(kept), places.archive)
     if places.grid:
@@ -88,6 +86,24 @@ def run(config: SampleConfig) -> None:
     there = f", {len(seeds) - len(mine)} were there" if done and alone else ""
     drawn = counted(len(mine), "image")
     say(f"{places}: {drawn} drawn, {counted(sampler.nfe, 'call')} each{there}")
+
+
+def keep(
+    batches: Iterator[Tensor], seeds: list[int], size: int, folder: Path | None
+) -> list[Tensor]:
+    """Write the images of these seeds, `size` at a time, to a folder as they come; where there is
+    none, return them.
+    """
+    kept = []
+    writer = saving(folder) if folder else contextlib.nullcontext()
+    with Bar(total=len(seeds), unit="images") as bar, writer as save:
+        for start, images in zip(range(0, len(seeds), size), batches, strict=True):
+            if folder:
+                save(images, seeds[start : start + size])
+            else:
+                kept.append(images)
+            bar.update(len(images))
+    return kept
 
 
 @dataclass(frozen=True)
@@ -108,11 +124,10 @@ class Places:
 def check_places(config: SampleConfig) -> None:
     """Refuse places that cannot be written to, before a network is loaded."""
     if is_archive(config.out):
-        check_file(config.out, config.source)
-        check_npz(config.out, {"images"})
+        check_output(config.out, IMAGES, [config.source], config.force)
     else:
         check_place(config.out, folder=True)
-    check_file(config.grid, config.out, config.source)
+    check_output(config.grid, PICTURE, [config.out, config.source], config.force)
 
 
 def places_of(config: SampleConfig, name: str) -> Places:
@@ -124,7 +139,7 @@ def places_of(config: SampleConfig, name: str) -> Places:
         return Places(folder=Path(config.out) if config.out else None, grid=grid)
     folder, grid = Path("samples", name), Path("samples", f"{name}.png")
     check_place(folder, folder=True)
-    check_file(grid)
+    check_output(grid, PICTURE, [config.source], config.force)
     return Places(folder=folder, grid=grid, shown=FIRST)
 
 
@@ -196,33 +211,42 @@ def best_solver(teacher: Teacher, nfe: int) -> str:
     return found
 
 
-def claim(folder: Path, sampler: Sampler, config: SampleConfig) -> None:
-    """Mark a folder as holding samples of this sampler. Refuses one that holds anything else."""
+def claim(folder: Path, sampler: Sampler, dtype: str, labels: dict[int, int] | None) -> None:
+    """Mark a folder as holding samples of this sampler and these labels by seed. Refuses one that
+    holds anything else, or images of other labels.
+    """
     mark = {
         "network": sampler.digest,
         "chain": chain_digest(sampler),
         "nfe": sampler.nfe,
         "solver": sampler.name if sampler.kind == "solver" else None,
-        "labels": config.labels,
-        "dtype": config.dtype,
+        "labels": None if labels is None else {str(seed): label for seed, label in labels.items()},
+        "dtype": dtype,
     }
-    if folder.is_dir() and not is_fresh(folder):
-        if not (folder / MARK).exists():
+    file = folder / MARK
+    if is_fresh(folder):
+        create_text(file, json.dumps(mark) + "\n")
+    if not file.exists():
+        raise HsiviError(
+            f"{folder} exists and holds something else than samples of hsivi: choose another --out"
+        )
+    found = read_json(file)
+    old, new = found.get("labels"), mark["labels"]
+    differs = [key for key in mark if key != "labels" and mark[key] != found.get(key)]
+    differs += ["labels"] * (not isinstance(old, type(new)))
+    if differs:
+        raise HsiviError(
+            f"{folder} holds samples of another kind ({', '.join(differs)} differs): choose "
+            "another --out"
+        )
+    for seed in sorted(seeds_done(folder) & labels.keys()) if labels else ():
+        if old.get(str(seed)) != labels[seed]:
             raise HsiviError(
-                f"{folder} exists and holds something else than samples of hsivi: choose another "
-                "--out"
+                f"{folder} holds the image of seed {seed} with label {old.get(str(seed))}, not "
+                f"{labels[seed]}: choose another --out"
             )
-        found = read_json(folder / MARK)
-        if found != mark:
-            differs = [key for key in mark if mark[key] != found.get(key)]
-            raise HsiviError(
-                f"{folder} holds samples of another kind ({', '.join(differs)} differs): choose "
-                "another --out"
-            )
-    elif folder.exists() and not folder.is_dir():
-        raise HsiviError(f"{folder} is a file: choose a folder, or a name that ends in .npz")
-    else:
-        write_text(folder / MARK, json.dumps(mark) + "\n")
+    if labels and not new.items() <= old.items():
+        write_text(file, json.dumps(mark | {"labels": old | new}) + "\n")
     sweep(folder, shared=True)
 
 
@@ -235,10 +259,12 @@ def parse_seeds(config: SampleConfig) -> range:
         return range(count)
     first, _, last = config.seeds.partition("-")
     last = last or first
-    if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last) < SEEDS):
+    if not (
+        is_whole(first, 0, SEEDS) and is_whole(last, int(first), min(int(first) + COUNTS, SEEDS))
+    ):
         raise HsiviError(
-            f"--seeds {config.seeds} must be A-B with A at most B and B below {SEEDS}, such as "
-            "0-49999"
+            f"--seeds {config.seeds:.80} must be A-B with A at most B, both below {SEEDS}, and "
+            f"fewer than {COUNTS} seeds, such as 0-49999"
         )
     return range(int(first), int(last) + 1)
 
@@ -248,6 +274,6 @@ def parse_labels(text: str | None, count: int) -> list[int] | None:
     if text is None:
         return None
     words = text.split(",")
-    if not all(word.strip().isdecimal() for word in words) or len(words) not in (1, count):
-        raise HsiviError(f"--labels {text} must be one class, or {count} separated by commas")
+    if not all(is_whole(word, 0, COUNTS) for word in words) or len(words) not in (1, count):
+        raise HsiviError(f"--labels {text:.80} must be one class, or {count} separated by commas")
     return [int(word) for word in words] * (count if len(words) == 1 else 1)

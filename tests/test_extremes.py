@@ -1,0 +1,114 @@
+"""Every option of every verb with values far out: each ends as it should, or in one line."""
+
+import typing
+
+import click
+import diffusers
+import pytest
+import torch
+from click.testing import CliRunner
+from command import QUICK, TINY, save_detector, train
+
+from hsivi_cli.cli import main
+from hsivi_cli.config import (
+    CompareConfig,
+    FidConfig,
+    InferConfig,
+    SampleConfig,
+    TrainConfig,
+    option_fields,
+)
+from hsivi_cli.files.images import save_npz
+
+CONFIGS = (TrainConfig, InferConfig, SampleConfig, FidConfig, CompareConfig)
+LONG = "9" * 5000  # more digits than Python reads
+COUNTED = ("-1", "0", str(-(2**64)), str(2**64), LONG)
+MEASURED = (*COUNTED, "nan", "inf", "1e308", "-1e308", "1e-320", "1e-30", "1e30")
+TEXTS = ("²", "-", ",", "0,1", "eta:nan", "eta:1e308", "1e308", "nan", str(2**64), LONG)
+PATHS = {
+    *("--out", "--grid", "--grids", "--json", "--html", "--plot", "--cache", "--save-stats"),
+    *("--config", "--data-root", "--reference", "--detector", "--detector-weights", "--init"),
+    *("--revision", "--variant", "--subfolder"),
+}
+
+
+@pytest.fixture(scope="module")
+def home(tiny_unet, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("extremes")
+    scheduler = diffusers.DDPMScheduler(prediction_type="sample")
+    pipeline = diffusers.DDPMPipeline(unet=tiny_unet(**TINY), scheduler=scheduler)
+    pipeline.save_pretrained(folder / "teacher")
+    train(folder / "teacher", folder / "run", "--steps", 0)
+    save_detector(folder / "detector")
+    save_npz(torch.randint(256, (9, 8, 8, 1), dtype=torch.uint8), folder / "real.npz")
+    return folder
+
+
+def words_of(home, verb):
+    """The smallest command of a verb; what is added comes after it and wins."""
+    judged = ("--reference", home / "real.npz", "--detector", home / "detector")
+    small = {
+        "train": (home / "teacher", *QUICK, "--eval-count", 9, *judged),
+        "sample": (home / "run", "--count", 2, "--device", "cpu"),
+        "fid": (home / "real.npz", home / "real.npz", *judged[2:], "--device", "cpu"),
+        "compare": (
+            *(home / "run", *judged, "--count", 9, "--solvers", "ddim-quad", "--clip-x0", "off"),
+            *("--tune-count", 2, "--device", "cpu", "--cache", home / "cache"),
+        ),
+        "infer": (
+            *("banana", "--layers", 2, "--width", 8, "--depth", 1, "--batch-size", 8),
+            *("--mixing", 8, "--steps", 1, "--count", 9, "--device", "cpu"),
+        ),
+        "info": (home / "run",),
+    }
+    return [verb, *map(str, small[verb])]
+
+
+OPTIONS = [
+    (verb, option)
+    for verb, command in main.commands.items()
+    for option in command.params
+    if isinstance(option, click.Option) and not option.is_flag
+]
+
+
+def values_of(verb, option):
+    """Values far out, and those just within an option's bounds."""
+    if isinstance(option.type, click.Choice):
+        return ["²"]
+    if option.opts[0] in PATHS:
+        return [LONG]
+    if option.type is click.INT:
+        return COUNTED
+    if option.type is not click.FLOAT:
+        return TEXTS
+    (bounds,) = (
+        item.metadata
+        for config in CONFIGS
+        for item in option_fields(config)
+        if config.__name__.lower().startswith(verb) and item.name == option.name
+    )
+    near = [bounds["least"]] if "least" in bounds else [bounds["above"] * 1.01 + 1e-300]
+    return (*MEASURED, *(str(number) for number in (*near, bounds["below"] * 0.99)))
+
+
+@pytest.mark.parametrize(
+    ("verb", "option"), OPTIONS, ids=[f"{verb} {option.opts[0]}" for verb, option in OPTIONS]
+)
+def test_a_value_far_out_is_taken_or_refused_in_a_line(home, tmp_path, monkeypatch, verb, option):
+    for number, value in enumerate(values_of(verb, option)):
+        (tmp_path / str(number)).mkdir()
+        monkeypatch.chdir(tmp_path / str(number))
+        words = [*words_of(home, verb), option.opts[0], value]
+        result = CliRunner().invoke(main, words, catch_exceptions=False)
+        told = [line for line in result.stderr.splitlines() if line.lower().startswith("error: ")]
+        assert result.exit_code in (0, 1, 2) and len(told) == (result.exit_code > 0), value[:20]
+
+
+def test_every_number_has_bounds():
+    for config in CONFIGS:
+        kinds = typing.get_type_hints(config)
+        for item in option_fields(config):
+            if {int, float} & {kinds[item.name], *typing.get_args(kinds[item.name])}:
+                bounds = item.metadata.keys()
+                assert "below" in bounds and {"least", "above"} & bounds, item.name
