@@ -2,6 +2,7 @@
 --help` is instant.
 """
 
+from .boosting import PREDICT, BoostConfig, decided
 from .inference import TARGETS, InferConfig
 from .options import (
     DATA_ROOT,
@@ -32,6 +33,7 @@ __all__ = [
     "DATA_ROOT",
     "DTYPES",
     "ORIGIN",
+    "PREDICT",
     "PRESETS",
     "RECIPE",
     "REGRESSED",
@@ -41,12 +43,14 @@ __all__ = [
     "SUBFOLDER",
     "TARGETS",
     "VARIANT",
+    "BoostConfig",
     "CompareConfig",
     "FidConfig",
     "InferConfig",
     "SampleConfig",
     "TrainConfig",
     "choices_in",
+    "decided",
     "flag_of",
     "of_nfe",
     "option",

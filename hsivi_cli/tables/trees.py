@@ -1,0 +1,89 @@
+"""Ensembles of trees, by LightGBM: fitted to text, its own model format, and read from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..config import BoostConfig
+from ..density.packages import quietly
+from ..errors import HsiviError
+
+FOLDS, MOST, PATIENCE, PRIOR_RATE = 5, 500, 20, 0.1  # of the prior mean's ensembles
+
+
+@dataclass(frozen=True)
+class Trees:
+    """How ensembles are grown.
+
+    categories  which columns of x hold categories
+    """
+
+    config: BoostConfig
+    categories: tuple[int, ...] = ()
+
+    def parameters(self, copies: int, **more) -> dict:
+        """LightGBM's. Where every row of the table is there several times, as many more of them
+        make a leaf.
+        """
+        least = self.config.min_rows * copies
+        return {
+            "num_leaves": self.config.leaves,
+            "min_data_in_leaf": least,
+            "min_data_per_group": least,  # of a category
+            "num_threads": self.config.threads,
+            "deterministic": True,  # whatever the threads
+            "force_row_wise": True,
+            "verbosity": -1,
+        } | more
+
+    def fit(
+        self, inputs: np.ndarray, wanted: np.ndarray, objective: str, before: int, copies: int
+    ) -> str:
+        """`trees` trees for wanted [N], given inputs [N, before + C] of which x are the last C."""
+        lightgbm = quietly("lightgbm", "boost")
+        options = self.parameters(copies, objective=objective, learning_rate=self.config.rate)
+        data = self.data(inputs, wanted, options, before)
+        return lightgbm.train(options, data, self.config.trees).model_to_string()
+
+    def data(self, inputs: np.ndarray, wanted: np.ndarray, options: dict, before: int, **more):
+        """LightGBM's data set, the categories of x behind `before` other columns."""
+        columns = [before + i for i in self.categories]
+        return quietly("lightgbm", "boost").Dataset(
+            inputs, wanted, categorical_feature=columns, params=options, **more
+        )
+
+    def prior(
+        self, x: np.ndarray, wanted: np.ndarray, fold: np.ndarray, classes: int = 0
+    ) -> list[str]:
+        """An ensemble for wanted [N] given x [N, C] without the rows of each fold [N], by which it
+        is stopped. With classes, wanted are their numbers and the ensemble tells probabilities.
+        """
+        lightgbm = quietly("lightgbm", "boost")
+        kind = {"objective": "multiclass", "num_class": classes} if classes else {}
+        options = self.parameters(1, learning_rate=PRIOR_RATE, **kind)
+        made = []
+        for number in range(fold.max() + 1):
+            inside = fold != number
+            data = self.data(x[inside], wanted[inside], options, 0)
+            judge = self.data(x[~inside], wanted[~inside], options, 0, reference=data)
+            stop = lightgbm.early_stopping(PATIENCE, verbose=False)
+            found = lightgbm.train(options, data, MOST, valid_sets=[judge], callbacks=[stop])
+            made.append(found.model_to_string(num_iteration=found.best_iteration))
+        return made
+
+
+def read_trees(text: str, name: str):
+    """LightGBM's Booster in a text."""
+    lightgbm = quietly("lightgbm", "boost")
+    try:
+        return lightgbm.Booster(model_str=text)
+    except lightgbm.basic.LightGBMError as error:
+        raise HsiviError(f"the trees {name} are damaged ({error}): copy the run again") from error
+
+
+def beside(columns: Sequence[np.ndarray]) -> np.ndarray:
+    """Columns [N, ...] beside one another, one block."""
+    return np.concatenate(columns, axis=1)
