@@ -44,7 +44,7 @@ class BoostConfig(Options):
         choices=("auto", "learned", "posterior"),
     )
     match: int = option(
-        0,
+        5,
         "further trees a layer, fitted to each marginal on the states that the layers above draw",
         least=0,
     )

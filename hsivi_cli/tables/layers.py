@@ -1,7 +1,7 @@
 """p(y given x) by K layers of boosted trees [DBT, Han and Zhou 2024].
 
     r_K ~ N(0, I),    r_{k-1} = g0 r0 + g1 r_k + sqrt(variance + g0^2 var) noise,    k = K..1
-    a draw of y = centre + scale (f(x) + width r_0)
+    a draw of y = centre + scale (f(x) + factor r_0)
 
 r0 and var are the mean and the variance of r_0 given (r_k, f, x), each by an ensemble a coordinate;
 g0, g1 and variance are the diffusion's (diffusion.py). So each layer has the posterior's own first
@@ -25,11 +25,9 @@ import torch
 
 from ..config import BoostConfig
 from ..method.steps import rng
-from .diffusion import levels, posterior, r0_of, r0_slope, target_of
-from .table import Table
+from .diffusion import levels, posterior, r0_of, r0_slope
 from .trees import FOLDS, Trees, beside, read_trees
 
-LEAST_WIDTH = 1e-6  # of the target's sd, where f tells all
 BLOCK = 64  # rows that are drawn for at once; their noises are the block's own
 
 
@@ -43,15 +41,16 @@ class Model:
     """What is learned.
 
     centre, scale  [D] of y; of classes 0 and 1
-    width          [D] sd of y - f, in scales
-    texts          ensembles in LightGBM's format: prior-FOLD-D, layer-K-mean-D, layer-K-variance-D
+    factor         [D, D] lower triangular: y - f, in scales, is factor r_0, and r_0 has covariance I
+    texts          ensembles in LightGBM's format: prior-FOLD-D, and layer-K- mean-D, variance-D and
+                   with `match` trees shift-D, spread-D
     """
 
     trees: Trees
     classes: int
     centre: np.ndarray
     scale: np.ndarray
-    width: np.ndarray
+    factor: np.ndarray
     texts: dict[str, str] = field(default_factory=dict)
 
     @cached_property
@@ -86,17 +85,23 @@ class Model:
 
     def moments(
         self, k: int, r: np.ndarray, f: np.ndarray, x: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray | float]:
-        """Mean [N, D] of r_0 given the states r_k [N, D], and its variance: of each, or 0 where it
-        is not learned.
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Mean of r_0 [N, D] given the states r_k [N, D], and its variance, 0 where it is not
+        learned.
         """
         inputs, kind = beside([r, f, x]), self.config.prediction_type
-        found = [self.predict(f"layer-{k}-mean-{d}", inputs) for d in range(r.shape[1])]
-        mean = r0_of(np.stack(found, 1), r, self.alpha_bar[k], kind)
+
+        def told(what: str) -> np.ndarray:
+            found = [self.predict(f"layer-{k}-{what}-{d}", inputs) for d in range(r.shape[1])]
+            return np.stack(found, 1)
+
+        matched = f"layer-{k}-shift-0" in self.texts
+        mean = r0_of(told("mean"), r, self.alpha_bar[k], kind)
+        mean = mean + told("shift") if matched else mean
         if not self.config.learns_variance:
-            return mean, 0.0
-        found = [self.predict(f"layer-{k}-variance-{d}", inputs) for d in range(r.shape[1])]
-        return mean, r0_slope(self.alpha_bar[k], kind) ** 2 * np.stack(found, 1)
+            return mean, np.zeros_like(mean)
+        variance = r0_slope(self.alpha_bar[k], kind) ** 2 * told("variance")
+        return mean, variance * np.exp(told("spread")) if matched else variance
 
     def step(
         self, k: int, r: np.ndarray, f: np.ndarray, x: np.ndarray, noise: np.ndarray
@@ -117,77 +122,5 @@ class Model:
             r = normals(shape, seed, "draw", number, self.config.calls)
             for k in range(self.config.calls, 0, -1):
                 r = self.step(k, r, f, rows, normals(shape, seed, "draw", number, k - 1))
-            y = self.centre + self.scale * (f + self.width * r)
+            y = self.centre + self.scale * (f + r @ self.factor.T)
             yield y.reshape(-1, draws, shape[1])
-
-
-@dataclass
-class Learner:
-    """A table and the model that is learned from it, layer after layer from K down."""
-
-    table: Table
-    model: Model
-
-    @classmethod
-    def new(cls, table: Table, config: BoostConfig) -> Learner:
-        categories = [i for i, column in enumerate(table.inputs) if column.words is not None]
-        classes, ones = len(table.classes or ()), np.ones(table.y.shape[1])
-        centre, scale = (0 * ones, ones) if classes else (table.y.mean(0), table.y.std(0))
-        return cls(table, Model(Trees(config, tuple(categories)), classes, centre, scale, ones))
-
-    @cached_property
-    def fold(self) -> np.ndarray:
-        """The part of the rows that each belongs to [N], of equal sizes."""
-        generator = rng(self.model.config.seed, "folds")
-        return torch.randperm(len(self.table.x), generator=generator).numpy() % FOLDS
-
-    @cached_property
-    def standard(self) -> np.ndarray:
-        return (self.table.y - self.model.centre) / self.model.scale
-
-    @cached_property
-    def f(self) -> np.ndarray:
-        """f of the training rows [N, D], each by what has not seen it."""
-        f = np.empty_like(self.table.y)
-        for fold in range(FOLDS):
-            f[self.fold == fold] = self.model.prior_of_fold(fold, self.table.x[self.fold == fold])
-        return f
-
-    def learn_prior(self) -> dict[str, float]:
-        """Grow f, and measure what it leaves."""
-        model, y = self.model, self.standard
-        wanted = [y.argmax(1)] if model.classes else y.T
-        for d, column in enumerate(wanted):
-            grown = model.trees.prior(self.table.x, column, self.fold, model.classes)
-            model.texts |= {f"prior-{fold}-{d}": text for fold, text in enumerate(grown)}
-        left = (y - self.f).std(0)
-        model.width = np.maximum(left, LEAST_WIDTH)
-        return {"left": left.mean().item()}
-
-    def learn_layer(self, k: int) -> dict[str, float]:
-        """Grow layer k on `repeats` noised states of every row. Its losses over coordinates: `loss`
-        is the mean squared error of what trees predict, and `deviance` what a normal of their mean
-        and variance loses on it (both 1 for v_prediction where trees find nothing).
-        """
-        model, config = self.model, self.model.config
-        copies, alpha_bar = config.repeats, model.alpha_bar[k]
-        r0 = (self.standard - self.f) / model.width
-        r0, f, x = (np.repeat(values, copies, axis=0) for values in (r0, self.f, self.table.x))
-        noise = normals(r0.shape, config.seed, "learn", k)
-        r = np.sqrt(alpha_bar) * r0 + np.sqrt(1 - alpha_bar) * noise
-        inputs, before = beside([r, f, x]), 2 * r0.shape[1]
-        wanted = target_of(r0, noise, alpha_bar, config.prediction_type)
-        losses, deviances = [], []
-        for d, column in enumerate(wanted.T):
-            name = f"layer-{k}-mean-{d}"
-            model.texts[name] = model.trees.fit(inputs, column, "regression", before, copies)
-            squares = (column - model.predict(name, inputs)) ** 2
-            losses.append(squares.mean())
-            if config.learns_variance:
-                name = f"layer-{k}-variance-{d}"
-                above = np.maximum(squares, np.finfo(np.float32).tiny)  # a gamma's are
-                model.texts[name] = model.trees.fit(inputs, above, "gamma", before, copies)
-                variance = model.predict(name, inputs)
-                deviances.append((squares / variance + np.log(variance)).mean())
-        found = {"loss": np.mean(losses).item()}
-        return found | ({"deviance": np.mean(deviances).item()} if deviances else {})

@@ -111,8 +111,8 @@ def values_of(cells: Cells, column: Column) -> np.ndarray:
         if None in values:
             row = values.index(None)
             raise HsiviError(
-                f"{cells.path} has {found[row]!r} in line {cells.lines[row]} of column {column.name}, which "
-                "held numbers where the run learned: mend it or leave it empty"
+                f"{cells.path} has {found[row]!r} in line {cells.lines[row]} of column "
+                f"{column.name}, which held numbers when it was learned: mend it or leave it empty"
             )
         return np.array(values, dtype=float)
     code = {word: float(i) for i, word in enumerate(column.words)}

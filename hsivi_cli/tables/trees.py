@@ -18,10 +18,12 @@ FOLDS, MOST, PATIENCE, PRIOR_RATE = 5, 500, 20, 0.1  # of the prior mean's ensem
 class Trees:
     """How ensembles are grown.
 
-    categories  which columns of x hold categories
+    width       columns of x
+    categories  which of them hold categories
     """
 
     config: BoostConfig
+    width: int
     categories: tuple[int, ...] = ()
 
     def parameters(self, copies: int, **more) -> dict:
@@ -39,18 +41,16 @@ class Trees:
             "verbosity": -1,
         } | more
 
-    def fit(
-        self, inputs: np.ndarray, wanted: np.ndarray, objective: str, before: int, copies: int
-    ) -> str:
-        """`trees` trees for wanted [N], given inputs [N, before + C] of which x are the last C."""
+    def fit(self, inputs: np.ndarray, wanted: np.ndarray, objective: str, copies: int) -> str:
+        """`trees` trees for wanted [N], given inputs [N, ...] that end in x."""
         lightgbm = quietly("lightgbm", "boost")
         options = self.parameters(copies, objective=objective, learning_rate=self.config.rate)
-        data = self.data(inputs, wanted, options, before)
+        data = self.data(inputs, wanted, options)
         return lightgbm.train(options, data, self.config.trees).model_to_string()
 
-    def data(self, inputs: np.ndarray, wanted: np.ndarray, options: dict, before: int, **more):
-        """LightGBM's data set, the categories of x behind `before` other columns."""
-        columns = [before + i for i in self.categories]
+    def data(self, inputs: np.ndarray, wanted: np.ndarray, options: dict, **more):
+        """LightGBM's data set of inputs [N, ...] that end in x."""
+        columns = [inputs.shape[1] - self.width + i for i in self.categories]
         return quietly("lightgbm", "boost").Dataset(
             inputs, wanted, categorical_feature=columns, params=options, **more
         )
@@ -67,12 +67,38 @@ class Trees:
         made = []
         for number in range(fold.max() + 1):
             inside = fold != number
-            data = self.data(x[inside], wanted[inside], options, 0)
-            judge = self.data(x[~inside], wanted[~inside], options, 0, reference=data)
+            data = self.data(x[inside], wanted[inside], options)
+            judge = self.data(x[~inside], wanted[~inside], options, reference=data)
             stop = lightgbm.early_stopping(PATIENCE, verbose=False)
             found = lightgbm.train(options, data, MOST, valid_sets=[judge], callbacks=[stop])
             made.append(found.model_to_string(num_iteration=found.best_iteration))
         return made
+
+
+class Growing:
+    """An ensemble that is given its gradients tree by tree.
+
+    total  [N] what it says of its inputs so far
+    """
+
+    def __init__(self, trees: Trees, inputs: np.ndarray, copies: int):
+        options = trees.parameters(
+            copies, objective="none", learning_rate=trees.config.rate, boost_from_average=False
+        )
+        self.total = np.zeros(len(inputs))
+        self.data = trees.data(inputs, self.total, options)
+        self.booster = quietly("lightgbm", "boost").Booster(options, self.data)
+        self.inputs, self.threads = inputs, trees.config.threads
+
+    def add(self, gradient: np.ndarray, hessian: np.ndarray) -> None:
+        """A tree down a loss, by its first two derivatives [N] by the total."""
+        number = self.booster.current_iteration()
+        self.booster.update(fobj=lambda *_: (gradient, hessian))
+        last = {"start_iteration": number, "num_iteration": 1, "num_threads": self.threads}
+        self.total = self.total + self.booster.predict(self.inputs, **last)
+
+    def text(self) -> str:
+        return self.booster.model_to_string()
 
 
 def read_trees(text: str, name: str):

@@ -42,8 +42,9 @@ from ..files.whole import (
 from ..method.steps import rng
 from ..report.boosted import card, how_to_draw
 from ..report.calibration import bands_png, calibration_png
-from ..tables import quality
-from ..tables.layers import Learner, Model
+from ..tables import scores
+from ..tables.layers import Model
+from ..tables.learner import Learner
 from ..tables.table import Column, Table, encode, read_cells, read_table, unknown_words
 from ..tables.trees import Trees
 
@@ -162,7 +163,7 @@ class Boosting:
     def tensors(self) -> dict[str, Tensor]:
         model = self.learner.model
         texts = {f"text.{name}": to_tensor(text) for name, text in model.texts.items()}
-        return {"width": torch.as_tensor(model.width)} | texts
+        return {"factor": torch.as_tensor(model.factor)} | texts
 
     def load(self, tensors: dict[str, Tensor], state: dict) -> None:
         model = self.learner.model
@@ -173,7 +174,7 @@ class Boosting:
         }
         if state["round"] and "prior-0-0" not in texts:
             raise HsiviError("it holds no trees")
-        model.texts, model.width = texts, tensors["width"].numpy()
+        model.texts, model.factor = texts, tensors["factor"].numpy()
 
     def export(self, run: Run) -> None:
         """boost.json, trees/ and README.md."""
@@ -187,7 +188,7 @@ class Boosting:
             "targets": [asdict(column) for column in table.targets],
             "centre": model.centre.tolist(),
             "scale": model.scale.tolist(),
-            "width": model.width.tolist(),
+            "factor": model.factor.tolist(),
             "config": asdict(model.config),
             "step": run.step,
             "seconds": round(run.state["seconds"], 1),
@@ -218,16 +219,16 @@ def report(out: Path, model: Model, held: Table, config: BoostConfig) -> None:
     drawn = np.concatenate([*model.sample(held.x[rows], min(config.draws, SHOWN), config.seed)])
     y = held.y[rows]
     if held.classes:
-        found = {held.targets[0].name: quality.class_scores(drawn, y)}
-        drawn, names = quality.class_shares(drawn), held.classes
+        found = {held.targets[0].name: scores.of_classes(drawn, y)}
+        drawn, names = scores.class_shares(drawn), held.classes
     else:
         names = [column.name for column in held.targets]
-        found = {n: quality.scores(drawn[..., d], y[:, d]) for d, n in enumerate(names)}
+        found = {n: scores.of_numbers(drawn[..., d], y[:, d]) for d, n in enumerate(names)}
         write_bytes(out / "bands.png", bands_png(drawn, y, names))
     write_json(out / "summary.json", {"rows": len(y), "scores": found})
     write_bytes(out / "calibration.png", calibration_png(drawn, y, names))
-    for name, scores in found.items():
-        told = ", ".join(f"{key} {value:.3g}" for key, value in scores.items())
+    for name, each in found.items():
+        told = ", ".join(f"{key} {value:.3g}" for key, value in each.items())
         say(f"{name}, {counted(len(y), 'row')} held out: {told}")
 
 
@@ -236,7 +237,7 @@ def report(out: Path, model: Model, held: Table, config: BoostConfig) -> None:
 
 def read_info(out: Path) -> dict:
     info = read_json(out / "boost.json")
-    wanted = {"fingerprint", "inputs", "targets", "centre", "scale", "width", "config", "step"}
+    wanted = {"fingerprint", "inputs", "targets", "centre", "scale", "factor", "config", "step"}
     if not wanted <= info.keys():
         raise HsiviError(
             f"{out / 'boost.json'} describes no run of this version: learn it anew in another --out"
@@ -261,15 +262,15 @@ def load(folder: str | Path) -> tuple[Model, tuple[Column, ...], tuple[Column, .
     config = BoostConfig(**info["config"])
     if info["step"] < config.calls:
         raise HsiviError(
-            f"{folder} has learned {info['step']} of {counted(config.calls, 'layer')}: type the line "
-            "that began it again"
+            f"{folder} has learned {info['step']} of {counted(config.calls, 'layer')}: type the "
+            "line that began it again"
         )
     inputs, targets = columns_of(info["inputs"]), columns_of(info["targets"])
     texts = {p.stem: p.read_text(encoding="utf-8") for p in (folder / "trees").glob("*.txt")}
     categories = tuple(i for i, column in enumerate(inputs) if column.words is not None)
-    numbers = (np.array(info[key]) for key in ("centre", "scale", "width"))
+    numbers = (np.array(info[key]) for key in ("centre", "scale", "factor"))
     classes = len(targets[0].words or ())
-    return Model(Trees(config, categories), classes, *numbers, texts), inputs, targets
+    return Model(Trees(config, len(inputs), categories), classes, *numbers, texts), inputs, targets
 
 
 def predict(config: BoostConfig, folder: Path, out: Path | None) -> None:
@@ -281,7 +282,7 @@ def predict(config: BoostConfig, folder: Path, out: Path | None) -> None:
     if out and out.suffix not in (".csv", ".npz"):
         raise HsiviError(f"--out {out} must be a .csv file, or an .npz file for the draws")
     model, inputs, targets = load(folder)
-    model.trees = Trees(replace(model.config, threads=config.threads), model.trees.categories)
+    model.trees = replace(model.trees, config=replace(model.config, threads=config.threads))
     cells = read_cells(Path(config.predict))
     x = encode(cells, inputs)
     tell_of_columns(cells, inputs, targets)
@@ -330,7 +331,7 @@ def summary(drawn: np.ndarray, targets: Sequence[Column]) -> Iterator[list]:
     classes the likeliest, and the share of each in the draws.
     """
     if words := targets[0].words:
-        for share in quality.class_shares(drawn):
+        for share in scores.class_shares(drawn):
             yield [words[share.argmax()], *share.tolist()]
         return
     quantiles = np.quantile(drawn, LEVELS, axis=1)  # [levels, N, D]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 INTERVAL = (0.025, 0.975)
 BINS = 10
@@ -17,6 +18,23 @@ def crps(draws: np.ndarray, y: np.ndarray) -> np.ndarray:
     order = 2 * np.arange(1, count + 1) - count - 1
     apart = (order * np.sort(draws, 1)).sum(1) / (count * max(count - 1, 1))
     return np.abs(draws - y[:, None]).mean(1) - apart
+
+
+def crps_gradient(draws: np.ndarray, y: np.ndarray, alpha_bar: float) -> np.ndarray:
+    """S times the gradient of `crps` by the draws [N, S], averaged over y [N] noised to a level.
+
+    E sign(draw - y) - E sign(draw - draw'), and over y ~ N(sqrt(ab) y, sigma^2) the first is
+    2 Phi((draw - sqrt(ab) y) / sigma) - 1
+    """
+    count = draws.shape[1]
+    beyond = draws - np.sqrt(alpha_bar) * y[:, None]
+    if alpha_bar < 1:
+        sigmas = torch.as_tensor(beyond / np.sqrt(1 - alpha_bar))
+        sign = 2 * torch.special.ndtr(sigmas).numpy() - 1
+    else:
+        sign = np.sign(beyond)
+    rank = draws.argsort(1).argsort(1)
+    return sign - (2 * rank - count + 1) / (count - 1)
 
 
 def log_loss_of_draws(draws: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -48,7 +66,7 @@ def covered(draws: np.ndarray, y: np.ndarray) -> float:
     return float(((low <= y) & (y <= high)).mean())
 
 
-def scores(draws: np.ndarray, y: np.ndarray) -> dict[str, float]:
+def of_numbers(draws: np.ndarray, y: np.ndarray) -> dict[str, float]:
     """All of them as means over rows, by name; draws [N, S], y [N]."""
     return {
         "rmse": float(np.sqrt(np.mean((draws.mean(1) - y) ** 2))),
@@ -65,7 +83,7 @@ def class_shares(draws: np.ndarray) -> np.ndarray:
     return np.stack([(nearest == number).mean(1) for number in range(draws.shape[2])], 1)
 
 
-def class_scores(draws: np.ndarray, y: np.ndarray) -> dict[str, float]:
+def of_classes(draws: np.ndarray, y: np.ndarray) -> dict[str, float]:
     """Accuracy, log loss and Brier score of class_shares; draws [N, S, C], y [N, C] of 0 and 1.
 
     A share of no draw counts as half of one.
