@@ -39,7 +39,7 @@ def drawn(model, x, count=2000):
     return np.concatenate(list(model.sample(np.atleast_2d(x), count, 0)))
 
 
-@pytest.mark.parametrize("options", [{}, {"calls": 100}, {"match": 0}, {"calls": 1}])
+@pytest.mark.parametrize("options", [{}, {"calls": 100, "match": 2}, {"match": 0}, {"calls": 1}])
 def test_a_linear_normal_has_its_mean_and_its_sd_whatever_the_calls(options):
     """y ~ N(1000 + 60 x, 15^2): the units are the table's own."""
     x = RNG.uniform(-1, 1, (1500, 1))
@@ -56,12 +56,12 @@ def test_a_width_that_changes_with_x_is_learned_and_calibrated():
         x = RNG.uniform(-1, 1, (count, 2))
         return x, (0.2 + np.abs(x[:, :1])) * RNG.standard_normal((count, 1))
 
-    model = learned(table(*rows(2000)), trees=60, rate=0.1)
+    model = learned(table(*rows(2000)), calls=10)
     x, y = rows(500)
     found = drawn(model, x, 200)[..., 0]
     sd, true = found.std(1), 0.2 + np.abs(x[:, 0])
     for part in (true < 0.4, (0.6 < true) & (true < 0.8), true > 1):
-        assert sd[part].mean() == pytest.approx(true[part].mean(), rel=0.25)
+        assert sd[part].mean() == pytest.approx(true[part].mean(), rel=0.3)
     measured = scores.of_numbers(found, y[:, 0])
     assert measured["picp"] == pytest.approx(0.95, abs=0.04) and measured["qice"] < 0.03
 
@@ -139,5 +139,6 @@ def test_defaults_that_depend_on_the_number_of_calls():
     told = {calls: decided(BoostConfig(calls=calls)) for calls in (5, 10, 100, 1000)}
     assert [c.trees for c in told.values()] == [20, 20, 2, 1]
     assert [c.rate for c in told.values()] == [0.1, 0.1, 1.0, 1.0]
+    assert [c.match for c in told.values()] == [5, 5, 0, 0]
     assert [c.learns_variance for c in told.values()] == [True, True, True, False]
     assert decided(BoostConfig(trees=3, rate=0.5)).rate == 0.5

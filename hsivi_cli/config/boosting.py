@@ -10,6 +10,7 @@ from .run import RunConfig
 TREES, RATE = 20, 0.1  # of a layer, where few layers do the work of many
 ALL_TREES = 200  # of all layers, which few layers stay below and many do not
 FEW = 100  # calls up to which a layer's variance is worth trees of its own
+MATCH, MATCHED = 5, 20  # trees that match a marginal, and calls up to which it pays
 PREDICT = ("predict", "draws", "seed", "threads")  # the options of drawing
 
 
@@ -43,9 +44,9 @@ class BoostConfig(Options):
         "a layer's variance: learned, or the posterior's, y known; auto: learned up to 100 calls",
         choices=("auto", "learned", "posterior"),
     )
-    match: int = option(
-        5,
-        "further trees a layer, fitted to each marginal on the states that the layers above draw",
+    match: int | None = option(
+        None,
+        "more trees a layer, fitted to its marginal on drawn states; default: 5 up to 20 calls, then 0",
         least=0,
     )
     held_out: float = option(
@@ -81,5 +82,6 @@ def decided(config: BoostConfig) -> BoostConfig:
         config,
         trees=trees,
         rate=config.rate or min(1.0, TREES * RATE / trees),
+        match=config.match if config.match is not None else MATCH * (config.calls <= MATCHED),
         checkpoint_every=config.checkpoint_every or max(1, config.calls // 20),
     )

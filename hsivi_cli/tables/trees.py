@@ -12,6 +12,7 @@ from ..density.packages import quietly
 from ..errors import HsiviError
 
 FOLDS, MOST, PATIENCE, PRIOR_RATE = 5, 500, 20, 0.1  # of the prior mean's ensembles
+STEP = 0.1  # of a tree that is given its gradients
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,11 @@ class Growing:
 
     def __init__(self, trees: Trees, inputs: np.ndarray, copies: int):
         options = trees.parameters(
-            copies, objective="none", learning_rate=trees.config.rate, boost_from_average=False
+            copies,
+            objective="none",
+            learning_rate=STEP,
+            max_delta_step=1.0,  # before the rate: second derivatives may be next to nothing
+            boost_from_average=False,
         )
         self.total = np.zeros(len(inputs))
         self.data = trees.data(inputs, self.total, options)
