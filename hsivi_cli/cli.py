@@ -19,8 +19,9 @@ import click
 
 from . import __version__
 from .config import (
+    BOOST_OUT,
+    DRAWING,
     ORIGIN,
-    PREDICT,
     PRESETS,
     RECIPE,
     REVISION,
@@ -320,26 +321,18 @@ def infer(target, out, dim, **given) -> None:
 @main.command()
 @click.argument("source", metavar="TABLE.csv|RUN")
 @click.option("--target", multiple=True, help="the column to learn; once more for each further one")
-@click.option(
-    "--out",
-    help="the run's folder, where the same command again resumes; default: runs/TABLE-CALLS; with "
-    "--predict a .csv, or an .npz of all draws; default: stdout",
-)
+@click.option("--out", help=BOOST_OUT)
 @options_of(BoostConfig)
 @click.pass_context
 def boost(context, source, target, out, **given) -> None:
-    """Learn p(target given the other columns) of a table, or draw from it for another.
-
-    TABLE.csv with --target learns, by layers of boosted trees; RUN with --predict draws.
-    """
+    """Learn p(target | other columns) of TABLE.csv by boosted trees, or draw from a RUN of it."""
     config = BoostConfig(**given)
     if config.predict is None:
         if not target:
             raise click.UsageError("Missing option '--target', a column to learn.")
-        out = out or f"runs/{Path(source).stem}-{config.calls}"
-        verb("boost").run(config, Path(source), target, Path(out))
-        return
-    for name in ("target", *(name for name in given if name not in PREDICT)):
+        place = Path(out or f"runs/{Path(source).stem}-{config.calls}")
+        return verb("boost").run(config, Path(source), target, place)
+    for name in {"target", *given} - {*DRAWING}:
         if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
             raise click.UsageError(f"{flag_of(name)} is for learning; --predict draws.")
     verb("boost").predict(config, Path(source), Path(out) if out else None)

@@ -1,12 +1,14 @@
 """Layers of boosted trees on tables whose conditional law is known."""
 
+import math
+
 import numpy as np
 import pytest
 
 from hsivi_cli.config import BoostConfig, decided
 from hsivi_cli.tables import scores
 from hsivi_cli.tables.layers import BLOCK, normals
-from hsivi_cli.tables.learner import Learner
+from hsivi_cli.tables.learner import Learner, crps_gradient
 from hsivi_cli.tables.table import Column, Table
 
 RNG = np.random.default_rng(0)
@@ -60,7 +62,7 @@ def test_a_width_that_changes_with_x_is_learned_and_calibrated():
     x, y = rows(500)
     found = drawn(model, x, 200)[..., 0]
     sd, true = found.std(1), 0.2 + np.abs(x[:, 0])
-    for part in (true < 0.4, (0.6 < true) & (true < 0.8), true > 1):
+    for part in (true < 0.4, (true > 0.6) & (true < 0.8), true > 1):
         assert sd[part].mean() == pytest.approx(true[part].mean(), rel=0.3)
     measured = scores.of_numbers(found, y[:, 0])
     assert measured["picp"] == pytest.approx(0.95, abs=0.04) and measured["qice"] < 0.03
@@ -133,6 +135,24 @@ def test_draws_of_a_block_do_not_depend_on_what_follows():
     model = learned(table(x, y))
     np.testing.assert_array_equal(drawn(model, x, 3)[:BLOCK], drawn(model, x[:BLOCK], 3))
     assert not np.array_equal(normals((3,), 0, "a"), normals((3,), 0, "b"))
+
+
+def test_the_gradient_of_crps_is_that_by_differences():
+    draws, y = RNG.standard_normal((5, 8)), RNG.standard_normal(5)
+    gradient = crps_gradient(draws, y, 1.0) / 8
+    for j in range(8):
+        moved = draws.copy()
+        moved[:, j] += 1e-7
+        found = (scores.crps(moved, y) - scores.crps(draws, y)) / 1e-7
+        np.testing.assert_allclose(gradient[:, j], found, atol=1e-6)
+
+
+def test_over_noised_y_the_gradient_of_crps_is_its_mean():
+    draws, y, alpha_bar = RNG.standard_normal((1, 4)), np.array([0.7]), 0.6
+    noised = math.sqrt(0.6) * y + math.sqrt(0.4) * RNG.standard_normal(200_000)
+    each = crps_gradient(np.repeat(draws, len(noised), 0), noised, 1.0)
+    exact = crps_gradient(draws, y, alpha_bar)[0]
+    np.testing.assert_allclose(each.mean(0), exact, atol=0.01)  # 4 standard errors
 
 
 def test_defaults_that_depend_on_the_number_of_calls():

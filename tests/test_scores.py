@@ -29,24 +29,6 @@ def test_crps_of_few_draws_has_no_bias_and_of_one_is_the_distance():
     np.testing.assert_allclose(scores.crps(np.array([[2.0]]), np.array([5.0])), 3)
 
 
-def test_the_gradient_of_crps_is_that_by_differences():
-    draws, y = RNG.standard_normal((5, 8)), RNG.standard_normal(5)
-    gradient = scores.crps_gradient(draws, y, 1.0) / 8
-    for j in range(8):
-        moved = draws.copy()
-        moved[:, j] += 1e-7
-        found = (scores.crps(moved, y) - scores.crps(draws, y)) / 1e-7
-        np.testing.assert_allclose(gradient[:, j], found, atol=1e-6)
-
-
-def test_over_noised_y_the_gradient_of_crps_is_its_mean():
-    draws, y, alpha_bar = RNG.standard_normal((1, 4)), np.array([0.7]), 0.6
-    noised = math.sqrt(0.6) * y + math.sqrt(0.4) * RNG.standard_normal(200_000)
-    each = scores.crps_gradient(np.repeat(draws, len(noised), 0), noised, 1.0)
-    exact = scores.crps_gradient(draws, y, alpha_bar)[0]
-    np.testing.assert_allclose(each.mean(0), exact, atol=0.01)  # 4 standard errors
-
-
 def test_the_log_loss_is_the_normals_own():
     found = scores.log_loss_of_draws(NORMAL, Y)
     exact = 0.5 * Y**2 + 0.5 * math.log(2 * math.pi)

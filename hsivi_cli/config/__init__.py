@@ -2,7 +2,7 @@
 --help` is instant.
 """
 
-from .boosting import PREDICT, BoostConfig, decided
+from .boosting import BOOST_OUT, DRAWING, BoostConfig, decided
 from .inference import TARGETS, InferConfig
 from .options import (
     DATA_ROOT,
@@ -30,10 +30,11 @@ from .training import (
 from .viewing import CompareConfig, FidConfig, SampleConfig
 
 __all__ = [
+    "BOOST_OUT",
     "DATA_ROOT",
+    "DRAWING",
     "DTYPES",
     "ORIGIN",
-    "PREDICT",
     "PRESETS",
     "RECIPE",
     "REGRESSED",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from .options import SEEDS, Options, option, option_like
 from .run import RunConfig
@@ -11,7 +12,11 @@ TREES, RATE = 20, 0.1  # of a layer, where few layers do the work of many
 ALL_TREES = 200  # of all layers, which few layers stay below and many do not
 FEW = 100  # calls up to which a layer's variance is worth trees of its own
 MATCH, MATCHED = 5, 20  # trees that match a marginal, and calls up to which it pays
-PREDICT = ("predict", "draws", "seed", "threads")  # the options of drawing
+DRAWING = ("predict", "draws", "seed", "threads")  # the options of drawing
+BOOST_OUT = (
+    "the run's folder, where the same command again resumes; default: runs/TABLE-CALLS. With "
+    "--predict a .csv, or an .npz of all draws; default: stdout"
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class BoostConfig(Options):
     )
     match: int | None = option(
         None,
-        "more trees a layer, fitted to its marginal on drawn states; default: 5 up to 20 calls, then 0",
+        "further trees that match a layer's marginal on drawn states; default: 5 up to 20 calls",
         least=0,
     )
     held_out: float = option(
@@ -68,7 +73,7 @@ class BoostConfig(Options):
     checkpoint_every: int | None = option(
         None, "layers between checkpoints; default: a twentieth of them", run_only=True, least=1
     )
-    on_nan: str = "stop"  # what files.run asks: trees of finite numbers are finite
+    on_nan: ClassVar[str] = "stop"  # what files.run asks: trees of finite numbers are finite
 
     @property
     def learns_variance(self) -> bool:

@@ -2,8 +2,8 @@
 
     y_k = sqrt(ab_k) y_0 + (1 - sqrt(ab_k)) f + sigma_k noise,    sigma_k = sqrt(1 - ab_k)
 
-in units in which y_0 - f has covariance I, so that y_K ~ N(f, I). In r_k = y_k - f it is a VP diffusion of
-the residual, r_k = sqrt(ab_k) r_0 + sigma_k noise, and that is what the layers see.
+in units in which y_0 - f has covariance I, so that y_K ~ N(f, I). In r_k = y_k - f it is a VP
+diffusion of the residual, r_k = sqrt(ab_k) r_0 + sigma_k noise, and that is what the layers see.
 """
 
 from __future__ import annotations

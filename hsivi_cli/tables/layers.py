@@ -5,9 +5,10 @@
 
 r0 and var are the mean and the variance of r_0 given (r_k, f, x), each by an ensemble a coordinate;
 g0, g1 and variance are the diffusion's (diffusion.py). So each layer has the posterior's own first
-two moments, however few there are [Bao et al. 2022]. f is the mean of FOLDS ensembles, each grown
-without one part of the rows; in training a row has the f of the one that did not see it, or the
-residuals would be too small.
+two moments, however few there are [Bao et al. 2022]; further ensembles move both until what is drawn
+has the right marginal (learner.py). f is the mean of FOLDS ensembles, each grown without one part
+of the rows; in training a row has the f of the one that did not see it, or the residuals would be
+too small.
 
 Arrays are float64 [N, ...], a row each; y in centre and scale is `standard`. Everything random is a
 function of (seed, purpose, layer), and trees are text from the moment that they are grown: a run
@@ -41,9 +42,9 @@ class Model:
     """What is learned.
 
     centre, scale  [D] of y; of classes 0 and 1
-    factor         [D, D] lower triangular: y - f, in scales, is factor r_0, and r_0 has covariance I
-    texts          ensembles in LightGBM's format: prior-FOLD-D, and layer-K- mean-D, variance-D and
-                   with `match` trees shift-D, spread-D
+    factor         [D, D] lower triangular: y - f, in scales, is factor r_0, r_0 of covariance I
+    texts          ensembles in LightGBM's format: prior-FOLD-D, layer-K-mean-D, layer-K-variance-D;
+                   layer-K-shift-D and layer-K-spread-D where marginals are matched
     """
 
     trees: Trees

@@ -17,11 +17,27 @@ from ..config import BoostConfig
 from ..method.steps import rng
 from .diffusion import posterior, target_of
 from .layers import Model, normals
-from .scores import crps_gradient
 from .table import Table
 from .trees import FOLDS, Growing, Trees, beside
 
 LEAST_WIDTH = 1e-6  # of the target's sd, where f tells all
+
+
+def crps_gradient(draws: np.ndarray, y: np.ndarray, alpha_bar: float) -> np.ndarray:
+    """S times the gradient of scores.crps by the draws [N, S], over y [N] noised to a level.
+
+    E sign(draw - y) - E sign(draw - draw'), and over y ~ N(sqrt(ab) y, sigma^2) the first is
+    2 Phi((draw - sqrt(ab) y) / sigma) - 1
+    """
+    count = draws.shape[1]
+    beyond = draws - np.sqrt(alpha_bar) * y[:, None]
+    if alpha_bar < 1:
+        sigmas = torch.as_tensor(beyond / np.sqrt(1 - alpha_bar))
+        sign = 2 * torch.special.ndtr(sigmas).numpy() - 1
+    else:
+        sign = np.sign(beyond)
+    rank = draws.argsort(1).argsort(1)
+    return sign - (2 * rank - count + 1) / (count - 1)
 
 
 def factor_of(left: np.ndarray, together: bool) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 INTERVAL = (0.025, 0.975)
 BINS = 10
@@ -18,23 +17,6 @@ def crps(draws: np.ndarray, y: np.ndarray) -> np.ndarray:
     order = 2 * np.arange(1, count + 1) - count - 1
     apart = (order * np.sort(draws, 1)).sum(1) / (count * max(count - 1, 1))
     return np.abs(draws - y[:, None]).mean(1) - apart
-
-
-def crps_gradient(draws: np.ndarray, y: np.ndarray, alpha_bar: float) -> np.ndarray:
-    """S times the gradient of `crps` by the draws [N, S], averaged over y [N] noised to a level.
-
-    E sign(draw - y) - E sign(draw - draw'), and over y ~ N(sqrt(ab) y, sigma^2) the first is
-    2 Phi((draw - sqrt(ab) y) / sigma) - 1
-    """
-    count = draws.shape[1]
-    beyond = draws - np.sqrt(alpha_bar) * y[:, None]
-    if alpha_bar < 1:
-        sigmas = torch.as_tensor(beyond / np.sqrt(1 - alpha_bar))
-        sign = 2 * torch.special.ndtr(sigmas).numpy() - 1
-    else:
-        sign = np.sign(beyond)
-    rank = draws.argsort(1).argsort(1)
-    return sign - (2 * rank - count + 1) / (count - 1)
 
 
 def log_loss_of_draws(draws: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -8,8 +8,6 @@ where the last checkpoint was. `load(folder)` gives the model.
 
 from __future__ import annotations
 
-import csv
-import io
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -42,13 +40,13 @@ from ..files.whole import (
 from ..method.steps import rng
 from ..report.boosted import card, how_to_draw
 from ..report.calibration import bands_png, calibration_png
+from ..report.drawn import csv_of
 from ..tables import scores
 from ..tables.layers import Model
 from ..tables.learner import Learner
 from ..tables.table import Column, Table, encode, read_cells, read_table, unknown_words
 from ..tables.trees import Trees
 
-LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)  # of the quantiles that are told of a number
 LEAST_ROWS = 10
 SHOWN = 1000  # most rows and draws that a finished run is measured on
 
@@ -290,14 +288,11 @@ def predict(config: BoostConfig, folder: Path, out: Path | None) -> None:
     if out and out.suffix == ".npz":
         write_draws(out, np.concatenate(list(blocks)), targets)
         return
-    text = io.StringIO()
-    lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(head(targets))
-    lines.writerows(line for drawn in blocks for line in summary(drawn, targets))
+    text = csv_of(blocks, targets)
     if out:
-        write_text(out, text.getvalue())
+        write_text(out, text)
     else:
-        print(text.getvalue(), end="")
+        print(text, end="")
 
 
 def tell_of_columns(cells, inputs: Sequence[Column], targets: Sequence[Column]) -> None:
@@ -316,29 +311,6 @@ def bar_over(blocks: Iterator[np.ndarray], rows: int) -> Iterator[np.ndarray]:
         for block in blocks:
             yield block
             bar.update(len(block))
-
-
-def head(targets: Sequence[Column]) -> list[str]:
-    """The names of a line's cells."""
-    if targets[0].words:
-        return [targets[0].name, *(f"p({word})" for word in targets[0].words)]
-    told = ("mean", "sd", *(f"q{level:g}" for level in LEVELS))
-    return [f"{column.name} {what}" for column in targets for what in told]
-
-
-def summary(drawn: np.ndarray, targets: Sequence[Column]) -> Iterator[list]:
-    """A line of cells for each row of draws [N, S, D]: of every target mean, sd and quantiles; of
-    classes the likeliest, and the share of each in the draws.
-    """
-    if words := targets[0].words:
-        for share in scores.class_shares(drawn):
-            yield [words[share.argmax()], *share.tolist()]
-        return
-    quantiles = np.quantile(drawn, LEVELS, axis=1)  # [levels, N, D]
-    sd = drawn.std(1, ddof=1) if drawn.shape[1] > 1 else np.zeros_like(drawn[:, 0])
-    told = np.concatenate([drawn.mean(1)[None], sd[None], quantiles])
-    for row in told.transpose(1, 2, 0):
-        yield [f"{value:.7g}" for value in row.ravel()]
 
 
 def write_draws(out: Path, drawn: np.ndarray, targets: Sequence[Column]) -> None:
