@@ -227,6 +227,10 @@ def test_what_cannot_be_learned_is_refused_before_anything_is_written(tmp_path):
         assert told in refused(tmp_path / "bad.csv", out)
     (tmp_path / "flat.csv").write_text("x,y\n" + "1,5\n" * 50)
     assert "the target y is 5 in all rows" in refused(tmp_path / "flat.csv", out)
+    (tmp_path / "flat.csv").write_text("x,y\n" + "1,5\n" * 50 + "1,6\n")
+    assert "the same in all rows that are not held out" in refused(
+        tmp_path / "flat.csv", out, "--held-out", 0.5
+    )
     assert "has no column code" in refused(table, out, "--categories", "code")
     assert not out.exists()
 

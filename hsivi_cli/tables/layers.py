@@ -5,10 +5,10 @@
 
 r0 and var are the mean and the variance of r_0 given (r_k, f, x), each by an ensemble a coordinate;
 g0, g1 and variance are the diffusion's (diffusion.py). So each layer has the posterior's own first
-two moments, however few there are [Bao et al. 2022]; further ensembles move both until what is drawn
-has the right marginal (learner.py). f is the mean of FOLDS ensembles, each grown without one part
-of the rows; in training a row has the f of the one that did not see it, or the residuals would be
-too small.
+two moments, however few there are [Bao et al. 2022]; further ensembles move both until what is
+drawn has the right marginal (learner.py). f is the mean of FOLDS ensembles, each grown without one
+part of the rows; in training a row has the f of the one that did not see it, or the residuals would
+be too small.
 
 Arrays are float64 [N, ...], a row each; y in centre and scale is `standard`. Everything random is a
 function of (seed, purpose, layer), and trees are text from the moment that they are grown: a run

@@ -59,13 +59,9 @@ def run(config: BoostConfig, path: Path, targets: Sequence[str], out: Path) -> N
     begin = (time.monotonic(), time.process_time())
     quietly("lightgbm", "boost")
     named = [name.strip() for name in (config.categories or "").split(",") if name.strip()]
-    table = read_table(path, targets, named, config.classes)
+    table = read_table(path, tuple(dict.fromkeys(targets)), named, config.classes)
     kept, held = split(table, config)
-    if len(kept.x) < max(config.leaves, LEAST_ROWS):
-        raise HsiviError(
-            f"{path} has {counted(len(kept.x), 'row')} to learn from, fewer than a tree has leaves "
-            f"(--leaves {config.leaves}) or than {LEAST_ROWS}: more rows are needed"
-        )
+    check_rows(path, kept, config)
     config = decided(config)
     about = {"table": str(path), "fingerprint": fingerprint(table)}
     with holding(out):
@@ -77,6 +73,24 @@ def split(table: Table, config: BoostConfig) -> tuple[Table, Table]:
     order = torch.randperm(len(table.x), generator=rng(config.seed, "held out")).numpy()
     held = int(config.held_out * len(order))
     return table.rows(np.sort(order[held:])), table.rows(np.sort(order[:held]))
+
+
+def check_rows(path: Path, kept: Table, config: BoostConfig) -> None:
+    """Refuse rows from which nothing can be learned, those of `path` that are not held out."""
+    if len(kept.x) < max(config.leaves, LEAST_ROWS):
+        raise HsiviError(
+            f"{path} has {counted(len(kept.x), 'row')} to learn from, fewer than a tree has leaves "
+            f"(--leaves {config.leaves}) or than {LEAST_ROWS}: more rows are needed"
+        )
+    if kept.classes:
+        same = kept.y.any(0).sum() < 2
+    else:
+        same = (kept.y == kept.y[0]).all(0).any()
+    if same:
+        raise HsiviError(
+            f"{path} has a target that is the same in all rows that are not held out: choose "
+            "another --seed, or --held-out 0"
+        )
 
 
 def fingerprint(table: Table) -> str:
@@ -99,9 +113,7 @@ def learn(
     boosting.export(run)
     trim(out / "metrics.jsonl", run.step)
     for round_ in run.rounds():
-        learner = boosting.learner
-        run.record(learner.learn_layer(config.calls + 1 - round_) if round_ else
-                   learner.learn_prior())  # fmt: skip
+        run.record(boosting.play(round_))
     if run.stopped:
         run.leave(f"at layer {run.step} of {config.calls}")
         return
@@ -157,6 +169,12 @@ class Boosting:
     out: Path
     about: dict
     learner: Learner
+
+    def play(self, round_: int) -> dict[str, float]:
+        """f in round 0, then the layers from K down."""
+        if not round_:
+            return self.learner.learn_prior()
+        return self.learner.learn_layer(self.learner.model.config.calls + 1 - round_)
 
     def tensors(self) -> dict[str, Tensor]:
         model = self.learner.model
