@@ -271,3 +271,26 @@ def test_a_teacher_of_the_bench_gets_a_detector_and_the_same_command_goes_on(tmp
     reference = load_statistics(out / "detectors/fashion-mnist-16/reference.npz")
     assert reference.stamp == detector.stamp and reference.features.shape == (300, 64)
     assert read_npz(out / "images/fashion-mnist-16-train.npz").shape == (300, 16, 16, 1)
+
+
+# ---- tables --------------------------------------------------------------------------------------
+
+
+def test_methods_on_tables_are_measured_on_the_same_held_out_rows(monkeypatch, capsys):
+    """y = 2 x + noise of sd 1, x uniform on [-2, 2]: a normal of sd s has the CRPS .56 s."""
+    tables = load_bench("tables")
+    draw = np.random.default_rng(0)
+    x = draw.uniform(-2, 2, (1000, 1))
+    y = 2 * x[:, 0] + draw.standard_normal(1000)
+    monkeypatch.setattr(tables, "DATA", {"line": lambda: (x, y)})
+    methods = ("hsivi-2,match=0", "quantiles", "normal", "mean")
+    rows = [tables.measure("line", 3, method) for method in methods]
+    crps = dict(zip(methods, (row["crps"] for row in rows), strict=True))
+    sd = 1 / y.std()
+    for method in methods[:3]:
+        assert crps[method] == pytest.approx(sd / math.sqrt(math.pi), rel=0.25), method
+    assert crps["mean"] > 2 * crps["normal"]
+    tables.show(rows)
+    head, _, *lines = capsys.readouterr().out.splitlines()
+    assert head.startswith("| data | method | splits | crps |") and len(lines) == 4
+    assert lines[2].startswith(f"| line | normal | 1 | {crps['normal']:.3g} |")

@@ -106,6 +106,12 @@ def test_a_run_that_was_interrupted_ends_as_one_that_was_not(tmp_path, monkeypat
     }
 
 
+def test_a_target_that_is_named_twice_is_one(tmp_path):
+    boost(written(tmp_path), tmp_path / "r", "--target", "y", "--target", "y")
+    info = json.loads((tmp_path / "r" / "boost.json").read_text())
+    assert [column["name"] for column in info["targets"]] == ["y"]
+
+
 def test_the_same_command_on_a_finished_run_changes_nothing(tmp_path):
     table = written(tmp_path)
     boost(table, tmp_path / "r")

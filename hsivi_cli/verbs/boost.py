@@ -82,11 +82,8 @@ def check_rows(path: Path, kept: Table, config: BoostConfig) -> None:
             f"{path} has {counted(len(kept.x), 'row')} to learn from, fewer than a tree has leaves "
             f"(--leaves {config.leaves}) or than {LEAST_ROWS}: more rows are needed"
         )
-    if kept.classes:
-        same = kept.y.any(0).sum() < 2
-    else:
-        same = (kept.y == kept.y[0]).all(0).any()
-    if same:
+    same = (kept.y == kept.y[0]).all(0)
+    if same.all() if kept.classes else same.any():  # a class may be in none of them
         raise HsiviError(
             f"{path} has a target that is the same in all rows that are not held out: choose "
             "another --seed, or --held-out 0"
