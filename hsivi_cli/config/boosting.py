@@ -37,7 +37,7 @@ class BoostConfig(Options):
         None, "how much of a tree is added; default: 2 / trees, at most 1", above=0, below=1.01
     )
     leaves: int = option(15, "most leaves of a tree", least=2)
-    min_rows: int = option(20, "fewest rows of the table in a leaf", least=1)
+    min_rows: int = option(20, "fewest rows of the table in a leaf of a layer's tree", least=1)
     repeats: int = option(10, "noises that each row is seen with in a layer", least=2)
     prediction_type: str = option(
         "v_prediction",

@@ -108,13 +108,13 @@ class Learner:
         losses, deviances = [], []
         for d, column in enumerate(wanted.T):
             name = f"layer-{k}-mean-{d}"
-            model.texts[name] = model.trees.fit(inputs, column, "regression", config.repeats)
+            model.texts[name] = model.trees.fit(inputs, column, "regression")
             squares = (column - model.predict(name, inputs)) ** 2
             losses.append(squares.mean())
             if config.learns_variance:
                 name = f"layer-{k}-variance-{d}"
                 above = np.maximum(squares, np.finfo(np.float32).tiny)  # a gamma's are
-                model.texts[name] = model.trees.fit(inputs, above, "gamma", config.repeats)
+                model.texts[name] = model.trees.fit(inputs, above, "gamma")
                 variance = model.predict(name, inputs)
                 deviances.append((squares / variance + np.log(variance)).mean())
         if config.match:
@@ -138,7 +138,7 @@ class Learner:
         mean, variance = model.moments(k, r, f, x)
         inputs = beside([r, f, x])
         for d in range(r.shape[1]):
-            shift, spread = (Growing(model.trees, inputs, config.repeats) for _ in range(2))
+            shift, spread = (Growing(model.trees, inputs) for _ in range(2))
             for number in range(config.match):
                 noise = normals((len(r),), config.seed, "match", k, d, number)
                 own = to.g0**2 * variance[:, d] * np.exp(spread.total)

@@ -12,6 +12,7 @@ from ..density.packages import quietly
 from ..errors import HsiviError
 
 FOLDS, MOST, PATIENCE, PRIOR_RATE = 5, 500, 20, 0.1  # of the prior mean's ensembles
+PRIOR_ROWS = 2  # fewest in a leaf of theirs: rows that they have not seen stop them
 STEP = 0.1  # of a tree that is given its gradients
 
 
@@ -27,11 +28,8 @@ class Trees:
     width: int
     categories: tuple[int, ...] = ()
 
-    def parameters(self, copies: int, **more) -> dict:
-        """LightGBM's. Where every row of the table is there several times, as many more of them
-        make a leaf.
-        """
-        least = self.config.min_rows * copies
+    def parameters(self, least: int, **more) -> dict:
+        """LightGBM's, `least` the fewest rows in a leaf."""
         return {
             "num_leaves": self.config.leaves,
             "min_data_in_leaf": least,
@@ -42,10 +40,13 @@ class Trees:
             "verbosity": -1,
         } | more
 
-    def fit(self, inputs: np.ndarray, wanted: np.ndarray, objective: str, copies: int) -> str:
-        """`trees` trees for wanted [N], given inputs [N, ...] that end in x."""
+    def fit(self, inputs: np.ndarray, wanted: np.ndarray, objective: str) -> str:
+        """`trees` trees for wanted [N], given inputs [N, ...] that end in x, each row of the table
+        `repeats` times.
+        """
         lightgbm = quietly("lightgbm", "boost")
-        options = self.parameters(copies, objective=objective, learning_rate=self.config.rate)
+        least = self.config.min_rows * self.config.repeats
+        options = self.parameters(least, objective=objective, learning_rate=self.config.rate)
         data = self.data(inputs, wanted, options)
         return lightgbm.train(options, data, self.config.trees).model_to_string()
 
@@ -64,7 +65,7 @@ class Trees:
         """
         lightgbm = quietly("lightgbm", "boost")
         kind = {"objective": "multiclass", "num_class": classes} if classes else {}
-        options = self.parameters(1, learning_rate=PRIOR_RATE, **kind)
+        options = self.parameters(PRIOR_ROWS, learning_rate=PRIOR_RATE, **kind)
         made = []
         for number in range(fold.max() + 1):
             inside = fold != number
@@ -77,14 +78,14 @@ class Trees:
 
 
 class Growing:
-    """An ensemble that is given its gradients tree by tree.
+    """An ensemble that is given its gradients tree by tree, for inputs as in Trees.fit.
 
     total  [N] what it says of its inputs so far
     """
 
-    def __init__(self, trees: Trees, inputs: np.ndarray, copies: int):
+    def __init__(self, trees: Trees, inputs: np.ndarray):
         options = trees.parameters(
-            copies,
+            trees.config.min_rows * trees.config.repeats,
             objective="none",
             learning_rate=STEP,
             max_delta_step=1.0,  # before the rate: second derivatives may be next to nothing
