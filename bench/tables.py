@@ -1,7 +1,7 @@
 """Predictive distributions on held-out rows of tables: the layers beside others' methods.
 
     python bench/tables.py diabetes wine --splits 0-4 --methods hsivi-10 normal --json rows.jsonl
-    python bench/tables.py --read rows.jsonl --plot docs/tables.png
+    python bench/tables.py --read rows.jsonl --common --plot docs/tables.png
 
 Each split keeps a tenth of the rows for the test and draws 200 times for each of them; y is in
 units of the training rows' sd. Scores are those of hsivi_cli/tables/scores.py for every method.
@@ -216,6 +216,26 @@ def averages(rows: Iterable[dict]) -> dict[tuple[str, str], dict[str, float]]:
     }
 
 
+def in_common(rows: list[dict]) -> list[dict]:
+    """The rows of splits that every method of a data set was measured on."""
+    seen: dict[str, dict[str, set[int]]] = {}
+    for row in rows:
+        seen.setdefault(row["data"], {}).setdefault(row["method"], set()).add(row["split"])
+    shared = {data: set.intersection(*methods.values()) for data, methods in seen.items()}
+    return [row for row in rows if row["split"] in shared[row["data"]]]
+
+
+def over_normal(rows: list[dict]) -> dict[tuple[str, str], float]:
+    """By data set and method, CRPS over that of the normal on the same splits."""
+    normal = {(row["data"], row["split"]): row for row in rows if row["method"] == "normal"}
+    groups: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for row in rows:
+        if unit := normal.get((row["data"], row["split"])):
+            pair = (row["crps"], unit["crps"])
+            groups.setdefault((row["data"], row["method"]), []).append(pair)
+    return {key: float(np.divide(*np.mean(pairs, axis=0))) for key, pairs in groups.items()}
+
+
 def show(rows: list[dict]) -> None:
     """A table in Markdown."""
     print(f"| data | method | splits | {' | '.join(MEASURES)} |\n|{'---|' * (len(MEASURES) + 3)}")
@@ -224,22 +244,36 @@ def show(rows: list[dict]) -> None:
         print(f"| {data} | {method} | {found['splits']} | {told} |")
 
 
+def show_briefly(rows: list[dict]) -> None:
+    """A table in Markdown of means over data sets, a line a method: CRPS and NLL beside those of
+    the normal, the geometric mean of ratios and the mean of differences.
+    """
+    found, ratio = averages(rows), over_normal(rows)
+    print("| method | sets | CRPS / normal | NLL - normal | qice | picp | fit | draw |")
+    print("|---|---|---|---|---|---|---|---|")
+    for method in dict.fromkeys(row["method"] for row in rows):
+        sets = [data for data, name in found if name == method]
+        own = [found[data, method] for data in sets]
+        nll = np.mean([found[data, method]["nll"] - found[data, "normal"]["nll"] for data in sets])
+        crps = np.exp(np.mean([np.log(ratio[data, method]) for data in sets]))
+        rest = [np.mean([each[m] for each in own]) for m in ("qice", "picp", "fit", "draw")]
+        told = " | ".join(f"{value:.3g}" for value in (crps, nll, *rest))
+        print(f"| {method} | {len(sets)} | {told} |")
+
+
 def plot(rows: list[dict], file: str) -> None:
     """CRPS by the number of calls, over that of the normal; Treeffuser at its 50."""
     from matplotlib.figure import Figure
 
-    found = averages(rows)
+    found = over_normal(rows)
     figure = Figure(figsize=(6, 4), dpi=100, layout="constrained")
     axes = figure.subplots()
     for data in dict.fromkeys(row["data"] for row in rows):
-        unit = found[data, "normal"]["crps"]
-        own = {m: f for (d, m), f in found.items() if d == data}
+        own = {method: ratio for (name, method), ratio in found.items() if name == data}
         calls = sorted(int(m[6:]) for m in own if m[:6] == "hsivi-" and m[6:].isdecimal())
-        (line,) = axes.plot(
-            calls, [own[f"hsivi-{k}"]["crps"] / unit for k in calls], "o-", label=data
-        )
+        (line,) = axes.plot(calls, [own[f"hsivi-{k}"] for k in calls], "o-", label=data)
         if "treeffuser" in own:
-            axes.plot([50], [own["treeffuser"]["crps"] / unit], "x", color=line.get_color())
+            axes.plot([50], [own["treeffuser"]], "x", color=line.get_color())
     axes.axhline(1, color="black", linewidth=0.6)
     axes.set(xscale="log", xlabel="calls (crosses: Treeffuser's 50 steps)")
     axes.set(ylabel="CRPS over the normal's")
@@ -253,12 +287,16 @@ def main() -> None:
     parser.add_argument("--splits", default="0-19", help="A-B, seeds of splits")
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--json", help="append one JSON line a row to this file")
-    parser.add_argument("--read", help="show the rows of this file in place of measuring")
+    parser.add_argument("--read", nargs="+", help="show these files' rows in place of measuring")
+    parser.add_argument("--common", action="store_true", help="of splits that all methods have")
+    parser.add_argument("--brief", action="store_true", help="a line a method, over data sets")
     parser.add_argument("--plot", help="with --read, quality by calls into this PNG file")
     args = parser.parse_args()
     if args.read:
-        rows = [json.loads(line) for line in Path(args.read).read_text().splitlines()]
-        show(rows)
+        texts = [Path(file).read_text() for file in args.read]
+        rows = [json.loads(line) for text in texts for line in text.splitlines()]
+        shown = in_common(rows) if args.common else rows
+        (show_briefly if args.brief else show)(shown)
         if args.plot:
             plot(rows, args.plot)
         return

@@ -294,3 +294,11 @@ def test_methods_on_tables_are_measured_on_the_same_held_out_rows(monkeypatch, c
     head, _, *lines = capsys.readouterr().out.splitlines()
     assert head.startswith("| data | method | splits | crps |") and len(lines) == 4
     assert lines[2].startswith(f"| line | normal | 1 | {crps['normal']:.3g} |")
+    tables.show_briefly(rows)
+    told = capsys.readouterr().out.splitlines()[-1].split(" | ")
+    assert told[:2] == ["| mean", "1"]
+    assert float(told[2]) == pytest.approx(crps["mean"] / crps["normal"], rel=0.01)
+    alone = rows[2] | {"split": 4, "crps": 9.0}  # of a split that the others were not measured on
+    assert tables.in_common([*rows, alone]) == rows
+    ratio = tables.over_normal([*rows, alone])
+    assert ratio["line", "mean"] == pytest.approx(crps["mean"] / crps["normal"])
