@@ -329,7 +329,7 @@ def boost(context, source, target, out, **given) -> None:
     config = BoostConfig(**given)
     if config.predict is None:
         if not target:
-            raise click.UsageError("Missing option '--target', a column to learn.")
+            raise click.UsageError("Missing option '--target' of a table, or '--predict' of a run.")
         place = Path(out or f"runs/{Path(source).stem}-{config.calls}")
         return verb("boost").run(config, Path(source), target, place)
     for name in {"target", *given} - {*DRAWING}:

@@ -259,8 +259,10 @@ def test_what_cannot_be_drawn_is_refused(tmp_path):
     assert "is named twice" in refusal(*draw, "--out", table)
     (tmp_path / "r" / "trees" / "layer-1-mean-0.txt").write_text("tree\n")
     assert "the trees layer-1-mean-0 are damaged" in refusal(*draw)
-    (tmp_path / "r" / "boost.json").write_text("{}")
-    assert "describes no run of this version" in refusal(*draw)
+    info = json.loads((tmp_path / "r" / "boost.json").read_text())
+    for other in ({}, info | {"config": info["config"] | {"of_later": 1}}):
+        (tmp_path / "r" / "boost.json").write_text(json.dumps(other))
+        assert "describes no run of this version" in refusal(*draw)
 
 
 @pytest.mark.parametrize(

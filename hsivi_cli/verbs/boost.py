@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -251,7 +251,8 @@ def report(out: Path, model: Model, held: Table, config: BoostConfig) -> None:
 def read_info(out: Path) -> dict:
     info = read_json(out / "boost.json")
     wanted = {"fingerprint", "inputs", "targets", "centre", "scale", "factor", "config", "step"}
-    if not wanted <= info.keys():
+    known = {item.name for item in fields(BoostConfig)}
+    if not (wanted <= info.keys() and info["config"].keys() <= known):
         raise HsiviError(
             f"{out / 'boost.json'} describes no run of this version: learn it anew in another --out"
         )
