@@ -89,7 +89,15 @@ def abalone() -> Rows:
     return x.astype(float), rings.to_numpy(float)
 
 
-DATA = {f.__name__: f for f in (diabetes, wine, penguins, cars, chicken, abalone)}
+def modes() -> Rows:
+    """1,500 simulated rows of two modes, further apart the larger |x_0| is, of three numbers x."""
+    draw = np.random.default_rng(0)
+    x = draw.uniform(-2, 2, (1500, 3))
+    y = np.where(draw.random(1500) < 0.5, -1, 1) * (0.5 + np.abs(x[:, 0]))
+    return x, y + 0.15 * draw.standard_normal(1500)
+
+
+DATA = {f.__name__: f for f in (diabetes, wine, penguins, cars, chicken, abalone, modes)}
 
 
 def split(name: str, seed: int) -> tuple[Rows, Rows]:
@@ -266,7 +274,7 @@ def plot(rows: list[dict], file: str) -> None:
     from matplotlib.figure import Figure
 
     found = over_normal(rows)
-    figure = Figure(figsize=(6, 4), dpi=100, layout="constrained")
+    figure = Figure(figsize=(7, 4), dpi=100, layout="constrained")
     axes = figure.subplots()
     for data in dict.fromkeys(row["data"] for row in rows):
         own = {method: ratio for (name, method), ratio in found.items() if name == data}
@@ -277,7 +285,7 @@ def plot(rows: list[dict], file: str) -> None:
     axes.axhline(1, color="black", linewidth=0.6)
     axes.set(xscale="log", xlabel="calls (crosses: Treeffuser's 50 steps)")
     axes.set(ylabel="CRPS over the normal's")
-    axes.legend()
+    axes.legend(bbox_to_anchor=(1, 1), loc="upper left")
     figure.savefig(file)
 
 
@@ -292,16 +300,17 @@ def main() -> None:
     parser.add_argument("--brief", action="store_true", help="a line a method, over data sets")
     parser.add_argument("--plot", help="with --read, quality by calls into this PNG file")
     args = parser.parse_args()
+    first, last = map(int, args.splits.split("-"))
     if args.read:
         texts = [Path(file).read_text() for file in args.read]
-        rows = [json.loads(line) for text in texts for line in text.splitlines()]
+        found = [json.loads(line) for text in texts for line in text.splitlines()]
+        rows = [row for row in found if first <= row["split"] <= last]
         shown = in_common(rows) if args.common else rows
         (show_briefly if args.brief else show)(shown)
         if args.plot:
             plot(rows, args.plot)
         return
     warnings.simplefilter("ignore")  # of others' packages
-    first, last = map(int, args.splits.split("-"))
     for seed in range(first, last + 1):
         for data in args.data or DATA:
             for method in args.methods:
