@@ -7,7 +7,14 @@ import json
 from collections.abc import Iterable
 from dataclasses import fields
 
-NUMBERS = {"grid_top": int, "sines": int}  # fields whose default, None, does not tell their type
+NUMBERS = {  # fields whose default, None, does not tell their type
+    "grid_top": int,
+    "sines": int,
+    "trees": int,
+    "match": int,
+    "checkpoint_every": int,
+    "rate": float,
+}
 
 
 def settings(words: list[str], cls) -> dict:

@@ -19,6 +19,8 @@ import click
 
 from . import __version__
 from .config import (
+    BOOST_OUT,
+    DRAWING,
     ORIGIN,
     PRESETS,
     RECIPE,
@@ -26,6 +28,7 @@ from .config import (
     SUBFOLDER,
     TARGETS,
     VARIANT,
+    BoostConfig,
     CompareConfig,
     FidConfig,
     InferConfig,
@@ -322,6 +325,26 @@ def infer(target, out, dim, **given) -> None:
     config = InferConfig(**given)
     out = out or f"runs/{target.replace(':', '-')}-{config.layers}"
     verb("infer").run(config, target, dim, Path(out))
+
+
+@main.command()
+@click.argument("source", metavar="TABLE.csv|RUN")
+@click.option("--target", multiple=True, help="the column to learn; once more for each further one")
+@click.option("--out", help=BOOST_OUT)
+@options_of(BoostConfig)
+@click.pass_context
+def boost(context, source, target, out, **given) -> None:
+    """Learn p(target | other columns) of TABLE.csv by boosted trees, or draw from a RUN of it."""
+    config = BoostConfig(**given)
+    if config.predict is None:
+        if not target:
+            raise click.UsageError("Missing option '--target' of a table, or '--predict' of a run.")
+        place = Path(out or f"runs/{Path(source).stem}-{config.calls}")
+        return verb("boost").run(config, Path(source), target, place)
+    for name in {"target", *given} - {*DRAWING}:
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{flag_of(name)} is for learning; --predict draws.")
+    verb("boost").predict(config, Path(source), Path(out) if out else None)
 
 
 @main.command()

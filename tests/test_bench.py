@@ -435,3 +435,34 @@ def test_the_default_is_trained_and_scored_on_a_teacher_once(save_teacher, tmp_p
     assert rows[1]["name"].startswith("ddim-") and rows[3]["step"] == 2
     own = load_student(out / "students" / "v-cosine-2-0").info["best"]
     assert own["reference"] == "teacher" and rows[2]["step"] == own["step"]
+
+
+# ---- tables --------------------------------------------------------------------------------------
+
+
+def test_methods_on_tables_are_measured_on_the_same_held_out_rows(monkeypatch, capsys):
+    """y = 2 x + noise of sd 1, x uniform on [-2, 2]: a normal of sd s has the CRPS .56 s."""
+    tables = load_bench("tables")
+    draw = np.random.default_rng(0)
+    x = draw.uniform(-2, 2, (1000, 1))
+    y = 2 * x[:, 0] + draw.standard_normal(1000)
+    monkeypatch.setattr(tables, "DATA", {"line": lambda: (x, y)})
+    methods = ("hsivi-2,match=0", "quantiles", "normal", "mean")
+    rows = [tables.measure("line", 3, method) for method in methods]
+    crps = dict(zip(methods, (row["crps"] for row in rows), strict=True))
+    sd = 1 / y.std()
+    for method in methods[:3]:
+        assert crps[method] == pytest.approx(sd / math.sqrt(math.pi), rel=0.25), method
+    assert crps["mean"] > 2 * crps["normal"]
+    tables.show(rows)
+    head, _, *lines = capsys.readouterr().out.splitlines()
+    assert head.startswith("| data | method | splits | crps |") and len(lines) == 4
+    assert lines[2].startswith(f"| line | normal | 1 | {crps['normal']:.3g} |")
+    tables.show_briefly(rows)
+    told = capsys.readouterr().out.splitlines()[-1].split(" | ")
+    assert told[:2] == ["| mean", "1"]
+    assert float(told[2]) == pytest.approx(crps["mean"] / crps["normal"], rel=0.01)
+    alone = rows[2] | {"split": 4, "crps": 9.0}  # of a split that the others were not measured on
+    assert tables.in_common([*rows, alone]) == rows
+    ratio = tables.over_normal([*rows, alone])
+    assert ratio["line", "mean"] == pytest.approx(crps["mean"] / crps["normal"])

@@ -22,6 +22,7 @@ from hsivi_cli.config import (
     REGRESSED,
     SOLVED,
     TARGETS,
+    BoostConfig,
     CompareConfig,
     FidConfig,
     InferConfig,
@@ -39,6 +40,7 @@ VERBS = {
     "fid": FidConfig,
     "compare": CompareConfig,
     "infer": InferConfig,
+    "boost": BoostConfig,
 }
 
 

@@ -81,6 +81,18 @@ def test_a_run_of_inference_tells_its_target_and_layers(tmp_path):
     assert "describes no run" in refusal("info", tmp_path / "y")
 
 
+def test_a_run_of_boosted_trees_tells_its_columns_and_layers(tmp_path):
+    table = tmp_path / "t.csv"
+    table.write_text("a,b,y\n" + "".join(f"{i},{i % 3},{i % 7}\n" for i in range(40)))
+    small = ("--calls", 2, "--trees", 2, "--match", 0, "--threads", 1)
+    hsivi("boost", table, "--target", "y", "--out", tmp_path / "r", *small)
+    facts = told_of(tmp_path / "r")
+    assert (facts["kind"], facts["targets"], facts["columns"]) == ("boosted trees", "y", "a, b")
+    assert (facts["layers"], facts["rows"]) == ("2 of 2", 36)
+    (tmp_path / "r" / "boost.json").write_text("{}")
+    assert "describes no run" in refusal("info", tmp_path / "r")
+
+
 def test_a_teachers_variant_and_subfolder_are_options(save_teacher, tmp_path):
     save_teacher(variant="fp16", folder="deep/teacher", **TINY)
     origin = ("--subfolder", "teacher", "--variant", "fp16")

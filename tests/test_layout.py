@@ -19,6 +19,7 @@ FLOORS = [
     "models",
     "metrics",
     "density",
+    "tables",
     "report",
     "verbs",
     "cli",

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from hsivi_cli.config import (
+    BoostConfig,
     CompareConfig,
     FidConfig,
     InferConfig,
@@ -17,7 +18,7 @@ from hsivi_cli.config import (
 )
 from hsivi_cli.errors import HsiviError
 
-CONFIGS = (TrainConfig, InferConfig, SampleConfig, FidConfig, CompareConfig)
+CONFIGS = (TrainConfig, InferConfig, BoostConfig, SampleConfig, FidConfig, CompareConfig)
 DOCS = Path(__file__).parent.parent / "docs" / "options.md"
 
 
@@ -44,6 +45,8 @@ def test_numbers_that_mean_nothing_are_refused_by_name(option, value):
     ("config", "option", "value"),
     [
         (InferConfig, "ema", 1.0),
+        (BoostConfig, "calls", 0),
+        (BoostConfig, "held_out", 0.9),
         (InferConfig, "order", "random"),
         (SampleConfig, "nfe", 0),
         (FidConfig, "count", 1),
@@ -73,6 +76,6 @@ def test_an_options_help_is_short(config):
 
 def test_the_table_of_options_names_what_there_is():
     known = {flag_of(item.name) for config in CONFIGS for item in fields(config)}
-    known |= {"--dim", "--preset", "--config", "--dry-run", "--help"}
+    known |= {"--dim", "--target", "--preset", "--config", "--dry-run", "--help"}
     told = set(re.findall(r"--[a-z][a-z0-9-]*", DOCS.read_text()))
     assert told and told <= known

@@ -2,6 +2,7 @@
 --help` is instant.
 """
 
+from .boosting import BOOST_OUT, DRAWING, BoostConfig, decided
 from .inference import TARGETS, InferConfig
 from .options import (
     COUNTS,
@@ -32,8 +33,10 @@ from .training import (
 from .viewing import CompareConfig, FidConfig, SampleConfig
 
 __all__ = [
+    "BOOST_OUT",
     "COUNTS",
     "DATA_ROOT",
+    "DRAWING",
     "DTYPES",
     "ORIGIN",
     "OWN",
@@ -46,12 +49,14 @@ __all__ = [
     "SUBFOLDER",
     "TARGETS",
     "VARIANT",
+    "BoostConfig",
     "CompareConfig",
     "FidConfig",
     "InferConfig",
     "SampleConfig",
     "TrainConfig",
     "choices_in",
+    "decided",
     "flag_of",
     "is_whole",
     "of_nfe",

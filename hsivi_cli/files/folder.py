@@ -68,7 +68,8 @@ def check_resumable(out: Path, info: dict, config) -> None:
                 f"{out} was begun with {flag_of(item.name)} {old_value}, not {new_value}: use that "
                 "to resume, or another --out"
             )
-    done = ("step", "steps") if old.get("steps") else ("regressed", "regress_steps")
+    kinds = (("step", "steps"), ("step", "calls"), ("regressed", "regress_steps"))
+    done = next(kind for kind in kinds if old.get(kind[1]) or kind is kinds[-1])
     made, wanted = info.get(done[0], 0), old.get(done[1], 0)
     if 0 < wanted <= made and not checkpoints(out / "checkpoint"):
         raise HsiviError(

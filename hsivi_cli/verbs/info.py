@@ -37,6 +37,8 @@ def describe(path: str | None, **origin: str | None) -> dict:
         return describe_student(path)
     if (place / "infer.json").is_file():
         return describe_inference(place / "infer.json")
+    if (place / "boost.json").is_file():
+        return describe_boosting(place / "boost.json")
     if path.endswith(".npz"):
         statistics = kind_of(place) == "statistics"
         return describe_statistics(place) if statistics else describe_images(place)
@@ -85,6 +87,24 @@ def describe_inference(file: Path) -> dict:
             "objective": config["objective"],
             "bridge": config["bridge"],
             "steps": f"{info['step']} of {config['steps']}",
+            "minutes": round(info["seconds"] / 60, 1),
+        }
+    except (KeyError, TypeError) as error:
+        raise HsiviError(f"{file} describes no run of this version ({error})") from error
+
+
+def describe_boosting(file: Path) -> dict:
+    info = read_json(file)
+    try:
+        config = info["config"]
+        return {
+            "kind": "boosted trees",
+            "targets": ", ".join(column["name"] for column in info["targets"]),
+            "columns": ", ".join(column["name"] for column in info["inputs"]),
+            "table": info["table"],
+            "rows": info["rows"],
+            "layers": f"{info['step']} of {config['calls']}",
+            "trees": config["trees"],
             "minutes": round(info["seconds"] / 60, 1),
         }
     except (KeyError, TypeError) as error:

@@ -1,0 +1,339 @@
+"""`hsivi boost`: p(y given x) of a table by K layers of boosted trees, and draws from it.
+
+A run's folder holds trees/ (LightGBM's own text files), boost.json (what they are of, and all that
+drawing needs beside them), README.md, metrics.jsonl and checkpoint/ as in training, and where rows
+were held out summary.json, calibration.png and bands.png of them. The same command again goes on
+where the last checkpoint was. `load(folder)` gives the model.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import __version__
+from ..config import BoostConfig, decided
+from ..density.packages import quietly
+from ..errors import HsiviError, counted
+from ..files.checkpoint import checkpoints
+from ..files.digest import digest
+from ..files.folder import check_resumable, holding
+from ..files.logs import trim
+from ..files.places import check_file
+from ..files.progress import Bar, say
+from ..files.run import Plan, Run
+from ..files.whole import (
+    is_fresh,
+    read_json,
+    replacing,
+    sweep,
+    write_bytes,
+    write_json,
+    write_text,
+)
+from ..method.steps import rng
+from ..report.boosted import card, how_to_draw
+from ..report.calibration import bands_png, calibration_png
+from ..report.drawn import csv_of
+from ..tables import scores
+from ..tables.layers import Model
+from ..tables.learner import Learner
+from ..tables.table import Column, Table, encode, read_cells, read_table, unknown_words
+from ..tables.trees import Trees
+
+LEAST_ROWS = 10
+SHOWN = 1000  # most rows and draws that a finished run is measured on
+
+
+# ---- learning ------------------------------------------------------------------------------------
+
+
+def run(config: BoostConfig, path: Path, targets: Sequence[str], out: Path) -> None:
+    """Learn, or go on learning, the layers in the folder `out`."""
+    begin = (time.monotonic(), time.process_time())
+    quietly("lightgbm", "boost")
+    named = [name.strip() for name in (config.categories or "").split(",") if name.strip()]
+    table = read_table(path, tuple(dict.fromkeys(targets)), named, config.classes)
+    kept, held = split(table, config)
+    check_rows(path, kept, config)
+    config = decided(config)
+    about = {"table": str(path), "fingerprint": fingerprint(table)}
+    with holding(out):
+        learn(config, about, kept, held, out, begin)
+
+
+def split(table: Table, config: BoostConfig) -> tuple[Table, Table]:
+    """The rows to learn from, and those that are held out."""
+    order = torch.randperm(len(table.x), generator=rng(config.seed, "held out")).numpy()
+    held = int(config.held_out * len(order))
+    return table.rows(np.sort(order[held:])), table.rows(np.sort(order[:held]))
+
+
+def check_rows(path: Path, kept: Table, config: BoostConfig) -> None:
+    """Refuse rows from which nothing can be learned, those of `path` that are not held out."""
+    if len(kept.x) < max(config.leaves, LEAST_ROWS):
+        raise HsiviError(
+            f"{path} has {counted(len(kept.x), 'row')} to learn from, fewer than a tree has leaves "
+            f"(--leaves {config.leaves}) or than {LEAST_ROWS}: more rows are needed"
+        )
+    same = (kept.y == kept.y[0]).all(0)
+    if same.all() if kept.classes else same.any():  # a class may be in none of them
+        raise HsiviError(
+            f"{path} has a target that is the same in all rows that are not held out: choose "
+            "another --seed, or --held-out 0"
+        )
+
+
+def fingerprint(table: Table) -> str:
+    """A hash of all that is learned from."""
+    columns = repr((table.inputs, table.targets))
+    return digest(columns, table.x.tobytes(), table.y.tobytes())
+
+
+def learn(
+    config: BoostConfig, about: dict, kept: Table, held: Table, out: Path, begin: tuple
+) -> None:
+    """`run`, once the table and the folder are there.
+
+    about  the table's place and fingerprint
+    """
+    earlier = check_out(out, config, about)
+    boosting = Boosting(out, about, Learner.new(kept, config))
+    run = Run(out, config, boosting, plan_of(config), earlier, begin=begin)
+    sweep(out)  # check_out has found it to be a run's
+    boosting.export(run)
+    trim(out / "metrics.jsonl", run.step)
+    for round_ in run.rounds():
+        run.record(boosting.play(round_))
+    if run.stopped:
+        run.leave(f"at layer {run.step} of {config.calls}")
+        return
+    if len(held.x):
+        report(out, boosting.learner.model, held, config)
+    minutes = run.state["seconds"] / 60
+    say(f"{out}: {counted(config.calls, 'layer')} of {counted(config.trees, 'tree')}, "
+        f"{minutes:.1f} minutes\n{how_to_draw(out)}")  # fmt: skip
+
+
+def plan_of(config: BoostConfig) -> Plan:
+    """A round for f, and then one a layer, which is a step."""
+
+    def step(rounds: int) -> int:
+        return max(0, rounds - 1)
+
+    def due(rounds: int) -> bool:
+        return step(rounds) > 0 and step(rounds) % config.checkpoint_every == 0
+
+    return Plan(0, config.calls + 1, step, due)
+
+
+def check_out(out: Path, config: BoostConfig, about: dict) -> bool:
+    """Whether the folder holds an earlier part of this very run. Refuses another's.
+
+    about  the table's place and fingerprint
+    """
+    if is_fresh(out):
+        return False
+    if not (out / "boost.json").is_file():
+        raise HsiviError(f"{out} exists and is no run of hsivi boost: choose another --out")
+    info = read_info(out)
+    if not info["step"] and not checkpoints(out / "checkpoint"):
+        return False  # it stopped before anything was kept: nothing binds its settings
+    if info["fingerprint"] != about["fingerprint"]:
+        raise HsiviError(
+            f"{out} learned another table ({info['table']}, or its rows and --target of then): "
+            "choose another --out"
+        )
+    check_resumable(out, info, config)
+    return True
+
+
+def to_tensor(text: str) -> Tensor:
+    """A text's bytes in UTF-8."""
+    return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+
+
+@dataclass
+class Boosting:
+    """Layers in training and their run's folder (files.run.Trained)."""
+
+    out: Path
+    about: dict
+    learner: Learner
+
+    def play(self, round_: int) -> dict[str, float]:
+        """f in round 0, then the layers from K down."""
+        if not round_:
+            return self.learner.learn_prior()
+        return self.learner.learn_layer(self.learner.model.config.calls + 1 - round_)
+
+    def tensors(self) -> dict[str, Tensor]:
+        model = self.learner.model
+        texts = {f"text.{name}": to_tensor(text) for name, text in model.texts.items()}
+        return {"factor": torch.as_tensor(model.factor)} | texts
+
+    def load(self, tensors: dict[str, Tensor], state: dict) -> None:
+        model = self.learner.model
+        texts = {
+            name.removeprefix("text."): bytes(tensor.numpy()).decode()
+            for name, tensor in tensors.items()
+            if name.startswith("text.")
+        }
+        if state["round"] and "prior-0-0" not in texts:
+            raise HsiviError("it holds no trees")
+        model.texts, model.factor = texts, tensors["factor"].numpy()
+
+    def export(self, run: Run) -> None:
+        """boost.json, trees/ and README.md."""
+        table, model = self.learner.table, self.learner.model
+        info = {
+            "format": 1,
+            "hsivi": __version__,
+            **self.about,
+            "rows": len(table.x),
+            "inputs": [asdict(column) for column in table.inputs],
+            "targets": [asdict(column) for column in table.targets],
+            "centre": model.centre.tolist(),
+            "scale": model.scale.tolist(),
+            "factor": model.factor.tolist(),
+            "config": asdict(model.config),
+            "step": run.step,
+            "seconds": round(run.state["seconds"], 1),
+            "cpu_seconds": round(run.state["cpu_seconds"], 2),
+        }
+        write_json(self.out / "boost.json", info)  # first: it says whose folder this is
+        with replacing(self.out / "trees") as temporary:
+            temporary.mkdir()
+            for name, text in model.texts.items():
+                (temporary / f"{name}.txt").write_text(text, encoding="utf-8")
+        write_text(self.out / "README.md", card(info, self.out))
+
+    def words(self, measured: dict[str, float], run: Run) -> str:
+        if not run.step:
+            return f"f leaves {measured['left']:.3g} of the target's sd"
+        return f"layer {run.step} of {run.config.calls}, loss {measured['loss']:.3g}"
+
+    def fault(self) -> str | None:
+        """Trees of finite numbers are finite."""
+
+    def not_finite(self, what: str, round_: int, kept: str) -> HsiviError:
+        return HsiviError(f"{what} at layer {round_}; {kept}. Scale the target's column")
+
+
+def report(out: Path, model: Model, held: Table, config: BoostConfig) -> None:
+    """summary.json, calibration.png and bands.png, of rows that were held out; a line on stderr."""
+    rows = slice(0, SHOWN)
+    drawn = np.concatenate([*model.sample(held.x[rows], min(config.draws, SHOWN), config.seed)])
+    y = held.y[rows]
+    if held.classes:
+        found = {held.targets[0].name: scores.of_classes(drawn, y)}
+        drawn, names = scores.class_shares(drawn), held.classes
+    else:
+        names = [column.name for column in held.targets]
+        found = {n: scores.of_numbers(drawn[..., d], y[:, d]) for d, n in enumerate(names)}
+        write_bytes(out / "bands.png", bands_png(drawn, y, names))
+    write_json(out / "summary.json", {"rows": len(y), "scores": found})
+    write_bytes(out / "calibration.png", calibration_png(drawn, y, names))
+    for name, each in found.items():
+        told = ", ".join(f"{key} {value:.3g}" for key, value in each.items())
+        say(f"{name}, {counted(len(y), 'row')} held out: {told}")
+
+
+# ---- drawing -------------------------------------------------------------------------------------
+
+
+def read_info(out: Path) -> dict:
+    info = read_json(out / "boost.json")
+    wanted = {"fingerprint", "inputs", "targets", "centre", "scale", "factor", "config", "step"}
+    known = {item.name for item in fields(BoostConfig)}
+    if not (wanted <= info.keys() and info["config"].keys() <= known):
+        raise HsiviError(
+            f"{out / 'boost.json'} describes no run of this version: learn it anew in another --out"
+        )
+    return info
+
+
+def columns_of(told: list[dict]) -> tuple[Column, ...]:
+    return tuple(
+        Column(one["name"], None if one["words"] is None else tuple(one["words"])) for one in told
+    )
+
+
+def load(folder: str | Path) -> tuple[Model, tuple[Column, ...], tuple[Column, ...]]:
+    """The model of a finished run's folder, and its columns of x and of y. Refuses one that has not
+    learned all its layers.
+    """
+    folder = Path(folder)
+    if not (folder / "boost.json").is_file():
+        raise HsiviError(f"{folder} is no run of hsivi boost: name the folder that --out made")
+    info = read_info(folder)
+    config = BoostConfig(**info["config"])
+    if info["step"] < config.calls:
+        raise HsiviError(
+            f"{folder} has learned {info['step']} of {counted(config.calls, 'layer')}: type the "
+            "line that began it again"
+        )
+    inputs, targets = columns_of(info["inputs"]), columns_of(info["targets"])
+    texts = {p.stem: p.read_text(encoding="utf-8") for p in (folder / "trees").glob("*.txt")}
+    categories = tuple(i for i, column in enumerate(inputs) if column.words is not None)
+    numbers = (np.array(info[key]) for key in ("centre", "scale", "factor"))
+    classes = len(targets[0].words or ())
+    return Model(Trees(config, len(inputs), categories), classes, *numbers, texts), inputs, targets
+
+
+def predict(config: BoostConfig, folder: Path, out: Path | None) -> None:
+    """Draw the target for every row of --predict: into OUT.csv or on stdout a line a row, into
+    OUT.npz the draws themselves.
+    """
+    quietly("lightgbm", "boost")
+    check_file(out, config.predict)
+    if out and out.suffix not in (".csv", ".npz"):
+        raise HsiviError(f"--out {out} must be a .csv file, or an .npz file for the draws")
+    model, inputs, targets = load(folder)
+    model.trees = replace(model.trees, config=replace(model.config, threads=config.threads))
+    cells = read_cells(Path(config.predict))
+    x = encode(cells, inputs)
+    tell_of_columns(cells, inputs, targets)
+    blocks = bar_over(model.sample(x, config.draws, config.seed), len(x))
+    if out and out.suffix == ".npz":
+        write_draws(out, np.concatenate(list(blocks)), targets)
+        return
+    text = csv_of(blocks, targets)
+    if out:
+        write_text(out, text)
+    else:
+        print(text, end="")
+
+
+def tell_of_columns(cells, inputs: Sequence[Column], targets: Sequence[Column]) -> None:
+    """Warn of columns and of categories that the run does not know."""
+    known = {column.name for column in (*inputs, *targets)}
+    if others := [name for name in cells.columns if name not in known]:
+        say(f"warning: {cells.path} has columns that the run does not know: {', '.join(others)}")
+    for name, words in unknown_words(cells, inputs).items():
+        said = ", ".join(words[:5]) + (", ..." if len(words) > 5 else "")
+        say(f"warning: column {name} has categories that the run does not know, taken as missing: "
+            f"{said}")  # fmt: skip
+
+
+def bar_over(blocks: Iterator[np.ndarray], rows: int) -> Iterator[np.ndarray]:
+    with Bar(total=rows, unit="row") as bar:
+        for block in blocks:
+            yield block
+            bar.update(len(block))
+
+
+def write_draws(out: Path, drawn: np.ndarray, targets: Sequence[Column]) -> None:
+    """`y` [N, S, D] and the `targets` [D]; of classes their numbers [N, S] and the `classes`."""
+    if targets[0].words:
+        content = {"y": drawn.argmax(2), "classes": np.array(targets[0].words)}
+    else:
+        content = {"y": drawn, "targets": np.array([column.name for column in targets])}
+    with replacing(out) as temporary:
+        np.savez_compressed(temporary, **content)
