@@ -23,7 +23,6 @@ from .config import (
     DRAWING,
     ORIGIN,
     PRESETS,
-    RECIPE,
     REVISION,
     SUBFOLDER,
     TARGETS,
@@ -38,6 +37,7 @@ from .config import (
     flag_of,
     option_fields,
     parse_numbers,
+    pinned,
     settings_of,
 )
 from .errors import HsiviError
@@ -205,20 +205,6 @@ def chosen_by(context: click.Context, preset: str, config: str | None, given: di
         if name not in own and (solver or "," in own.get("grid", "")):
             chosen.pop(name, None)
     return chosen
-
-
-def pinned(read: dict, typed: dict) -> list[str]:
-    """The defaults that a --config file holds of another number of calls than was typed, each with
-    the one whose place it takes.
-    """
-    if "nfe" not in read or "nfe" not in typed:
-        return []
-    then, now = (settings_of({"nfe": part["nfe"]}) for part in (read, typed))
-    return [
-        f"{flag_of(name)} {read[name]} (not {now[name]})"
-        for name in sorted(RECIPE & read.keys() - typed.keys())
-        if read[name] == then[name] != now[name]
-    ]
 
 
 @main.command()

@@ -35,7 +35,7 @@ def test_as_far_as_the_default_moves_a_student_has_to_keep_the_starts_recall_alo
     assert better(found(15.1, **near), start) is None  # thrice as far: it is lost
     default = TrainConfig(**SOLVED)
     moved = sum(student_rate(default, step) for step in range(default.steps))
-    assert 0.99 * TRUSTED < moved <= TRUSTED
+    assert 0.9 * TRUSTED < moved <= TRUSTED
 
 
 def test_what_moves_on_has_to_come_nearer_to_the_teacher_by_more_than_chance():

@@ -28,6 +28,7 @@ from .training import (
     TrainConfig,
     choices_in,
     of_nfe,
+    pinned,
     settings_of,
 )
 from .viewing import CompareConfig, FidConfig, SampleConfig
@@ -63,5 +64,6 @@ __all__ = [
     "option",
     "option_fields",
     "parse_numbers",
+    "pinned",
     "settings_of",
 ]

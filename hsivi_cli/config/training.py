@@ -273,6 +273,20 @@ def choices_in(settings: dict, chosen: dict) -> dict:
     return kept
 
 
+def pinned(read: dict, typed: dict) -> list[str]:
+    """The defaults that a --config file holds of another number of calls than was typed, each with
+    the one whose place it takes.
+    """
+    if "nfe" not in read or "nfe" not in typed:
+        return []
+    then, now = (settings_of({"nfe": part["nfe"]}) for part in (read, typed))
+    return [
+        f"{flag_of(name)} {read[name]} (not {now[name]})"
+        for name in sorted(RECIPE & read.keys() - typed.keys())
+        if read[name] == then[name] != now[name]
+    ]
+
+
 PRESETS = {
     "default": {},
     # the paper's CIFAR-10 settings; its 200,000 fake-score updates are 10,000 student updates
