@@ -15,7 +15,7 @@ $(VENV)/installed: pyproject.toml
 venv: $(VENV)/installed ## the virtual environment with everything installed
 
 demo: venv ## distil the embedded teacher into a 4-call student, score it, compare it with the best solver: about ten minutes on two cores
-	$(BIN)/hsivi train --nfe 4 --steps 200 --out demo/student
+	$(BIN)/hsivi train --nfe 4 --steps 100 --out demo/student
 	$(BIN)/hsivi sample demo/student --nfe 4 --count 64 --grid demo/images.png
 	$(BIN)/hsivi compare demo/student --nfe 4 --solvers $(DEMO_SOLVER) --recorded --json demo/report.json
 	@echo "images: demo/images.png   table: demo/report.json"
