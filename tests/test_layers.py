@@ -2,6 +2,7 @@
 
 import math
 
+import lightgbm
 import numpy as np
 import pytest
 
@@ -109,6 +110,22 @@ def test_what_is_missing_and_categories_tell_of_y():
     np.testing.assert_allclose(found.mean(1)[:3], [4, 9, 6], atol=0.3)
     np.testing.assert_allclose(found.std(1)[:3], 0.5, atol=0.15)
     assert np.isfinite(found).all()  # a category that was never seen
+    for kind, place in (("prior", 1), ("layer", 3)):  # behind x, and behind the state, f and x
+        kinds = {}
+        for name, text in model.texts.items():
+            if name.startswith(kind):
+                for tree in lightgbm.Booster(model_str=text).dump_model()["tree_info"]:
+                    for feature, decision in splits(tree["tree_structure"]):
+                        kinds.setdefault(feature, set()).add(decision)
+        assert kinds.pop(place) == {"=="} and set.union(*kinds.values()) == {"<="}
+
+
+def splits(node):
+    """Every feature that a tree splits by, and how."""
+    if "split_feature" in node:
+        yield node["split_feature"], node["decision_type"]
+        for child in ("left_child", "right_child"):
+            yield from splits(node[child])
 
 
 def test_matching_mends_the_width_that_two_calls_of_the_posteriors_variance_lack():
