@@ -11,6 +11,7 @@ from command import QUICK, TINY, save_detector, train
 
 from hsivi_cli.cli import main
 from hsivi_cli.config import (
+    BoostConfig,
     CompareConfig,
     FidConfig,
     InferConfig,
@@ -20,7 +21,7 @@ from hsivi_cli.config import (
 )
 from hsivi_cli.files.images import save_npz
 
-CONFIGS = (TrainConfig, InferConfig, SampleConfig, FidConfig, CompareConfig)
+CONFIGS = (TrainConfig, InferConfig, BoostConfig, SampleConfig, FidConfig, CompareConfig)
 LONG = "9" * 5000  # more digits than Python reads
 COUNTED = ("-1", "0", str(-(2**64)), str(2**64), LONG)
 MEASURED = (*COUNTED, "nan", "inf", "1e308", "-1e308", "1e-320", "1e-30", "1e30")
@@ -28,7 +29,7 @@ TEXTS = ("²", "-", ",", "0,1", "eta:nan", "eta:1e308", "1e308", "nan", str(2**6
 PATHS = {
     *("--out", "--grid", "--grids", "--json", "--html", "--plot", "--cache", "--save-stats"),
     *("--config", "--data-root", "--reference", "--detector", "--detector-weights", "--init"),
-    *("--revision", "--variant", "--subfolder"),
+    *("--revision", "--variant", "--subfolder", "--predict"),
 }
 
 
@@ -41,6 +42,8 @@ def home(tiny_unet, tmp_path_factory):
     train(folder / "teacher", folder / "run", "--steps", 0)
     save_detector(folder / "detector")
     save_npz(torch.randint(256, (9, 8, 8, 1), dtype=torch.uint8), folder / "real.npz")
+    rows = (f"{x},{x % 5}" for x in range(40))
+    (folder / "table.csv").write_text("\n".join(["x,y", *rows]) + "\n")
     return folder
 
 
@@ -58,6 +61,10 @@ def words_of(home, verb):
         "infer": (
             *("banana", "--layers", 2, "--width", 8, "--depth", 1, "--batch-size", 8),
             *("--mixing", 8, "--steps", 1, "--count", 9, "--device", "cpu"),
+        ),
+        "boost": (
+            *(home / "table.csv", "--target", "y", "--calls", 1, "--trees", 1, "--repeats", 1),
+            *("--match", 0, "--min-rows", 2, "--held-out", 0.2, "--threads", 1),
         ),
         "info": (home / "run",),
     }

@@ -77,11 +77,11 @@ def test_a_training_warns_of_few_images_and_of_others_than_the_students(
     alike = Detector("any", 5, lambda images: images.float().flatten(1)[:, :5])
     monkeypatch.setattr(judge, "open_detector", lambda *rest: alike)
     few, enough = str(tmp_path / "few.npz"), str(tmp_path / "enough.npz")
-    make_judge(TrainConfig(reference=few, eval_count=5), teacher)
+    make_judge(TrainConfig(reference=few, eval_count=5), teacher, tmp_path)
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 3 and all(line.startswith("warning: ") for line in lines)
     assert f"{few} has 4 images for 5 features" in lines[0]
     assert "--eval-count 5 has 5 images for 5 features" in lines[1]
     assert f"{few} has images of 9 x 9 RGB, the student of 8 x 8 grey" in lines[2]
-    make_judge(TrainConfig(reference=enough, eval_count=6), teacher)
+    make_judge(TrainConfig(reference=enough, eval_count=6), teacher, tmp_path)
     assert capfd.readouterr().err == ""

@@ -143,6 +143,7 @@ def write_json(path: Path, content: dict) -> None:
 
 def check_kind(path: Path) -> None:
     """Refuse a pipe or a device, which would be waited for."""
+    path = Path(path)
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise HsiviError(f"{path} is no file, but a pipe or a device: take it out")
 
