@@ -158,3 +158,16 @@ def test_compare_draws_solvers_and_the_teacher_with_and_without(save_teacher, tm
     assert ("teacher", "dpm++2-linspace") in names
     assert ("teacher", "dpm++2-linspace clipped") in names
     assert ("solver", "ddim-linspace clipped") in names  # the reference's images are clipped
+
+
+def test_who_clips_a_teacher_that_does_not_and_leaves_the_range_is_told(save_teacher, tmp_path):
+    """A random network of eps leaves the range by far; one that predicts an x0 of zero does not."""
+    wide = save_teacher(scheduler=DDPMScheduler(clip_sample=False), folder="wide")
+    told = hsivi("train", wide, "--out", tmp_path / "a", *QUICK, "--clip-x0", "on").stderr
+    assert "% of what" in told and "lies beyond [-1, 1], and its pipeline does not clip" in told
+    scheduler = DDPMScheduler(prediction_type="sample", clip_sample=False)
+    still = save_teacher(scheduler=scheduler, folder="still")
+    file = still / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({name: 0 * tensor for name, tensor in load_file(file).items()}, file)
+    told = hsivi("train", still, "--out", tmp_path / "b", *QUICK, "--clip-x0", "on").stderr
+    assert "lies beyond" not in told

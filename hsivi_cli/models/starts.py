@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..config import TrainConfig
 from ..errors import HsiviError
+from ..files.progress import say
 from ..method import schedule
 from ..method.chain import (
     Chain,
@@ -40,6 +41,7 @@ PATH_CALLS = 8  # of the teacher's paths that --regress-steps regresses on
 PAIRS, FINALISTS = 20, 6  # noises by which --start auto looks at all starts; how many it compares
 FIT_PAIRS = 512  # noises on which --fit-steps fits
 CLIP_PAIRS, CLIP_CALLS = 32, 20  # noises and calls by which --clip-x0 auto looks
+FAR, FAR_PART = 1.1, 0.01  # of images in [-1, 1], what lies beyond it, and how much of it matters
 CLIP_GAP = 0.02  # of images in [-1, 1], root mean square: some three grey levels
 TEACHER_CALLS = 50  # of UniPC, whose images stand for the teacher's own
 
@@ -81,7 +83,7 @@ def find_clip(
         stored = read_info(earlier).get("clip")
         return schedule.Clip(**stored) if stored else None
     if config.clip_x0 == "on":
-        return teacher.clip or schedule.Clip()
+        return teacher.clip or once(lambda: clip_of_unclipped(teacher))
     return once(lambda: clip_that_matters(teacher)) if config.clip_x0 == "auto" else None
 
 
@@ -92,12 +94,29 @@ def clip_that_matters(teacher: Teacher) -> schedule.Clip | None:
     """
     if teacher.clip is None:
         return None
-    calls = min(CLIP_CALLS, len(teacher.table) // 2)
-    chain = solver("unipc-auto", calls, teacher.scheduler, teacher.table)
-    both = (replace(teacher, clip=clip) for clip in (None, teacher.clip))
-    plain, clipped = (images(one, chain, CLIP_PAIRS).clamp(-1, 1) for one in both)
+    plain, clipped = (clip_images(teacher, clip).clamp(-1, 1) for clip in (None, teacher.clip))
     gap = (plain - clipped).square().mean().sqrt().item()
     return teacher.clip if gap > CLIP_GAP else None
+
+
+def clip_of_unclipped(teacher: Teacher) -> schedule.Clip:
+    """A clamp to [-1, 1] for a teacher whose pipeline has none; a line says where its own images
+    leave that range.
+    """
+    part = (clip_images(teacher, None).abs() > FAR).float().mean().item()
+    if part > FAR_PART:
+        say(
+            f"warning: --clip-x0 on: {part:.0%} of what {teacher.name} draws lies beyond [-1, 1], "
+            "and its pipeline does not clip: a student that does will draw other images"
+        )
+    return schedule.Clip()
+
+
+def clip_images(teacher: Teacher, clip: schedule.Clip | None) -> Tensor:
+    """A few of the teacher's images of many calls, with such a clip."""
+    calls = min(CLIP_CALLS, len(teacher.table) // 2)
+    chain = solver("unipc-auto", calls, teacher.scheduler, teacher.table)
+    return images(replace(teacher, clip=clip), chain, CLIP_PAIRS)
 
 
 def make_chains(config: TrainConfig, teacher: Teacher, starts: dict[int, str]) -> list[Chain]:
