@@ -12,7 +12,7 @@ from hsivi_cli.metrics.evaluation import TRUSTED, better, recall_of
 from hsivi_cli.models.loading import load_teacher
 from hsivi_cli.models.student import load_student
 
-RULER = {"count": 9, "detector": "d", "moments": [1.0, 2.0, 3.0]}
+RULER = {"count": 9, "detector": "d", "moments": [1.0, 60.0, 3.0]}  # a variance of 60
 
 
 def found(distance, recall=0.8, error=0.1, reference="teacher", moved=1.0, **more):
@@ -32,7 +32,9 @@ def test_as_far_as_the_default_moves_a_student_has_to_keep_the_starts_recall_alo
     kept = better(found(9.0, recall=0.73, **near), start)
     assert kept["distance"] == 9.0 and kept["start"] == start["start"]
     assert better(found(4.0, recall=0.71, **near), start) is None
-    assert better(found(15.1, **near), start) is None  # thrice as far: it is lost
+    assert better(found(15.1, **near), start) is None  # a quarter of the variance: it is lost
+    far = better(found(20.0, moved=0.0), None)
+    assert better(found(20.0, **near), far) and better(found(20.1, **near), far) is None
     default = TrainConfig(**SOLVED)
     moved = sum(student_rate(default, step) for step in range(default.steps))
     assert 0.9 * TRUSTED < moved <= TRUSTED

@@ -156,7 +156,7 @@ class TrainConfig(RunConfig):
     )
     detector_weights: str | None = option(None, DETECTOR_WEIGHTS, run_only=True)
     eval_every: int = option(100, "steps between evaluations", run_only=True, least=1, below=COUNTS)
-    eval_count: int = option(1000, "images of an evaluation", run_only=True, least=2, below=COUNTS)
+    eval_count: int = option(500, "images of an evaluation", run_only=True, least=2, below=COUNTS)
     log_with: str | None = option(
         None, "also log to tensorboard or wandb", choices=("tensorboard", "wandb"), run_only=True
     )

@@ -34,7 +34,7 @@ BATCH = 256  # images drawn at once
 COLLAPSED, EVALUATIONS = 2.0, 3  # times the best, in so many evaluations one after another
 KEPT = 0.9  # of the start's recall, that a student judged by its teacher keeps
 TRUSTED = 1.001e-3  # rates of the student summed over steps: the default's 200
-LOST = 3.0  # times the start's distance to the teacher's own images: such a student is lost
+LOST = 0.25  # of the variance of the teacher's own features: a student so far from them is lost
 CHANCE = math.sqrt(2)  # standard errors: two sets of one sampler's images differ by as much
 NEIGHBOURS = 3  # of precision and recall
 SAME = 1e-4  # relative: another machine's features of the same images differ by less
@@ -116,7 +116,8 @@ def better(found: dict, best: dict | None) -> dict | None:
     elif found["recall"] < KEPT * start["recall"]:
         gains = False
     elif found["moved"] <= TRUSTED:
-        gains = found["distance"] <= LOST * start["distance"]
+        variance = found["moments"][1]
+        gains = found["distance"] <= max(start["distance"], LOST * variance)
     else:
         gains = found["distance"] < best["distance"] - CHANCE * found["error"]
     return found | ({"start": start} if start else {}) if gains else None

@@ -21,7 +21,7 @@ from .statistics import moments_of
 
 LOW = 0.02  # of the schedule's times: there features tell images apart best
 OWN_CALLS = 20  # of the sampler whose images stand for the teacher's own
-START_IMAGES = 300  # by which starts are judged
+START_IMAGES = 200  # by which starts are judged
 OWN_SEED = 2_000_000_000  # the seeds of those images are no other draw's
 
 

@@ -43,7 +43,8 @@ FIT_PAIRS = 512  # noises on which --fit-steps fits
 CLIP_PAIRS, CLIP_CALLS = 32, 20  # noises and calls by which --clip-x0 auto looks
 FAR, FAR_PART = 1.1, 0.01  # of images in [-1, 1], what lies beyond it, and how much of it matters
 CLIP_GAP = 0.02  # of images in [-1, 1], root mean square: some three grey levels
-TEACHER_CALLS = 50  # of UniPC, whose images stand for the teacher's own
+TEACHER_CALLS = 50  # of UniPC, whose images --fit-steps fits to
+GAP_CALLS = 20  # of UniPC, by which starts are told apart
 
 
 def find_chains(
@@ -284,24 +285,26 @@ def bare_chains(config: TrainConfig, nfe: int, teacher: Teacher) -> Iterator[tup
 
 def teacher_gap(teacher: Teacher, count: int) -> Judge:
     """The mean squared distance of a chain's images to the teacher's own, noise for noise."""
-    wanted = teacher_images(teacher, count)
+    wanted = teacher_images(teacher, count, GAP_CALLS)
     return lambda chain: (images(teacher, chain, count) - wanted(chain)).square().mean().item()
 
 
-def teacher_images(teacher: Teacher, count: int) -> Callable[[Chain], Tensor]:
+def teacher_images(
+    teacher: Teacher, count: int, calls: int = TEACHER_CALLS
+) -> Callable[[Chain], Tensor]:
     """The teacher's own images [count, C, H, W], as a function of a chain: those of many calls from
     the level where the chain begins, of the same noises.
 
     A chain that begins below full noise takes the same noise for a state that full noise would not
     lead to; from its own level on it can be right. Each level is drawn from once.
     """
-    drawn = cache(lambda top: images(teacher, truth_chain(teacher, top), count))
+    drawn = cache(lambda top: images(teacher, truth_chain(teacher, top, calls), count))
     return lambda chain: drawn(round(chain.time[-1].item()))
 
 
-def truth_chain(teacher: Teacher, top: int) -> Chain:
+def truth_chain(teacher: Teacher, top: int, most: int = TEACHER_CALLS) -> Chain:
     """The many calls, from a time down, whose images stand for the teacher's own."""
-    calls = min(TEACHER_CALLS, max(1, top // 2))
+    calls = min(most, max(1, top // 2))
     times = [math.ceil(top * i / calls) for i in range(1, calls + 1)]
     return unipc_at(times, teacher.scheduler, teacher.table)
 
