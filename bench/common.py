@@ -14,6 +14,7 @@ NUMBERS = {  # fields whose default, None, does not tell their type
     "match": int,
     "checkpoint_every": int,
     "rate": float,
+    "student_rate": float,
 }
 
 

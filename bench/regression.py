@@ -22,9 +22,9 @@ from hsivi_cli.config import InferConfig
 from hsivi_cli.density.datasets import abalone, diabetes
 from hsivi_cli.density.fit import fit
 from hsivi_cli.density.gaussian import Affine
+from hsivi_cli.density.networks import best_gaussian
 from hsivi_cli.density.nuts import nuts
 from hsivi_cli.density.posteriors import neural_network, neural_regression
-from hsivi_cli.density.rounds import best_gaussian
 from hsivi_cli.method.steps import rng
 
 DATA = {"diabetes": diabetes, "abalone": abalone}

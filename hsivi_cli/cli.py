@@ -46,6 +46,16 @@ from .files.places import name_of
 from .files.stderr import settle_streams
 
 
+class NumberOr(click.ParamType):
+    """A whole number, or a word in its place."""
+
+    def __init__(self, word: str):
+        self.word, self.name = word, f"integer|{word}"
+
+    def convert(self, value, parameter, context):
+        return value if value == self.word else click.INT.convert(value, parameter, context)
+
+
 def options_of(config: type):
     """A decorator that gives a command one option for every field of `config` that has a help
     text.
@@ -63,6 +73,8 @@ def options_of(config: type):
                 else {
                     "type": click.Choice(item.metadata["choices"])
                     if "choices" in item.metadata
+                    else NumberOr(item.metadata["word"])
+                    if "word" in item.metadata
                     else kind
                 }
             )

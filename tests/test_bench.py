@@ -164,12 +164,49 @@ def test_plane_figures_are_measured_by_seed_layers_objective_and_target(tmp_path
     monkeypatch.setattr(figures, "COUNT", 2000)
     path = tmp_path / "rows.jsonl"
     words = "figures2d banana,funnel --layers 1,2 --objective lb --seeds 0,1 --json"
-    monkeypatch.setattr(sys, "argv", [*words.split(), str(path), "steps=1", "width=8"])
+    monkeypatch.setattr(
+        sys, "argv", [*words.split(), str(path), "steps=1", "width=8", "path_steps=1"]
+    )
     figures.main()
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     keys = [(row["seed"], row["layers"], row["objective"], row["target"]) for row in rows]
     assert keys == list(product((0, 1), (1, 2), ["lb"], ["banana", "funnel"]))
     assert all(0 < row["floor_js"] < row["js"] < math.log(2) for row in rows)
+
+
+def test_moments_and_weights_of_figures_are_zero_at_the_truth_and_what_they_were_changed_by():
+    figures = load_bench("figures2d")
+    truth = figures.TARGETS["uneven-gaussians"]().sample(20_000, rng(0, "truth"))
+    assert figures.moments("uneven-gaussians", truth, truth) == {"mean": 0, "sd": 0}
+    assert figures.weight_error("uneven-gaussians", truth, truth) == {"weight": 0}
+    moved = figures.moments("uneven-gaussians", 1.1 * truth + truth.std(0), truth)
+    assert moved["sd"] == pytest.approx(0.1, abs=1e-3) and moved["mean"] > 0.9
+    right = truth[:, 0] > 0
+    turned = torch.cat([truth[~right], -truth[right]])  # the right mode's samples go left
+    lost = figures.weight_error("uneven-gaussians", turned, truth)["weight"]
+    assert lost == pytest.approx(right.float().mean().item())
+    funnel = figures.TARGETS["funnel"]().sample(20_000, rng(0, "truth"))
+    outlier = torch.cat([funnel, torch.tensor([[0.0, 1e4]])])  # beyond the inner 99 %
+    assert figures.moments("funnel", outlier, funnel)["sd"] < 1e-3
+    for name, count, least in (
+        ("circles", 2, 9000),
+        ("checkerboard", 8, 1000),
+        ("25-uneven", 25, 150),
+    ):
+        modes = figures.mode_of(name, figures.TARGETS[name]().sample(20_000, rng(0, "truth")))
+        assert (torch.bincount(modes) > least).sum() == count
+    assert figures.mode_of("banana", truth) is figures.mode_of("x-shape", truth) is None
+
+
+def test_a_table_tells_the_worst_seed_and_which_numbers_miss_their_aims():
+    rows = [
+        {"target": "banana", "objective": "lb", "layers": 4, "seed": seed, "settings": []}
+        | {"mean": mean, "sd": 0.02, "js": 0.004, "w1": 0.1, "seconds": 20}
+        for seed, mean in ((0, 0.01), (1, 0.06))
+    ]
+    shown = load_bench("figures2d").table(rows).splitlines()
+    assert shown[0] == "| figure | lb, K = 4 |"
+    assert shown[2] == "| banana | **.060** / .020; .004 / .10; 20 s |"
 
 
 def test_another_checkout_finds_its_own_package_and_the_others_where_this_one_does(

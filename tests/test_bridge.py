@@ -1,15 +1,10 @@
-"""The densities between base and target, and the levels at which layers are judged."""
+"""The densities between base and target."""
 
-import math
-from dataclasses import replace
-
-import numpy as np
 import pytest
 import torch
 
-from hsivi_cli.config import InferConfig
 from hsivi_cli.density import targets
-from hsivi_cli.density.bridge import Bridge, level_of, noised, tempering_schedule
+from hsivi_cli.density.bridge import Bridge, tempering_schedule
 from hsivi_cli.errors import HsiviError
 
 
@@ -31,39 +26,14 @@ def test_a_tempering_schedule_is_the_one_given_or_equal_steps():
     assert tempering_schedule("auto", 2, "diffusion") == (1, 0.75, 0)  # sigma 0, 1/2, 1
 
 
-@pytest.mark.parametrize("order", ["joint", "sequential"])
-def test_a_level_falls_from_the_layer_above_to_its_own(order):
-    config = InferConfig(steps=100, layers=2, order=order, bridge="diffusion")
-    tempering = (1, 0.75, 0)  # sigma 0, 1/2, 1
-    steps = range(100) if order == "joint" else range(50, 100)
-    found = [level_of(config, tempering, 1, step) for step in steps]
-    sigma = [math.sqrt(1 - level) for level in found]
-    falling = round(0.5 * len(sigma))
-    assert sigma[0] == pytest.approx(0.5) and set(found[falling:]) == {1}
-    np.testing.assert_allclose(np.diff(sigma[:falling]), -0.5 / falling, rtol=1e-6)
-    assert 0 < level_of(config, tempering, 2, 0) < 0.01  # x_K's own level has no signal
-    assert level_of(config, tempering, 1, -3) == 0.75  # while fake scores warm up
-    for other in ({"levels": "own"}, {"bridge": "geometric"}):
-        assert level_of(replace(config, **other), tempering, 1, 0) == 1
-
-
-def test_score_matching_begins_at_the_bases_level_in_every_layer():
-    config = InferConfig(steps=100, layers=2, objective="sm", bridge="diffusion")
-    found = [level_of(config, (1, 0.75, 0), 1, step) for step in range(100)]
-    sigma = [math.sqrt(1 - level) for level in found]
-    assert sigma[0] == pytest.approx(1, abs=1e-3) and sigma[35] == pytest.approx(0.5)
-    assert found[69] < 1 and set(found[70:]) == {1}
-
-
-def test_a_noised_layer_is_the_layers_samples_with_noise():
-    generator = torch.Generator().manual_seed(0)
-    mean, std = torch.tensor([3.0, -1.0]), torch.tensor([0.5, 0.1])
-    x = mean + std * torch.randn(200_000, 2, generator=generator)
-    x = 0.6 * x + 0.8 * torch.randn(200_000, 2, generator=generator)
-    found = noised(mean, std, 0.36)
-    for moment, expected in zip((x.mean(0), x.std(0)), found, strict=True):
-        torch.testing.assert_close(moment, expected, rtol=0, atol=0.01)  # 5 standard errors
-    assert noised(mean, std, 1)[1] is std
+@pytest.mark.parametrize("kind", ["geometric", "diffusion"])
+def test_rows_may_have_levels_of_their_own(kind):
+    bridge = Bridge(targets.x_shape(), (1.0, 0.0), kind, 1.0)
+    x = torch.randn(3, 2, generator=torch.Generator().manual_seed(0)).double()
+    levels = torch.tensor([[1.0], [0.4], [0.0]]).double()
+    for function in (bridge.log_prob, bridge.score):
+        each = [function(x[i : i + 1], 0, levels[i].item()) for i in range(3)]
+        torch.testing.assert_close(function(x, 0, levels), torch.cat(each))
 
 
 @pytest.mark.parametrize("text", ["1,0.5", "1,0.2,0.5", "0.9,0.5,0", "1,0.5,0.1", "1,x,0"])

@@ -296,7 +296,7 @@ def test_help_shows_every_option_and_its_default(verb):
     blocks = [" ".join(block.split()) for block in re.split(r"\n  (?=-)", text)]
     for item in fields(VERBS[verb]):
         if "help" not in item.metadata:
-            assert item.name in ("source", "sources", "a", "b")  # an argument
+            assert item.name in ("source", "sources", "a", "b", "auto")  # arguments, --steps auto
             continue
         flag = "--" + item.name.replace("_", "-")
         (block,) = (block for block in blocks if block.startswith(flag + " "))

@@ -2,6 +2,7 @@
 short.
 """
 
+import importlib
 import importlib.util
 import pydoc
 import re
@@ -74,6 +75,13 @@ def test_tables_are_those_of_the_recorded_rows():
     spec.loader.exec_module(ship)
     for file, text in ship.pages().items():
         assert text == file.read_text(), f"{file.name}: run python weights/ship.py table"
+
+
+def test_the_table_of_inference_is_that_of_the_recorded_rows(monkeypatch):
+    """`python bench/figures2d.py --table` would change nothing."""
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    figures = importlib.import_module("figures2d")
+    assert figures.page() == figures.PAGE.read_text(), "run python bench/figures2d.py --table"
 
 
 def test_pages_are_short():

@@ -4,26 +4,30 @@ import torch
 
 from hsivi_cli.config import InferConfig
 from hsivi_cli.density import targets
-from hsivi_cli.density.family import Family, free_chain
-from hsivi_cli.density.rounds import make_networks, resolved
-from hsivi_cli.method.chain import walk
+from hsivi_cli.density.family import Family
+from hsivi_cli.density.networks import make_networks, resolved
 
 
-def test_the_walk_without_a_schedule_keeps_x_and_adds_network_and_noise():
-    family = Family(3, InferConfig(layers=2, noise_dim=2, width=8, depth=1, sines=1))
-    for parameter in family.parameters():
-        torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(1))
-    rng = torch.Generator().manual_seed(2)
-    x, noise, u = family.start(5, rng)
-    expected = x
-    for k, e in zip((2, 1), noise, strict=True):
-        inputs = torch.cat([expected, u[:, k - 1]], 1)
-        kept = 0.75**0.5 * expected  # start_scale .5 of base_scale 1
-        expected = kept + family[k].net(inputs) + family[k].log_scale.exp() * e
-    last = list(family.visits(x, noise, u))[-1]
-    torch.testing.assert_close(last.mean + family[1].log_scale.exp() * noise[-1], expected)
-    states = list(walk(lambda x, *rest: 0 * x, free_chain(2, 1.0), x, noise, family.log_scale))
-    torch.testing.assert_close(states[-1].mean, x + family[2].log_scale.exp() * noise[0])
+def test_a_walk_keeps_x_and_adds_the_networks_shift_and_noise_of_its_own_sds():
+    for dim in (2, 3):
+        family = Family(dim, InferConfig(layers=2, noise_dim=2, width=8, depth=1, sines=1))
+        for parameter in family.parameters():
+            torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(1))
+        rng = torch.Generator().manual_seed(2)
+        x, noise, u = family.start(5, rng)
+        visits = list(family.visits(x, noise, u))
+        expected = x
+        for k, e in zip((2, 1), noise, strict=True):
+            found = family[k].net(torch.cat([expected, u[:, k - 1]], 1))
+            step = family[k].log_scale.exp() * e
+            if dim == 2:  # in the plane sds are functions too
+                std = family[k].log_scale.exp() * (6 * (found[:, 2:4] / 6).tanh()).exp()
+                step = std * e
+                step[:, 1] += std[:, 1] * found[:, 4] * e[:, 0]
+            # start_scale .5 of base_scale 1
+            expected = 0.75**0.5 * expected + found[:, :dim] + step
+        torch.testing.assert_close(visits[-1].below, expected)
+        assert [visit.k for visit in visits] == [2, 1]
 
 
 def test_untrained_marginals_are_the_base_and_untrained_samples_the_best_gaussian():

@@ -9,6 +9,7 @@ from hsivi_cli.density.datasets import waveform
 from hsivi_cli.density.gaussian import Affine, curvature, fit_gaussian, laplace
 from hsivi_cli.density.posteriors import logistic_regression
 from hsivi_cli.density.targets import Density, GaussianMixture
+from hsivi_cli.errors import HsiviError
 
 
 def rng(seed=0):
@@ -75,3 +76,12 @@ def test_a_whitenings_determinant_is_computed_once(monkeypatch):
     assert len(calls) == 1
     inside = white.target.log_prob(2 * torch.ones(1, 3))
     torch.testing.assert_close(values[2], inside + 3 * math.log(2))
+
+
+def test_a_density_that_does_not_end_is_told_of():
+    def flat_along_one(x):
+        return -x[:, 0].square() / 2 + 0 * x[:, 1:].sum(1)
+
+    for log_prob in (flat_along_one, lambda x: 0 * x.sum(1)):
+        with pytest.raises(HsiviError, match=r"bound runs away: .* the density is improper"):
+            fit_gaussian(Density(log_prob, 3), torch.zeros(3), True, rng())

@@ -13,7 +13,7 @@ import pytest
 import torch
 from command import finite, hsivi, refusal, rows, tree, warnings_of
 
-from hsivi_cli.density import against
+from hsivi_cli.density import against, halves
 from hsivi_cli.density.rounds import play_round
 from hsivi_cli.errors import HsiviError
 from hsivi_cli.files.checkpoint import checkpoints
@@ -24,7 +24,7 @@ from hsivi_cli.verbs.infer import load
 
 FLAGS = (
     *("--layers", 2, "--width", 16, "--depth", 1, "--batch-size", 16, "--steps", 4),
-    *("--fake-warmup", 2, "--fake-updates", 1, "--mixing", 8, "--count", 500),
+    *("--fake-warmup", 2, "--fake-updates", 1, "--mixing", 8, "--count", 500, "--path-steps", 2),
 )
 
 
@@ -100,11 +100,61 @@ def test_a_finished_run_goes_on_with_more_steps_and_not_with_fewer(tmp_path):
     assert "begun with --steps 6, not 4" in refused("banana", tmp_path / "y")
 
 
+def test_a_run_ends_where_two_halves_agree_and_an_interrupted_one_there_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(halves, "FIRST_MARK", 2)
+    options = ("--steps", "auto", "--student-rate", 1e-9, "--objective", "lb")  # nothing moves
+    infer("two-gaussians", tmp_path / "whole", *options)
+    assert [row["step"] for row in rows(tmp_path / "whole" / "metrics.jsonl")] == [1, 2, 3, 4]
+    summary = json.loads((tmp_path / "whole" / "summary.json").read_text())
+    assert summary["step"] == 4
+    assert all(gap <= halves.CLOSE[name] for name, gap in summary["halves"].items())
+    played = []
+
+    def play_and_interrupt(networks, config, round_):
+        played.append(round_)
+        if len(played) in (2, 3):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return play_round(networks, config, round_)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(infer_module, "play_round", play_and_interrupt)
+        for step in (2, 3):
+            said = infer("two-gaussians", tmp_path / "parts", *options, exit_code=143)
+            assert f"at step {step} of 16000 at most" in said.stderr
+    infer("two-gaussians", tmp_path / "parts", *options)
+    infer("two-gaussians", tmp_path / "parts", *options)  # it has ended
+    for name in ("model.safetensors", "metrics.jsonl", "samples.npz", "summary.json"):
+        same = [(tmp_path / part / name).read_bytes() for part in ("whole", "parts")]
+        assert same[0] == same[1], name
+
+
+def test_a_run_whose_halves_never_agree_says_so_at_its_most_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr(halves, "FIRST_MARK", 2)
+    monkeypatch.setattr(halves, "COUNT", 100)
+    monkeypatch.setattr(halves, "CLOSE", {"mean": -1.0, "sd": 0.03, "bound": 0.03})
+    said = infer("two-gaussians", tmp_path / "y", "--steps", "auto",
+                 "--most-steps", 2000, "--width", 4, "--objective", "ksivi")  # fmt: skip
+    (warning,) = (line for line in warnings_of(said) if "steps means differ" in line)
+    assert "after 1024 and 2000 steps" in warning and "give a higher --most-steps" in warning
+
+
+def test_steps_auto_and_a_number_of_steps_are_other_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(halves, "FIRST_MARK", 2)
+    infer("two-gaussians", tmp_path / "y", "--steps", "auto", "--student-rate", 1e-9)
+    found = tree(tmp_path / "y")
+    said = refused("two-gaussians", tmp_path / "y", "--student-rate", 1e-9, "--steps", 16_000)
+    assert "was begun with --steps auto" in said
+    shutil.rmtree(tmp_path / "y" / "checkpoint")
+    said = refused("two-gaussians", tmp_path / "y", "--steps", "auto", "--student-rate", 1e-9)
+    assert "holds a finished run of 4 steps without its checkpoint" in said
+    assert tree(tmp_path / "y").keys() <= found.keys()
+
+
 def test_a_framed_run_goes_on_in_its_frame_without_searching_it_anew(tmp_path, monkeypatch):
     infer("logistic-waveform", tmp_path / "y")
     frame = load(tmp_path / "y").factor
     assert frame.shape == (22, 22) and not frame.equal(torch.eye(22))
-    monkeypatch.setattr("hsivi_cli.density.rounds.fit_gaussian", None)
+    monkeypatch.setattr("hsivi_cli.density.networks.fit_gaussian", None)
     infer("logistic-waveform", tmp_path / "y", "--steps", 5)
     assert load(tmp_path / "y").factor.equal(frame)
 
@@ -118,11 +168,17 @@ def test_compare_writes_rows_and_histograms_and_tells_of_nuts_that_has_not_mixed
     assert said.stdout.startswith("measured from exact draws") and "mean-field" in said.stdout
     found = json.loads((tmp_path / "y" / "compare.json").read_text())
     assert found["about"]["truth_count"] == 5000
-    assert [row["name"] for row in found["rows"]] == ["hsivi", "full-rank", "mean-field", "nuts"]
+    assert [row["name"] for row in found["rows"]] == [
+        "hsivi",
+        "full-rank",
+        "mean-field",
+        "flow",
+        "nuts",
+    ]
     trained = json.loads((tmp_path / "y" / "infer.json").read_text())["cpu_seconds"]
     assert found["rows"][0]["cpu_seconds"] > trained - 0.01 > 0  # the file has hundredths
     assert (tmp_path / "y" / "compare.png").is_file()
-    assert found["rows"][3]["rhat"] > 1.01  # of 50 draws
+    assert found["rows"][4]["rhat"] > 1.01  # of 50 draws
     assert "warning: NUTS has not drawn this target well (R-hat 1." in said.stderr
 
 
@@ -230,8 +286,9 @@ def test_a_target_that_fails_later_is_one_line_too(tmp_path):
 @pytest.mark.parametrize("objective", ["lb", "reverse-kl"])
 def test_samples_beyond_the_targets_support_are_told_of(tmp_path, objective):
     options = ("--dim", 2, "--objective", objective, "--student-rate", 0.05, "--steps", 200)
-    told = refused("densities:fenced", tmp_path / "y", *options, "--batch-size", 64)
-    assert "log density is -inf at x = (" in told
+    options = (*options, "--batch-size", 64, "--bridge", "geometric")
+    told = infer("densities:fenced", tmp_path / "y", *options, exit_code=1).stderr
+    assert "log density is -inf at x = (" in told.splitlines()[-1]
     assert not (tmp_path / "y" / "summary.json").exists()
 
 

@@ -25,7 +25,6 @@ from hsivi_cli.method.losses import (
     lower_bound_loss,
     median_bandwidth,
     normal_log_density,
-    pair_log_density,
     regression_loss,
     reverse_kl_loss,
     score_matching_loss,
@@ -611,15 +610,6 @@ def test_gradients_into_mean_and_scale_are_central_differences(kind):
     steps = 1e-6 * torch.eye(4, dtype=torch.float64)
     slope = torch.stack([(loss(theta + e) - loss(theta - e)) / 2e-6 for e in steps])
     torch.testing.assert_close(grad(loss(theta), theta), slope, rtol=1e-7, atol=1e-8)
-
-
-def test_densities_of_all_pairs_are_those_of_each_pair():
-    draw = torch.Generator().manual_seed(0)
-    x, mean = (3 * torch.randn(n, 4, generator=draw) + 100 for n in (5, 7))  # far off the origin
-    std = torch.rand(4, generator=draw) + 0.1
-    expected = torch.distributions.Normal(mean, std).log_prob(x[:, None]).sum(2)
-    # squares of size 10^3 in float32 err by some 10^-4
-    torch.testing.assert_close(pair_log_density(x, mean, std), expected, rtol=1e-4, atol=1e-2)
 
 
 @pytest.mark.parametrize("prediction", schedule.PREDICTIONS)

@@ -5,7 +5,7 @@ import torch
 
 from hsivi_cli.config import InferConfig
 from hsivi_cli.density.named import POSTERIORS, load_target, probe
-from hsivi_cli.density.rounds import resolved
+from hsivi_cli.density.networks import resolved
 from hsivi_cli.density.targets import TARGETS
 from hsivi_cli.errors import HsiviError, reason_of
 
@@ -77,7 +77,7 @@ def test_a_name_that_is_none_is_told_which_there_are():
 
 
 def test_the_diffusion_bridge_wants_a_target_and_a_base_that_fit_it():
-    assert "--bridge diffusion needs" in refused("banana", bridge="diffusion")
+    assert "--bridge diffusion needs" in refused("densities:good", 3, bridge="diffusion")
     assert "--base-scale 2 goes with" in refused("circles", base_scale=2.0)
 
 

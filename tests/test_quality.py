@@ -8,8 +8,13 @@ import torch
 
 from hsivi_cli.config import InferConfig
 from hsivi_cli.density.family import Family
-from hsivi_cli.density.quality import doubt, in_words, lower_bound
+from hsivi_cli.density.quality import between_seeds, doubt, lower_bound
+from hsivi_cli.density.quality import in_words as words
 from hsivi_cli.density.targets import GaussianMixture
+
+
+def in_words(found):
+    return words(found, {"mean": 0.01, "sd": 0.002})
 
 
 def base(dim, sd=1.0):
@@ -64,3 +69,12 @@ def test_without_arviz_the_bound_is_there_without_paretos_k(monkeypatch, arviz):
     found = lower_bound(*base(2), 200, 200)
     assert "pareto_k" not in found and "importance_ess" in found
     assert "ESS" in in_words(found) and doubt(found) is None
+
+
+def test_two_seeds_differ_by_chance_alone():
+    family, _ = base(2)
+    for count in (400, 40_000):
+        found = between_seeds(family, family.sample(count, 3), 3)
+        # the worse of two gaps, of sd (2 / count)^1/2 and (1 / count)^1/2
+        assert 0.05 < found["mean"] * count**0.5 < 5 and 0.03 < found["sd"] * count**0.5 < 4
+    assert "means 0.01 sds apart, sds 0.2%;" in in_words(lower_bound(family, base(2)[1], 200, 200))

@@ -3,7 +3,7 @@
 """
 
 from .boosting import BOOST_OUT, DRAWING, BoostConfig, decided
-from .inference import TARGETS, InferConfig
+from .inference import FIRST_MARK, TARGETS, InferConfig
 from .options import (
     COUNTS,
     DATA_ROOT,
@@ -39,6 +39,7 @@ __all__ = [
     "DATA_ROOT",
     "DRAWING",
     "DTYPES",
+    "FIRST_MARK",
     "ORIGIN",
     "OWN",
     "PRESETS",

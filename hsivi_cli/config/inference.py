@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .options import COUNTS, SCALE, option, option_like
+from ..errors import HsiviError
+from .options import COUNTS, RATES, SCALE, option, option_like
 from .run import RunConfig
 
 # in the order of density/, which a test compares
 TARGETS = (
     "banana", "two-gaussians", "x-shape", "checkerboard", "swiss-roll", "circles", "25-gaussians",
-    "funnel", "diffusion-path", "logistic-waveform", "logistic-breast-cancer", "logistic-digits",
-    "regression-diabetes", "regression-abalone",
+    "uneven-gaussians", "25-uneven", "funnel", "diffusion-path", "logistic-waveform",
+    "logistic-breast-cancer", "logistic-digits", "regression-diabetes",
+    "regression-abalone",
 )  # fmt: skip
+
+
+FIRST_MARK = 1000  # steps after which --steps auto measures first; then at twice as many, ...
 
 
 @dataclass(frozen=True)
@@ -59,9 +64,10 @@ class InferConfig(RunConfig):
         "from 1 to 0",
     )
     levels: str = option(
-        "falling",
-        "where layers are judged over the diffusion bridge: falling to their own level, or at it",
-        choices=("falling", "own"),
+        "above",
+        "where layers are judged over the diffusion bridge: at their own level, or half of the "
+        "samples at levels above it",
+        choices=("above", "own"),
     )
     mixing: int = option(500, "lb's fresh mixing samples (J)", least=1, below=COUNTS)
     kernel_width: float = option(
@@ -77,9 +83,36 @@ class InferConfig(RunConfig):
     )
 
     # the optimisation
-    steps: int = option(2000, "steps in all; 0 writes the untrained family", least=0, below=COUNTS)
+    steps: int = option(
+        2000,
+        "steps in all; auto: until two halves of the training agree; 0: the untrained family",
+        least=0,
+        below=COUNTS,
+        word="auto",
+    )
+    most_steps: int = option(
+        16_000, "the most steps of --steps auto", run_only=True, least=2000, below=COUNTS
+    )
+    patience: int = option(
+        1,
+        "how many halves in a row must agree for --steps auto to end",
+        run_only=True,
+        least=1,
+        below=20,
+    )
     batch_size: int = option(256, "samples of each layer per update", least=2, below=COUNTS)
-    student_rate: float = option_like(RunConfig, "student_rate", 1e-3)
+    path_steps: int = option(
+        500,
+        "updates that teach the layers the diffusion bridge's own paths before the first step",
+        least=0,
+        below=COUNTS,
+    )
+    student_rate: float | None = option(
+        None,
+        "the layers' learning rate; default: 3e-3 for the lower bound in the plane, else 1e-3",
+        above=0,
+        below=RATES,
+    )
     fake_rate: float = option_like(RunConfig, "fake_rate", 2e-3)
     student_beta1: float = option_like(RunConfig, "student_beta1", 0.9)
     clip: float = option_like(RunConfig, "clip", 10.0)
@@ -90,13 +123,30 @@ class InferConfig(RunConfig):
     count: int = option(10_000, "samples to draw at the end", run_only=True, least=2, below=COUNTS)
     compare: bool = option(
         False,
-        "also run mean-field and full-rank Gaussian inference and NUTS, and measure all",
+        "also run mean-field and full-rank Gaussian inference, a flow and NUTS, and measure all",
         run_only=True,
     )
     chains: int = option(4, "NUTS chains of --compare", run_only=True, least=2, below=1000)
     draws: int = option(
         2000, "draws of each chain, after 500 to adapt", run_only=True, least=10, below=COUNTS
     )
+
+    auto: bool = False  # whether training may end before `steps`, which then is most_steps
+
+    def __post_init__(self):
+        if self.steps == "auto":
+            object.__setattr__(self, "steps", self.most_steps)
+            object.__setattr__(self, "auto", True)
+        super().__post_init__()
+        if not self.auto:
+            return
+        if self.order == "sequential":
+            raise HsiviError("--steps auto goes with --order joint: layers' parts must be known")
+        if self.steps < (least := FIRST_MARK * 2**self.patience):
+            raise HsiviError(
+                f"--most-steps {self.steps} ends before {self.patience + 1} halves are over, which "
+                f"--patience {self.patience} compares: give at least {least}"
+            )
 
     @property
     def layer_count(self) -> int:

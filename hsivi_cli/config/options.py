@@ -35,7 +35,8 @@ SEEDS = 2**62  # seeds of images lie below: generators take 64 bits, and counts 
 def option(default, help: str, **extra):
     """A dataclass field that cli.py turns into a command-line option.
 
-    Of extra, `choices` are the values there are, and `least`, `above` and `below` bound a number.
+    Of extra, `choices` are the values there are, `least`, `above` and `below` bound a number, and
+    `word` is what may stand in its place.
     """
     return field(default=default, metadata={"help": help, **extra})
 

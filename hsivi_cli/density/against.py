@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -13,13 +12,15 @@ from torch import Tensor
 from ..config import InferConfig
 from ..method.steps import rng
 from .family import Family
+from .flow import flow_draws
 from .gaussian import Affine
+from .networks import best_gaussian
 from .nuts import diagnosis, doubt, nuts
-from .rounds import best_gaussian
 from .targets import Target
 from .truth import Truth, errors, exact_truth, nuts_truth, plane_errors
 
-EXACT_COUNT = 200_000  # draws of all but NUTS, where there are exact ones: histograms need many
+LEAST = 1.0  # CPU seconds of the flow, where the layers had fewer
+EXACT_COUNT = 200_000  # exact draws, where there are any: histograms need many
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,7 @@ class Comparison:
     """What methods make of a target.
 
     rows   one a method: its name, cpu_seconds to fit and to draw, the errors of its draws
-           (truth.errors) and js_floor and w1_floor, what as many exact draws read: the fewer draws,
-           the higher both are
+           (truth.errors) and js_floor and w1_floor, what as many exact draws read
     drawn  each method's draws [N, dim], by its name
     doubt  why the truth or NUTS's row is not to be believed, in words
     """
@@ -40,13 +40,14 @@ class Comparison:
 
 
 def compare(family: Family, config: InferConfig, target: Target, trained: float) -> Comparison:
-    """The family's samples (hsivi), the Gaussians nearest to the target (full-rank, mean-field) and
-    NUTS (nuts), measured from exact draws where the target has them, else from NUTS's.
+    """The family's samples (hsivi), the Gaussians nearest to the target (full-rank, mean-field), a
+    normalising flow that had as many CPU seconds (flow) and NUTS (nuts), measured from exact draws
+    where the target has them, else from NUTS's. All have as many draws as NUTS.
 
     trained  CPU seconds that the family took
     """
     device, seed = family.centre.device, config.seed
-    count = max(config.count, EXACT_COUNT) if target.exact else config.count
+    count = config.chains * config.draws
     samples, seconds = timed(family.sample, count, seed)
     drawn, spent, white = {"hsivi": samples.cpu()}, {"hsivi": trained + seconds}, {}
     for name in ("full-rank", "mean-field"):
@@ -54,23 +55,25 @@ def compare(family: Family, config: InferConfig, target: Target, trained: float)
         white[name] = Affine(target, *fit)
         noise = torch.randn(count, target.dim, generator=rng(seed, name))
         drawn[name] = white[name].out(noise.to(device)).cpu()
+    own = family.whitened(target)
+    budget = max(spent["hsivi"], LEAST)
+    draws, spent["flow"] = timed(flow_draws, own, budget, count, seed, device)
+    drawn["flow"] = own.out(draws).cpu()
     chains, spent["nuts"] = timed(nuts, white["full-rank"], config.chains, config.draws, seed)
     truth = from_nuts = nuts_truth(chains)
     if target.exact:
-        truth = exact_truth(target.sample(count, rng(seed, "truth")))
+        truth = exact_truth(target.sample(EXACT_COUNT, rng(seed, "truth")))
     drawn["nuts"] = from_nuts.draws
 
-    @cache
-    def floor(count: int) -> dict[str, float]:
-        if not target.exact or target.dim != 2:
-            return {}
+    floor = {}
+    if target.exact and target.dim == 2:
         perfect = target.sample(count, rng(seed, "floor"))
-        return {f"{key}_floor": value for key, value in plane_errors(perfect, truth).items()}
-
+        found = plane_errors(perfect, truth)
+        floor = {f"{key}_floor": value for key, value in found.items()}
     rows = {name: {"name": name, "cpu_seconds": spent[name]} for name in drawn}
     for name in drawn.keys() - {truth.kind}:
         own_error = from_nuts.error if name == "nuts" else None
-        rows[name] |= errors(drawn[name], truth, own_error) | floor(len(drawn[name]))
+        rows[name] |= errors(drawn[name], truth, own_error) | floor
     found = diagnosis(chains)
     rows["nuts"] |= found
     return Comparison(truth, list(rows.values()), drawn, doubt(found, len(from_nuts.draws)))

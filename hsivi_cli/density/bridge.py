@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from ..config import InferConfig
 from ..errors import HsiviError
 from ..method.losses import normal_log_density
 from .targets import Target
@@ -21,7 +18,8 @@ class Bridge:
     """The densities p_0 (the target) to p_K that the marginals are matched to.
 
     geometric  p_base^(1 - lambda_k) p^lambda_k
-    diffusion  the target at the VP level alpha_bar = lambda_k, where it knows its levels
+    diffusion  the target at the VP level alpha_bar = lambda_k: its levels are known, or those of
+               points in the plane (smoothed.py)
 
     tempering  lambda_k, [K+1]: from 1 down to 0
     """
@@ -31,23 +29,39 @@ class Bridge:
     kind: str
     base_scale: float
 
-    def log_prob(self, x: Tensor, k: int, level: float | None = None) -> Tensor:
-        """log p_k up to a constant [B]; level is a lambda in place of layer k's own."""
-        level = self.tempering[k] if level is None else level
-        if level == 1:
+    @property
+    def lowest(self) -> float:
+        """The least sigma above 0 at which the diffused target is known."""
+        return getattr(self.target, "lowest", 0.0)
+
+    def level(self, x: Tensor, k: int, level: float | Tensor | None) -> Tensor:
+        """lambda of each row of x, [B, 1]: layer k's own where none is given."""
+        level = torch.as_tensor(self.tempering[k] if level is None else level)
+        return level.to(x).expand(len(x), 1)
+
+    def log_prob(self, x: Tensor, k: int, level: float | Tensor | None = None) -> Tensor:
+        """log p_k up to a constant [B]; level is a lambda in place of layer k's own, one for all
+        or one a row [B, 1].
+        """
+        level = self.level(x, k, level)[:, 0]
+        if (level == 1).all():
             return self.target.log_prob(x)
         if self.kind == "diffusion":
-            return self.target.log_prob(x, x.new_full((len(x),), level))
+            return self.target.log_prob(x, level)
         base = normal_log_density(x, torch.zeros_like(x), torch.full_like(x, self.base_scale))
-        return (1 - level) * base + (level * self.target.log_prob(x) if level else 0)
+        return (1 - level) * base + (level * self.target.log_prob(x) if level.any() else 0)
 
-    def score(self, x: Tensor, k: int, level: float | None = None) -> Tensor:
-        """grad_x log p_k [B, dim]. Refuses a target whose gradient is not finite."""
-        level = self.tempering[k] if level is None else level
-        if self.kind == "diffusion" and level < 1:
-            return check_score(self.target.score(x, x.new_full((len(x),), level)), x)
-        score = level * check_score(self.target.score(x), x) if level else 0
-        return score if level == 1 else score - (1 - level) / self.base_scale**2 * x
+    def score(self, x: Tensor, k: int, level: float | Tensor | None = None) -> Tensor:
+        """grad_x log p_k [B, dim], with `level` as in log_prob. Refuses a target whose gradient is
+        not finite.
+        """
+        level = self.level(x, k, level)
+        if (level == 1).all():
+            return check_score(self.target.score(x), x)
+        if self.kind == "diffusion":
+            return check_score(self.target.score(x, level[:, 0]), x)
+        score = level * check_score(self.target.score(x), x) if level.any() else 0
+        return score - (1 - level) / self.base_scale**2 * x
 
 
 FAR = 1e6
@@ -104,29 +118,4 @@ def tempering_schedule(text: str, count: int, kind: str) -> tuple[float, ...]:
     return numbers
 
 
-FALL, SM_FALL = 0.5, 0.7  # of the steps, over which a layer's level falls to its own
 LOWEST = 1e-3  # alpha_bar of the highest level: at 0 there is nothing of the layer to judge
-
-
-def level_of(config: InferConfig, tempering: Sequence[float], k: int, step: int) -> float:
-    """alpha_bar at which layer k is judged at a step.
-
-    Its own is tempering[k-1]. With --levels falling over the diffusion bridge sigma begins at the
-    layer above's and falls to its own in equal steps: modes share their mass out while they
-    overlap; once they lie apart, no gradient of a reverse KL knows how much each should hold.
-    Score matching loses modes where it begins near its own level: there sigma begins at the base's.
-    """
-    if config.levels == "own" or config.bridge != "diffusion":
-        return tempering[k - 1]
-    fall, top = (SM_FALL, config.layers) if config.objective == "sm" else (FALL, k)
-    own, above = (math.sqrt(1 - tempering[i]) for i in (k - 1, top))
-    part = config.steps / (config.layers if config.order == "sequential" else 1)
-    left = max(0.0, 1 - max(0, step) % part / part / fall)
-    return max(LOWEST, 1 - (own + left * (above - own)) ** 2) if left else tempering[k - 1]
-
-
-def noised(mean: Tensor, std: Tensor, level: float) -> tuple[Tensor, Tensor]:
-    """The normal N(mean, std^2) where x becomes sqrt(level) x + sqrt(1 - level) noise."""
-    if level == 1:
-        return mean, std
-    return math.sqrt(level) * mean, (level * std.square() + 1 - level).sqrt()

@@ -14,8 +14,10 @@ from ..files.device import pick_device
 from ..method.steps import warmup_rounds
 from .bridge import check_density
 from .family import Family
+from .halves import marks, measure, part_at, settled
 from .named import probe
-from .rounds import Networks, has_fake_scores, make_networks, play_round, resolved
+from .networks import Networks, has_fake_scores, make_networks, resolved
+from .rounds import play_round
 from .targets import Density, Target
 
 
@@ -45,10 +47,16 @@ def fit(log_prob: Callable | Target, dim: int, progress: bool = True, **options)
     probe(config, target, device)
     networks = make_networks(config, target, None, device)
     first = first_round(config)
+    found = []
     for round_ in tqdm(range(first, last_round(config)), disable=not progress, unit="step"):
-        if not all(map(math.isfinite, play_round(networks, config, round_).values())):
-            step = max(0, round_ - warmup_rounds(config))
+        step = max(0, round_ - warmup_rounds(config))
+        measured = play_round(networks, part_at(config, step), round_)
+        if not all(map(math.isfinite, measured.values())):
             raise not_finite(networks, "the loss is not finite", step, "nothing was kept")
+        if config.auto and step + 1 in marks(config):
+            found.append(measure(networks, config, step + 1))
+            if settled(found, config.patience):
+                break
     return networks.ema
 
 

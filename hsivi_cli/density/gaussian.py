@@ -15,6 +15,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from ..errors import HsiviError
 from ..method.losses import reverse_kl_loss
 from ..method.steps import cosine
 from .targets import Target
@@ -54,6 +55,7 @@ class Affine(Target):
 
 
 RATE, BATCH, CLIP = 0.02, 64, 5.0
+RUNAWAY = 7.0  # of a log sd beyond Laplace's; a bound without end takes it to 10 in 1,000 steps
 
 
 def fit_gaussian(
@@ -69,6 +71,8 @@ def fit_gaussian(
 
     The gradient holds q's own parameters in log q, so that its noise vanishes as q reaches p
     [Roeder et al. 2017].
+
+    Refuses a target whose bound grows without end, as an improper density's does.
 
     start  [dim]  where the search for a mode begins
     scale         sd of q where log p says nothing of its own
@@ -98,6 +102,11 @@ def fit_gaussian(
         nn.utils.clip_grad_norm_(trained, CLIP * math.sqrt(len(start)))
         optimizer.step()
         optimizer.zero_grad()
+    if (widest := log_sd.detach().max()) > RUNAWAY:
+        raise HsiviError(
+            f"the target's bound runs away: along one direction the best Gaussian's sd grows by "
+            f"{widest.exp():.3g} and on; the density is improper, or flat over that far"
+        )
     with torch.no_grad():
         return white.out(mean[None])[0], white.factor @ factor()
 

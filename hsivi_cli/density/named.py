@@ -15,6 +15,7 @@ from ..method.steps import rng
 from .bridge import check_density, check_score
 from .datasets import abalone, breast_cancer, diabetes, digits, waveform
 from .posteriors import logistic_regression, neural_regression
+from .smoothed import PLANE
 from .targets import TARGETS, Density, Target
 
 WAVEFORMS = 400  # rows, the number that the field trains on; always the same ones
@@ -86,10 +87,10 @@ def imported(module: str, attribute: str) -> Callable:
 
 def probe(config: InferConfig, target: Target, device="cpu") -> None:
     """Refuse a target whose density or gradient cannot be used, before anything is written."""
-    if config.bridge == "diffusion" and not target.levels:
+    if config.bridge == "diffusion" and not target.levels and target.dim > PLANE:
         raise HsiviError(
-            "--bridge diffusion needs a target whose diffused density is known: two-gaussians, "
-            "x-shape, 25-gaussians, checkerboard, swiss-roll, circles"
+            f"--bridge diffusion needs a target of at most {PLANE} coordinates, or one whose "
+            "diffused density is known"
         )
     if config.bridge == "diffusion" and config.base_scale != 1:
         raise HsiviError(

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from ..errors import HsiviError
-from ..method.losses import lower_bound_loss, normal_log_density, pair_log_density
+from ..method.losses import lower_bound_loss
 from ..method.steps import rng
 from .bridge import FAR
 from .family import Family
 from .packages import quietly
-from .rounds import PLANE
+from .smoothed import PLANE
 from .targets import Target
 
 PARTS = 20
@@ -39,17 +39,14 @@ def lower_bound(family: Family, target: Target, count: int, mixing: int, seed: i
                     plane alone, where J kernels cover q
     """
     parts = min(PARTS, count // 2)
-    x, noise, u = family.start(parts * mixing + count, rng(seed, "bound"))
-    last = list(family.visits(x, noise, u))[-1]
-    std = family[1].log_scale.exp()
-    x = (last.mean + std * noise[-1])[parts * mixing :].tensor_split(parts)
-    fresh, means = last.mean[: parts * mixing].split(mixing), last.mean[parts * mixing :]
+    last = list(family.visits(*family.start(parts * mixing + count, rng(seed, "bound"))))[-1]
+    rows = torch.arange(parts * mixing, len(last.below)).tensor_split(parts)
     weights, halves = [], []
-    for part, mean, z in zip(x, means.tensor_split(parts), fresh, strict=True):
-        own, others = normal_log_density(part, mean, std), pair_log_density(part, z, std)
-        density = target.log_prob(part)
-        weights.append(-lower_bound_loss(own, others, density).double())
-        halves.append(-lower_bound_loss(own, others[:, : mixing // 2], density).double())
+    for i, own in enumerate(rows):
+        x, z = last.below[own], last.normal[i * mixing : (i + 1) * mixing]
+        likelihood, others, density = last.normal[own].log_prob(x), z.pairs(x), target.log_prob(x)
+        weights.append(-lower_bound_loss(likelihood, others, density).double())
+        halves.append(-lower_bound_loss(likelihood, others[:, : mixing // 2], density).double())
     weight, each = torch.cat(weights), torch.stack([part.mean() for part in weights])
     found = {
         "lower_bound": weight.mean().item(),
@@ -91,13 +88,31 @@ def strayed(samples: Tensor) -> str | None:
     )
 
 
+@torch.no_grad()
+def between_seeds(family: Family, samples: Tensor, seed: int) -> dict[str, float]:
+    """How far as many draws of another seed differ from samples [N, dim]: chance alone.
+
+    mean  the worst |difference of the means| over coordinates, in sds
+    sd    the worst |ratio of the sds - 1|
+    """
+    x, y = samples.double(), family.sample(len(samples), seed + 1).cpu().double()
+    sd = x.std(0).clamp(min=1e-12)
+    return {
+        "mean": ((x.mean(0) - y.mean(0)).abs() / sd).max().item(),
+        "sd": (y.std(0) / sd - 1).abs().max().item(),
+    }
+
+
 def loose(found: dict[str, float]) -> bool:
     return found["lower_bound"] - found["half_mixing"] > LOOSE
 
 
-def in_words(found: dict[str, float]) -> str:
-    """What `lower_bound` has found, in a line."""
-    text = f"lower bound of log Z {found['lower_bound']:.3g} ± {found['standard_error']:.1g}"
+def in_words(found: dict[str, float], seeds: dict[str, float]) -> str:
+    """What `lower_bound` and `between_seeds` have found, in a line."""
+    text = (
+        f"draws of two seeds: means {seeds['mean']:.2g} sds apart, sds {seeds['sd']:.1%}; "
+        f"lower bound of log Z {found['lower_bound']:.3g} ± {found['standard_error']:.1g}"
+    )
     if loose(found):
         return text + (
             f", loose: half of the {found['mixing']} mixing samples give {found['half_mixing']:.3g}"

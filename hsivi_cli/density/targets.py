@@ -172,6 +172,19 @@ def two_gaussians() -> GaussianMixture:
     return GaussianMixture(torch.tensor([[-2.0, 0.0], [2.0, 0.0]]), 1.0)
 
 
+def uneven_gaussians() -> GaussianMixture:
+    """.8 N((-2, 0), .3^2 I) + .2 N((2, 0), .3^2 I)."""
+    means = torch.tensor([[-2.0, 0.0], [2.0, 0.0]])
+    return GaussianMixture(means, 0.09, torch.tensor([0.8, 0.2]))
+
+
+def uneven_grid() -> GaussianMixture:
+    """The 25 Gaussians with weights 1 to 5 in each row and each column."""
+    row, column = torch.cartesian_prod(torch.arange(5), torch.arange(5)).T
+    even = grid_mixture()
+    return GaussianMixture(even.mean, 0.08**2, 1 + (2 * row + column) % 5)
+
+
 def x_shape() -> GaussianMixture:
     """Two Gaussians at one place, correlated .9 and -.9."""
     cov = torch.tensor([[[2.0, 1.8], [1.8, 2.0]], [[2.0, -1.8], [-1.8, 2.0]]])
@@ -300,6 +313,8 @@ TARGETS = {
     "swiss-roll": swiss_roll,
     "circles": circles,
     "25-gaussians": grid_mixture,
+    "uneven-gaussians": uneven_gaussians,
+    "25-uneven": uneven_grid,
     "funnel": funnel,
     "diffusion-path": diffusion_path,
 }

@@ -123,19 +123,6 @@ def normal_log_density(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return -size.sum(-1) / 2
 
 
-def pair_log_density(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """log N(x_i; mean_j, std^2) of all pairs [B, J], in B J numbers of memory whatever dim is.
-
-    x     [B, dim]
-    mean  [J, dim]
-    std   [dim]
-    """
-    middle = mean.mean(0).detach()  # about it, the squares that cancel are small
-    x, mean = (x - middle) / std, (mean - middle) / std
-    square = x.square().sum(1)[:, None] + mean.square().sum(1) - 2 * x @ mean.T
-    return -(square + (2 * std.log() + math.log(2 * math.pi)).sum()) / 2
-
-
 def lower_bound_loss(own: Tensor, others: Tensor, target: Tensor) -> Tensor:
     """log 1/(J+1) (q(x | z_0) + sum_j q(x | z_j)) - log p(x), the negative of SIVI's bound
     [Yin & Zhou 2018].

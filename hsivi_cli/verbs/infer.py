@@ -18,7 +18,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,13 +27,14 @@ from torch import Tensor
 
 from .. import __version__
 from ..config import InferConfig
-from ..density import against, quality
+from ..density import against, halves, quality
 from ..density.bridge import check_density
 from ..density.family import Family
 from ..density.fit import check_target, first_round, last_round, not_finite
 from ..density.named import fingerprint, load_target, probe
+from ..density.networks import Networks, make_networks, resolved
 from ..density.packages import quietly
-from ..density.rounds import Networks, make_networks, play_round, resolved
+from ..density.rounds import play_round
 from ..density.targets import Target
 from ..errors import HsiviError
 from ..files.checkpoint import (
@@ -64,6 +65,7 @@ from ..method.steps import warmup_rounds
 from ..report.figures import band_png, densities_png, layers_png, pairs_png
 from ..report.methods import table
 
+FORMAT = 2  # of infer.json and model.safetensors
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)  # of the summary's quantiles
 
 
@@ -80,7 +82,7 @@ def read_info(out: Path) -> dict:
         info = read_json(out / "infer.json")
         names = {item.name for item in fields(InferConfig)}
         if {"target", "dim", "config", "step", "cpu_seconds"} <= info.keys() and (
-            info["config"].keys() <= names
+            info["config"].keys() <= names and info.get("format") == FORMAT
         ):
             return info
         reason = "it describes no run of this version"
@@ -96,7 +98,7 @@ def run(config: InferConfig, name: str, dim: int | None, out: Path) -> None:
     target = load_target(name, dim)
     config = resolved(config, target)
     if config.compare:
-        for package in ("arviz", "nutpie"):
+        for package in ("arviz", "nutpie", "zuko"):
             quietly(package)
     about = {"target": name, "dim": target.dim}
     with holding(out):
@@ -115,7 +117,8 @@ def learn(
     about = about | {"fingerprint": fingerprint(target, device)}
     earlier = check_out(out, config, about)
     inference = Inference(out, config, about, target, device)
-    run = Run(out, config, inference, plan_of(config), earlier, begin=begin)
+    state = {"marks": []} if config.auto else {}
+    run = Run(out, config, inference, plan_of(config), earlier, begin=begin, **state)
     if not run.resumed:
         inference.networks = make_networks(config, target, None, device)
     sweep(out)  # check_out has found it to be a run's
@@ -123,22 +126,30 @@ def learn(
     trim(out / "metrics.jsonl", run.step)
     done = run.step
     for round_ in run.rounds():
-        measured = play_round(inference.networks, run.settings, round_)
+        if halves.settled(run.state.get("marks", []), config.patience):
+            break
+        measured = play_round(inference.networks, halves.part_at(run.settings, run.step), round_)
         if not all(map(math.isfinite, measured.values())):
             check_target(inference.networks)  # its fault would come again
         run.record(measured)
+        if config.auto and run.step in halves.marks(config):
+            run.state["marks"].append(halves.measure(inference.networks, config, run.step))
     if run.stopped:
-        run.leave(f"at step {run.step} of {config.steps}")
+        run.leave(f"at step {run.step} of {most(config)}")
         return
-    report(out, inference.networks, config, target)
+    report(out, inference.networks, config, target, run)
     if config.compare:
         spent = run.state["cpu_seconds"]
         compare(out, inference.networks.ema, config, about["target"], target, spent)
-    elif done < config.steps:  # it compares samples that are no more
+    elif done < run.step:  # it compares samples that are no more
         for file in ("compare.json", "compare.png"):
             remove(out / file)
     minutes = run.state["seconds"] / 60
-    say(f"{out}: {config.layers} layers, {config.steps} steps, {minutes:.1f} minutes")
+    say(f"{out}: {config.layers} layers, {run.step} steps, {minutes:.1f} minutes")
+
+
+def most(config: InferConfig) -> str:
+    return f"{config.steps} at most" if config.auto else f"{config.steps}"
 
 
 def plan_of(config: InferConfig) -> Plan:
@@ -149,7 +160,8 @@ def plan_of(config: InferConfig) -> Plan:
         return max(0, rounds - warmup)
 
     def due(rounds: int) -> bool:
-        return step(rounds) > 0 and step(rounds) % config.checkpoint_every == 0
+        made = step(rounds)
+        return made > 0 and (made % config.checkpoint_every == 0 or made in halves.marks(config))
 
     return Plan(first_round(config), last_round(config), step, due)
 
@@ -177,6 +189,14 @@ def check_out(out: Path, config: InferConfig, about: dict) -> bool:
             f"{out} was begun on {about['target']} when it was another density: undo its change, "
             "or choose another --out"
         )
+    begun = info["config"]
+    if begun.get("auto", False) != config.auto:
+        steps = "auto" if begun.get("auto") else begun["steps"]
+        raise HsiviError(f"{out} was begun with --steps {steps}: use that, or another --out")
+    if config.auto and (out / "samples.npz").exists():
+        begun["steps"] = info["step"]  # it has ended there
+    # the objective is told before the rate, whose default goes with it
+    check_resumable(out, info, replace(config, student_rate=begun["student_rate"]))
     check_resumable(out, info, config)
     return True
 
@@ -206,7 +226,7 @@ class Inference:
 
     def load(self, tensors: dict[str, Tensor], state: dict) -> None:
         whitening = (tensors["family.centre"], tensors["family.factor"])
-        self.networks = make_networks(self.config, self.target, whitening, self.device)
+        self.networks = make_networks(self.config, self.target, whitening, self.device, False)
         load_modules(self.networks, MODULES, tensors)
         load_optimizer(self.networks.optimizer, "optimizer", tensors)
         load_optimizer(self.networks.fake_optimizer, "fake_optimizer", tensors)
@@ -215,7 +235,7 @@ class Inference:
     def export(self, run: Run) -> None:
         """model.safetensors and infer.json."""
         info = {
-            "format": 1,
+            "format": FORMAT,
             "hsivi": __version__,
             **self.about,
             "config": asdict(self.config),
@@ -230,7 +250,7 @@ class Inference:
         if not run.step:
             return "warming the fake scores up"
         divergence = measured.get("divergence_1", 0)
-        return f"step {run.step} of {self.config.steps}, divergence {divergence:.3g}"
+        return f"step {run.step} of {most(self.config)}, divergence {divergence:.3g}"
 
     def fault(self) -> str | None:
         """Finite weights may be large enough to draw what is not."""
@@ -241,7 +261,7 @@ class Inference:
         return not_finite(self.networks, what, plan_of(self.config).step(round_ + 1), kept)
 
 
-def report(out: Path, networks: Networks, config: InferConfig, target: Target) -> None:
+def report(out: Path, networks: Networks, config: InferConfig, target: Target, run: Run) -> None:
     """samples.npz, summary.json, the plots and, where ArviZ is installed, posterior.nc; a line on
     the samples' quality.
     """
@@ -253,11 +273,17 @@ def report(out: Path, networks: Networks, config: InferConfig, target: Target) -
     with replacing(out / "samples.npz") as temporary:
         np.savez_compressed(temporary, x=samples.numpy())
     divergence = quality.lower_bound(networks.ema, networks.bridge.target, 2000, 500, config.seed)
-    about = {"step": config.steps} | summary(samples) | {"divergence": divergence}
+    seeds = quality.between_seeds(networks.ema, samples, config.seed)
+    about = {"step": run.step} | summary(samples) | {"divergence": divergence, "seeds": seeds}
+    marks = run.state.get("marks", [])
+    if len(marks) > 1:
+        about["halves"] = halves.gaps(*marks[-2:])
     write_json(out / "summary.json", about)
-    say(quality.in_words(divergence))
-    for doubt in filter(None, (quality.doubt(divergence), quality.strayed(samples))):
-        say(f"warning: {doubt}")
+    say(quality.in_words(divergence, seeds))
+    unsettled = halves.doubt(marks, config.patience) if config.auto else None
+    for doubt in (unsettled, quality.doubt(divergence), quality.strayed(samples)):
+        if doubt:
+            say(f"warning: {doubt}")
     if samples.shape[1] == 2:
         marginals = networks.ema.marginals(config.count, config.seed)
         write_bytes(out / "layers.png", layers_png(marginals, networks.bridge.log_prob))
