@@ -46,16 +46,6 @@ from .files.places import name_of
 from .files.stderr import settle_streams
 
 
-class NumberOr(click.ParamType):
-    """A whole number, or a word in its place."""
-
-    def __init__(self, word: str):
-        self.word, self.name = word, f"integer|{word}"
-
-    def convert(self, value, parameter, context):
-        return value if value == self.word else click.INT.convert(value, parameter, context)
-
-
 def options_of(config: type):
     """A decorator that gives a command one option for every field of `config` that has a help
     text.
@@ -64,7 +54,7 @@ def options_of(config: type):
 
     def decorate(command):
         for item in reversed(option_fields(config)):
-            kind = hints[item.name]
+            kind = str if "word" in item.metadata else hints[item.name]
             if isinstance(kind, types.UnionType):
                 kind = next(k for k in typing.get_args(kind) if k is not types.NoneType)
             extra = (
@@ -73,8 +63,6 @@ def options_of(config: type):
                 else {
                     "type": click.Choice(item.metadata["choices"])
                     if "choices" in item.metadata
-                    else NumberOr(item.metadata["word"])
-                    if "word" in item.metadata
                     else kind
                 }
             )

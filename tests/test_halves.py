@@ -56,6 +56,12 @@ def test_patience_that_the_most_steps_leave_no_room_for_is_refused():
     InferConfig(steps=4000, patience=9)  # which nobody reads
 
 
+def test_steps_as_text_are_a_number_or_auto():
+    assert InferConfig(steps="30") == InferConfig(steps=30) and not InferConfig(steps="30").auto
+    with pytest.raises(HsiviError, match=r"--steps 1\.5 is neither auto nor a whole number"):
+        InferConfig(steps="1.5")
+
+
 def test_a_fit_ends_where_halves_agree(monkeypatch):
     monkeypatch.setattr(halves, "FIRST_MARK", 2)
     monkeypatch.setattr(halves, "COUNT", 500)

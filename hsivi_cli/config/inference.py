@@ -134,9 +134,10 @@ class InferConfig(RunConfig):
     auto: bool = False  # whether training may end before `steps`, which then is most_steps
 
     def __post_init__(self):
-        if self.steps == "auto":
-            object.__setattr__(self, "steps", self.most_steps)
-            object.__setattr__(self, "auto", True)
+        if isinstance(self.steps, str):
+            auto = self.steps == "auto"
+            object.__setattr__(self, "steps", self.most_steps if auto else whole(self.steps))
+            object.__setattr__(self, "auto", auto)
         super().__post_init__()
         if not self.auto:
             return
@@ -152,3 +153,10 @@ class InferConfig(RunConfig):
     def layer_count(self) -> int:
         """The number of layers, by the name that method.steps knows."""
         return self.layers
+
+
+def whole(steps: str) -> int:
+    try:
+        return int(steps)
+    except ValueError:
+        raise HsiviError(f"--steps {steps} is neither auto nor a whole number") from None
