@@ -18,6 +18,7 @@ from dataclasses import replace
 import diffusers
 import pytest
 import torch
+from accelerate import Accelerator
 from command import QUICK, TINY, finite, hsivi, refusal, rows, save_detector, train, tree
 from conftest import edit_json
 from safetensors.torch import load_file, save_file
@@ -275,6 +276,20 @@ def test_a_regressed_student_without_its_checkpoint_is_left_alone(teacher, tmp_p
     before = tree(out)
     told = refusal("train", teacher, "--out", out, *QUICK, *options)
     assert "without its checkpoint" in told and tree(out) == before
+
+
+@pytest.mark.filterwarnings("ignore:.*no supported trackers")  # none is installed here
+def test_a_kill_where_trackers_start_leaves_a_run_to_go_on_with(teacher, tmp_path, monkeypatch):
+    def killed(self, *names, **settings):
+        (tmp_path / "x" / "hsivi").mkdir()  # what a tracker writes first
+        raise SystemExit(9)
+
+    monkeypatch.setattr(train_module.importlib.util, "find_spec", lambda name: True)
+    with monkeypatch.context() as context:
+        context.setattr(Accelerator, "init_trackers", killed)
+        train(teacher, tmp_path / "x", "--log-with", "tensorboard", exit_code=9)
+    train(teacher, tmp_path / "x")
+    assert load_student(tmp_path / "x").info["step"] == 2
 
 
 def test_what_befell_the_exported_files_is_mended_from_the_checkpoint(teacher, tmp_path):

@@ -135,6 +135,8 @@ def distil(
 
     accelerator.wait_for_everyone()  # all have looked at the folder as it was
     training.open(run)
+    if config.log_with:  # which writes into the folder, now that it says what it is
+        accelerator.init_trackers("hsivi", config=asdict(config))
     if judge and not run.resumed:
         training.evaluate(run)
     with quick(networks, config, forward, main):
@@ -194,10 +196,8 @@ class Training:
 
     def open(self, run: Run) -> None:
         """Write the run's description, mend the export where it is not the checkpoint's, drop log
-        lines that the checkpoint does not know, start the trackers.
+        lines that the checkpoint does not know.
         """
-        if self.config.log_with:
-            self.accelerator.init_trackers("hsivi", config=asdict(self.config))
         if not run.processes.main:
             return
         told = read_info(self.out).get("best") if run.resumed else None
