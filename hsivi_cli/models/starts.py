@@ -53,19 +53,20 @@ def find_chains(
     earlier: Path | None,
     once: Callable[[Callable], object],
     judge: Judge | None = None,
+    seen: Callable[[], None] = lambda: None,
 ) -> tuple[dict[int, str], list[Chain]]:
     """What --start auto chose by budget (nothing for other starts), and the budgets' chains: as an
     earlier part of the run has them, or made now.
 
     earlier  the folder of that part
     once     gives every process what a function gives on the main one, for what takes long
-    judge    of starts, as in `choose_starts`
+    judge, seen  as in `choose_starts`
     """
     if earlier:
         stored = read_info(earlier).get("starts") or {}
         starts = {int(nfe): name for nfe, name in stored.items()}
     else:
-        starts = once(lambda: choose_starts(config, teacher, judge))
+        starts = once(lambda: choose_starts(config, teacher, judge, seen))
     if not config.fit_steps:
         return starts, make_chains(config, teacher, starts)
     if earlier and (earlier / "chain.safetensors").exists():

@@ -26,7 +26,7 @@ from ..files.checkpoint import checkpoints, slow
 from ..files.device import enough_memory, launched, once
 from ..files.folder import check_resumable, holding
 from ..files.logs import append, trim
-from ..files.progress import say
+from ..files.progress import Bar, say
 from ..files.run import Processes, Run, slowed, until_done
 from ..files.whole import is_fresh, sweep
 from ..method.distill import opening_rounds, play_round
@@ -49,7 +49,8 @@ from ..models.networks import (
     networks_of,
     training_tensors,
 )
-from ..models.starts import find_chains, find_clip
+from ..models.spacings import solver_names
+from ..models.starts import FINALISTS, find_chains, find_clip
 from ..models.student import (
     check_best,
     is_student,
@@ -100,8 +101,15 @@ def distil(
         sweep(out)  # check_out has found it to be a run's
     begun = (out if earlier else None, once(accelerator))
     whole, teacher = teacher, replace(teacher, clip=find_clip(config, teacher, *begun))
-    with enough_memory("in finding the start", "name one by --start, and leave out --fit-steps"):
-        starts, chains = find_chains(config, teacher, *begun, start_judge(teacher))
+    bar = Bar(
+        total=len(config.budgets) * (1 + len(solver_names()) + FINALISTS),
+        unit="starts",
+        disable=not main or earlier or config.start != "auto",
+        leave=False,
+    )
+    why = "name one by --start, and leave out --fit-steps"
+    with enough_memory("in finding the start", why), bar:
+        starts, chains = find_chains(config, teacher, *begun, start_judge(teacher), bar.update)
     with enough_memory("in seeing the reference", "--reference none judges by nothing"):
         judge = make_judge(config, whole, out) if main and plan_of(config).last else None
     shard = Shard(
