@@ -81,6 +81,11 @@ def test_a_training_without_data_is_judged_by_its_teacher_which_draws_once(
     assert rows(tmp_path / "x" / "evaluations.jsonl")[0]["round"] == 0
 
 
+def test_too_few_images_for_a_recall_judge_by_distance_alone(folder, tmp_path):
+    train(folder, tmp_path / "x", "--reference", "teacher", "--eval-count", 3)
+    assert load_student(tmp_path / "x").info["best"]["recall"] is None
+
+
 def test_another_count_of_images_is_drawn_anew(folder, tmp_path):
     judged(folder, tmp_path / "x")
     judged(folder, tmp_path / "x", "--eval-count", 24)

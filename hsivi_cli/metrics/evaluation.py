@@ -113,7 +113,9 @@ def better(found: dict, best: dict | None) -> dict | None:
     start = best.get("start")  # which earlier versions' files do not have
     if start is None or found["reference"] != OWN:
         gains = found["distance"] < best["distance"]
-    elif found["recall"] < KEPT * start["recall"]:
+    elif None not in (found["recall"], start["recall"]) and (
+        found["recall"] < KEPT * start["recall"]
+    ):
         gains = False
     elif found["moved"] <= TRUSTED:
         variance = found["moments"][1]
