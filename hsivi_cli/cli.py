@@ -328,7 +328,7 @@ def boost(context, source, target, out, **given) -> None:
         place = Path(out or f"runs/{Path(source).stem}-{config.calls}")
         return verb("boost").run(config, Path(source), target, place)
     for name in {"target", *given} - {*DRAWING}:
-        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+        if is_typed(context, name):
             raise click.UsageError(f"{flag_of(name)} is for learning; --predict draws.")
     verb("boost").predict(config, Path(source), Path(out) if out else None)
 

@@ -24,7 +24,7 @@ from ..method.steps import student_rate
 from ..models.draw import draw
 from ..models.networks import averaged_sampler
 from ..models.teacher import Teacher
-from .frechet import Moments, frechet_distance, precision_recall, standard_error
+from .frechet import NEIGHBOURS, Moments, frechet_distance, precision_recall, standard_error
 from .judge import Judge
 from .statistics import moments_of, random_rows
 
@@ -36,7 +36,6 @@ KEPT = 0.9  # of the start's recall, that a student judged by its teacher keeps
 TRUSTED = 1.001e-3  # rates of the student summed over steps: the default's 200
 LOST = 0.25  # of the variance of the teacher's own features: a student so far from them is lost
 CHANCE = math.sqrt(2)  # standard errors: two sets of one sampler's images differ by as much
-NEIGHBOURS = 3  # of precision and recall
 SAME = 1e-4  # relative: another machine's features of the same images differ by less
 
 
@@ -101,7 +100,7 @@ def recall_of(real: Tensor | None, features: Tensor) -> float | None:
     if real is None or min(len(real), len(features)) <= NEIGHBOURS:
         return None
     few = random_rows(real, len(features), seed=0).to(features)
-    return precision_recall(few, features, NEIGHBOURS)[1]
+    return precision_recall(few, features)[1]
 
 
 def better(found: dict, best: dict | None) -> dict | None:

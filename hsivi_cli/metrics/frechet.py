@@ -167,7 +167,12 @@ def _squared_discrepancy(x: Tensor, y: Tensor) -> Tensor:
     return within / (n * (n - 1)) - 2 * kernel(x, y).mean()
 
 
-def precision_recall(real: Tensor, fake: Tensor, neighbours: int = 3) -> tuple[float, float]:
+NEIGHBOURS = 3  # of precision and recall; a set of no more points has neither
+
+
+def precision_recall(
+    real: Tensor, fake: Tensor, neighbours: int = NEIGHBOURS
+) -> tuple[float, float]:
     """Improved precision and recall [Kynkäänniemi 2019].
 
     A set's manifold is the union of balls about its points that reach their `neighbours`-th

@@ -24,12 +24,17 @@ from ..files.digest import digest
 from ..files.images import NotFinite, read_npz, save_npz
 from ..files.whole import read_json, write_text
 from ..models.draw import Sampler, chain_digest, draw
-from .frechet import frechet_distance, kernel_distance, precision_recall, standard_error
+from .frechet import (
+    NEIGHBOURS,
+    frechet_distance,
+    kernel_distance,
+    precision_recall,
+    standard_error,
+)
 from .judge import Judge
 from .statistics import Statistics, load_statistics, moments_of, random_rows, save_statistics
 
 RECALL_COUNT = 2000  # features a side for precision and recall: their cost grows with its square
-NEIGHBOURS = 3
 GRID_COUNT = 36
 
 
@@ -95,7 +100,7 @@ class Ruler:
         if self.real is not None and len(self.real) > NEIGHBOURS:
             # as many of both, or one manifold would be the finer
             fake = seen.features[: len(self.real)].to(self.device)
-            precision, recall = precision_recall(self.real, fake, NEIGHBOURS)
+            precision, recall = precision_recall(self.real, fake)
         reference = self.judge.reference.moments
         return {
             "distance": frechet_distance(seen.moments, reference),
