@@ -12,7 +12,8 @@ teacher itself draws (own), by the classifier of the data set and size.
 Solvers are tuned on other seeds than those reported: every family and spacing, x0 as it is and as
 the teacher's pipeline keeps it, the best three of some 500 images on four times as many. Students
 are judged by their teachers alone, as the default has it. `last` is the last average, whatever the
-judge chose.
+judge chose. `--only embedded` is the teacher that comes with hsivi; rows of other options, given
+after --, are told apart by --tag.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from hsivi_cli.errors import HsiviError
 from hsivi_cli.files.checkpoint import load_checkpoint
 from hsivi_cli.files.device import pick_device
 from hsivi_cli.files.logs import append, rows_of
+from hsivi_cli.files.places import weights_folder
 from hsivi_cli.method.schedule import Clip
 from hsivi_cli.metrics.detectors import load_detector
 from hsivi_cli.metrics.frechet import frechet_distance, precision_recall
@@ -52,23 +54,28 @@ SEEDS = 0  # the first of the seeds that are reported
 TUNING = 5_000_000  # the first of those by which solvers are tuned
 FEW, FINALISTS = 500, 3  # images by which all spacings are tried, and how many go on
 ROWS = "rows.jsonl"
+EMBEDDED = "embedded"  # the name of the teacher that comes with hsivi
 
 
 class Ground:
     """One teacher and what its samplers are scored by."""
 
-    def __init__(self, name: str, images: str, args: argparse.Namespace) -> None:
+    def __init__(self, name: str, teachers: dict, args: argparse.Namespace) -> None:
         self.name, self.args = name, args
         self.device = pick_device(args.device)
-        self.pipeline = args.out / name / "pipeline"
+        if name == EMBEDDED:
+            self.pipeline, folder = "embedded:teacher", weights_folder()
+        else:
+            self.pipeline = args.out / name / "pipeline"
+            folder = args.out / "detectors" / teachers[name].images
         self.teacher = load_teacher(str(self.pipeline), self.device)
-        folder = args.out / "detectors" / images
         self.detector = load_detector(str(folder / "detector"), None, self.device)
         self.data = load_statistics(folder / "reference.npz")
         self.own = self.own_statistics(args.out / name / f"own-{args.count}.npz")
 
     def own_statistics(self, file: Path) -> Statistics:
         if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
             seen = moments_of(own_images(self.teacher, self.args.count), self.detector, True)
             save_statistics(file, Statistics(seen[0], self.detector.stamp, seen[1]))
         return load_statistics(file)
@@ -113,9 +120,10 @@ class Ground:
 
 
 def measured(args: argparse.Namespace) -> set[tuple]:
-    """What rows there are, by kind, teacher, calls and seed."""
-    rows = rows_of(args.out / ROWS, "kind", "teacher", "nfe", "seed")
-    return {(row["kind"], row["teacher"], row["nfe"], row["seed"]) for row in rows}
+    """What rows there are, by kind, teacher, calls, seed and tag."""
+    keys = ("kind", "teacher", "nfe", "seed")
+    rows = rows_of(args.out / ROWS, *keys)
+    return {(*(row[key] for key in keys), row.get("tag", "")) for row in rows}
 
 
 def keep(args: argparse.Namespace, row: dict) -> None:
@@ -129,9 +137,9 @@ def solvers(args: argparse.Namespace, teachers: dict) -> None:
         ground = None
         for nfe in (0, *map(int, args.nfe.split(","))):
             kind = "solver" if nfe else "teacher"
-            if (kind, name, nfe, 0) in measured(args):
+            if (kind, name, nfe, 0, "") in measured(args):
                 continue
-            ground = ground or Ground(name, teachers[name].images, args)
+            ground = ground or Ground(name, teachers, args)
             sampler = ground.best_solver(nfe) if nfe else own_sampler(ground.teacher)
             row = {"kind": kind, "teacher": name, "nfe": nfe, "seed": 0, "step": 0}
             keep(args, row | {"name": sampler.name, "count": args.count} | ground.score(sampler))
@@ -143,9 +151,9 @@ def students(args: argparse.Namespace, teachers: dict) -> None:
         ground = None
         for nfe in map(int, args.nfe.split(",")):
             for seed in map(int, args.seeds.split(",")):
-                if ("student", name, nfe, seed) in measured(args):
+                if ("student", name, nfe, seed, args.tag) in measured(args):
                     continue
-                ground = ground or Ground(name, teachers[name].images, args)
+                ground = ground or Ground(name, teachers, args)
                 student(ground, nfe, seed)
 
 
@@ -178,7 +186,7 @@ def commit() -> str:
 
 def table(args: argparse.Namespace, teachers: dict) -> None:
     """A Markdown table: a line a teacher and number of calls; means over seeds."""
-    rows = [r for r in rows_of(args.out / ROWS, "kind") if r.get("tag", "") in ("", args.tag)]
+    rows = [r for r in rows_of(args.out / ROWS, "kind") if r.get("tag", args.tag) == args.tag]
 
     def cell(kind: str, name: str, nfe: int) -> tuple[str, list[dict]]:
         found = [r for r in rows if (r["kind"], r["teacher"], r["nfe"]) == (kind, name, nfe)]

@@ -6,7 +6,8 @@ minutes of one GPU and in one process.
 
 Trains a student for each budget of --nfe in its order, then the paper's preset at 10 calls and that
 of SiD, each for as long at most as the others, and scores every one on --count images as soon as it
-is there. A row is printed as it comes and kept in --out/rows.jsonl. The same command again goes on
+is there; solvers and the teacher as they are, and with x0 kept in range as the teacher's pipeline
+keeps it. A row is printed as it comes and kept in --out/rows.jsonl. The same command again goes on
 where it stopped: rows are not measured twice, and trainings resume. Without --teacher one of 36 M
 parameters is trained first. --size 16 halves the images, so that a CPU goes the same way. Options
 after -- go to every `hsivi train`.
@@ -170,8 +171,10 @@ def main() -> None:
     teacher = load_teacher(source, device)
 
     def solved(name: str, calls: int) -> None:
-        if f"{name}, {calls}" not in judge.rows:
-            judge.row(f"{name}, {calls}", solver_sampler(teacher, name, calls, dtype=dtype))
+        for clip in dict.fromkeys((None, teacher.clip)):
+            sampler = solver_sampler(teacher, name, calls, dtype=dtype, clip=clip)
+            if (told := f"{sampler.name}, {calls}") not in judge.rows:
+                judge.row(told, sampler)
 
     for name, options in planned:
         if name in judge.rows:

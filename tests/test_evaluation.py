@@ -47,6 +47,14 @@ def test_what_moves_on_has_to_come_nearer_to_the_teacher_by_more_than_chance():
     assert better(found(5.8, recall=0.73), kept)["distance"] == 5.8
 
 
+def test_steps_are_judged_from_what_regression_made_of_the_start():
+    start = better(found(50.0, recall=0.1, moved=0.0), None)
+    regressed = better(found(5.0, moved=0.0), start)
+    assert regressed["start"] == {"distance": 5.0, "recall": 0.8}
+    assert better(found(9.0, recall=0.71, moved=TRUSTED), regressed) is None
+    assert better(found(51.0, moved=0.0), start) is None
+
+
 def test_another_ruler_begins_anew_and_a_best_of_earlier_versions_has_no_start():
     start = better(found(5.0), None)
     other = better(found(9.0, count=10), start)

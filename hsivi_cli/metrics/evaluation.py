@@ -1,10 +1,11 @@
 """The evaluations of a training: how far the averaged student is from the reference, and how much
 of its variety it has.
 
-The first one is of the untrained start. From data the least distance is the best. The teacher's own
-images are no such measure: a student of a weak teacher leaves them as it improves. There the recipe
-is trusted for as far as its default moves a student, while the start's recall is kept; what moves
-on from there has to come nearer to them.
+The first one is of the untrained start, the next of what regression makes of it, where there is
+any. From data the least distance is the best. The teacher's own images are no such measure: a
+student of a weak teacher leaves them as it improves. There the recipe is trusted for as far as its
+default moves a student, while the start's recall is kept; what moves on from there has to come
+nearer to them.
 """
 
 from __future__ import annotations
@@ -107,11 +108,14 @@ def better(found: dict, best: dict | None) -> dict | None:
     """An evaluation as it is kept if it is the best so far, with the start's distance and recall;
     else None.
     """
+    begun = {"start": {key: found[key] for key in ("distance", "recall")}}
     if best is None or not same_ruler(found, best):
-        return found | {"start": {key: found[key] for key in ("distance", "recall")}}
+        return found | begun
     start = best.get("start")  # which earlier versions' files do not have
     if start is None or found["reference"] != OWN:
         gains = found["distance"] < best["distance"]
+    elif not found["moved"]:  # it was regressed: steps begin here
+        return found | begun if found["distance"] < best["distance"] else None
     elif None not in (found["recall"], start["recall"]) and (
         found["recall"] < KEPT * start["recall"]
     ):
