@@ -29,6 +29,7 @@ import torch
 from across import EMBEDDED, add_verbs
 from cifar10 import TRAIN_TEACHER
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from hsivi_cli.files.images import DATASETS
 from hsivi_cli.files.whole import replacing
@@ -103,10 +104,10 @@ def labelled_images(data: str, split: str, data_root: Path) -> tuple[Tensor, Ten
 
 def prepare(recipe: Recipe, split: str, data_root: Path, file: Path) -> None:
     """Write one split's images, shrunk without aliasing, and labels to an .npz file."""
-    from torchvision.transforms.functional import resize
-
     images, labels = labelled_images(recipe.data, split, data_root)
-    small = resize(images.permute(0, 3, 1, 2), [recipe.size] * 2, antialias=True)
+    pixels = images.permute(0, 3, 1, 2).float()
+    small = interpolate(pixels, [recipe.size] * 2, mode="bilinear", antialias=True)
+    small = small.round().clamp(0, 255).to(torch.uint8)
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as temporary, open(temporary, "wb") as stream:
         np.savez(stream, images=small.permute(0, 2, 3, 1).numpy(), labels=labels.numpy())
