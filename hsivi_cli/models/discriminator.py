@@ -30,7 +30,7 @@ class Encoded(NamedTuple):
 
     @property
     def logits(self) -> Tensor:
-        return self.middle.float().mean(1, keepdim=True)
+        return self.middle.mean(1, keepdim=True)
 
 
 def encode(unet, x: Tensor, times: Tensor, labels: Tensor | None) -> Encoded:
@@ -84,10 +84,10 @@ def make_discriminator(teacher: Teacher, unet, dtype: str, images: RealImages) -
             return decode(unet, seen[0], times)
 
         network = eps_network(unet, teacher.table, teacher.prediction, dtype, forward, teacher.clip)
-        return network(x, time, labels, alpha_bar), seen[0].logits
+        return network(x, time, labels, alpha_bar), seen[0].logits.float()
 
     def logits(x: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
         with precision(dtype, x.device):
-            return encode(unet, x, time.float(), labels).logits
+            return encode(unet, x, time.float(), labels).logits.float()
 
     return Discriminator(both, logits, images)
