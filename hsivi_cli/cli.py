@@ -219,7 +219,7 @@ def chosen_by(context: click.Context, preset: str, config: str | None, given: di
     type=click.Choice(list(PRESETS)),
     default="default",
     show_default=True,
-    help="settings to begin from: ours, the HSIVI paper's, SiD's",
+    help="settings to begin from: ours, the HSIVI paper's, SiD's, SiDA's",
 )
 @click.option(
     "--config", help="a JSON file of settings, as --dry-run prints; typed options win over it"

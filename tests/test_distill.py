@@ -64,11 +64,11 @@ def test_a_rounds_updates_use_no_mean_more_than_twice(monkeypatch, times, update
     config = replace(CONFIG, nfe=str(len(times) - 1), fake_updates=updates, fake_warmup=0)
     networks, used = make(config, times), Counter()
 
-    def count(networks, config, pool, batch):
+    def count(networks, config, pool, batch, adversarial=0):
         used.update(zip(batch.sample.tolist(), batch.layer.tolist(), strict=True))
-        return torch.zeros(3)
+        return torch.zeros(4)
 
-    monkeypatch.setattr(distill, "fake_score_update", lambda *a: count(*a)[:2])
+    monkeypatch.setattr(distill, "fake_score_update", lambda *a: count(*a)[:3])
     monkeypatch.setattr(distill, "student_update", count)
     play_round(networks, config, 0)
     assert used.total() == 16 * (updates + 1) and max(used.values()) <= 2
@@ -224,12 +224,12 @@ def test_in_sequential_order_the_fake_score_is_warmed_up_before_every_layer(monk
     def fake_score_update(networks, config, pool, batch):
         updates[-1].append(set(batch.layer.tolist()))
         noises.append(batch.noise)
-        return torch.zeros(2)
+        return torch.zeros(3)
 
-    def student_update(networks, config, pool, batch):
+    def student_update(networks, config, pool, batch, adversarial):
         updates[-1].append(set(batch.layer.tolist()))
         updates.append([])
-        return torch.zeros(3)
+        return torch.zeros(4)
 
     monkeypatch.setattr(distill, "fake_score_update", fake_score_update)
     monkeypatch.setattr(distill, "student_update", student_update)
@@ -354,7 +354,7 @@ def test_an_updates_gradient_is_that_of_the_loss_at_the_walks_own_states(objecti
     before = [p.detach().clone() for p in [*networks.student.parameters(), networks.log_scale]]
     rate = student_rate(config, 0)
     networks.student_optimizer.param_groups[0]["lr"] = rate
-    loss, bounds, norm = student_update(networks, config, pool, batch)
+    loss, _, bounds, norm = student_update(networks, config, pool, batch)
     # float32 losses of order 1
     assert loss.item() == pytest.approx(total.item(), rel=1e-4, abs=1e-5)
     for old, new, told in zip(
@@ -396,9 +396,9 @@ def test_the_fake_scores_loss_is_the_mean_over_elements_and_the_estimate_is_the_
     )
     told = fake_score_loss(f_eps, layer_eps, torch.ones(16)).mean() / 2
     bound = divergence_bound(f_eps, teacher_eps, layer_eps)
-    _, bounds, _ = student_update(copy.deepcopy(networks), CONFIG, pool, batch)
+    *_, bounds, _ = student_update(copy.deepcopy(networks), CONFIG, pool, batch)
     torch.testing.assert_close(bounds, bound)
-    loss, _ = distill.fake_score_update(networks, CONFIG, pool, batch)
+    loss, *_ = distill.fake_score_update(networks, CONFIG, pool, batch)
     assert loss == pytest.approx(told.item(), rel=1e-5)
 
 

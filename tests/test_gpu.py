@@ -11,6 +11,7 @@ from hsivi_cli.config import TrainConfig
 from hsivi_cli.files.capture import Captured
 from hsivi_cli.files.images import save_npz
 from hsivi_cli.method.distill import play_round
+from hsivi_cli.method.networks import RealImages
 from hsivi_cli.models.compiled import Compiled, forward, quick
 from hsivi_cli.models.draw import draw, student_sampler
 from hsivi_cli.models.loading import load_teacher
@@ -44,7 +45,11 @@ def teacher(home):
 
 
 def made(teacher, config=CONFIG, forward=forward):
-    return networks_of(config, teacher, make_chains(config, teacher, {}), None, forward)
+    images = None
+    if config.adversarial:
+        some = torch.randint(256, (64, 3, 8, 8), dtype=torch.uint8)
+        images = RealImages(64, lambda place: some[place], mirrored=True)
+    return networks_of(config, teacher, make_chains(config, teacher, {}), None, forward, images)
 
 
 def played(networks, config=CONFIG, rounds=ROUNDS, forward=forward):
@@ -73,6 +78,7 @@ def test_images_of_the_same_seeds_are_those_of_the_cpu():
 
 @pytest.mark.parametrize("changes", [{}, {"nfe": "1,2"}, {"accumulate": 2, "regress_steps": 70},
                                      {"checkpoint_activations": True},
+                                     {"adversarial": 0.5, "data": "some", "adversarial_after": 16},
                                      {"objective": "score-matching", "log_scale": "layer",
                                       "noise_share": "0.5", "optimizer": "amsgrad"}])  # fmt: skip
 def test_captured_rounds_are_those_made_step_by_step(teacher, changes):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from command import QUICK, TINY, hsivi, read_folder, rows, save_detector, train, tree
@@ -27,9 +28,11 @@ FIRST = ("--fake-warmup", 0, "--minutes", 1e-9)  # a training's first step, and 
 
 def commands(home, out):
     """A first step, images and a distance, into a folder."""
+    term = ("--out", out / "real", "--data", home / "real.npz", "--adversarial", 0.5, "--flip")
     judged = ("--detector", home / "detector", "--device", "cpu", "--batch-size", 4)
     return [
         ("train", home / "teacher", "--out", out / "begun", *QUICK, *FIRST),
+        ("train", home / "teacher", *QUICK, *FIRST, *term),
         ("sample", home / "run", "--seeds", "3-13", "--batch-size", 4, "--device", "cpu",
          "--out", out / "images"),
         ("fid", home / "run", home / "real", "--count", 11, "--save-stats", out / "stats.npz",
@@ -47,6 +50,8 @@ def home(tiny_unet, tmp_path_factory):
     save_detector(folder / "detector")
     train(folder / "teacher", folder / "run", "--steps", 1)
     hsivi("sample", folder / "run", "--count", 9, "--device", "cpu", "--out", folder / "real")
+    images = read_folder(folder / "real").numpy()
+    np.savez(folder / "real.npz", images=images, labels=np.arange(len(images)) % 3)
     for name in ("one", "two"):
         (folder / name).mkdir()
     told = [hsivi(*words).stdout for words in commands(folder, folder / "one")]
@@ -80,8 +85,9 @@ def test_a_distance_of_two_processes_is_that_of_one_and_told_once(home):
     assert "".join(told) == (home / "one.txt").read_text()
 
 
-def test_gradients_of_two_processes_are_those_of_one(home):
-    one, two = (load_checkpoint(home / name / "begun" / "checkpoint") for name in ("one", "two"))
+@pytest.mark.parametrize("run", ["begun", "real"])  # alone, and with real images
+def test_gradients_of_two_processes_are_those_of_one(home, run):
+    one, two = (load_checkpoint(home / name / run / "checkpoint") for name in ("one", "two"))
     assert one[1]["round"] == two[1]["round"] == 1
     moments = [name for name in one[0] if name.endswith(".exp_avg")]  # of one gradient each
     assert any(name.startswith("student_optimizer") for name in moments)

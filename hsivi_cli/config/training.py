@@ -102,6 +102,31 @@ class TrainConfig(RunConfig):
         above=0,
         below=1000,
     )
+    adversarial: float = option(
+        0.0,
+        "share of the student's loss that real images judge, by the fake score's encoder; 0: none",
+        least=0,
+        below=1,
+    )
+    fake_adversarial: float = option(
+        1.0,
+        "what telling real from drawn images weighs in the fake score's loss",
+        above=0,
+        below=RATES,
+    )
+    adversarial_after: int = option(
+        0,
+        "images that the student learns from before --adversarial joins in",
+        least=0,
+        below=COUNTS,
+    )
+    data: str | None = option(
+        None,
+        "real images for --adversarial: a folder, an .npz, or a data set such as cifar10-train",
+    )
+    flip: bool = option(
+        False, "mirror the images of --data, each half of the times that it is drawn"
+    )
     fake_score: str = option(
         "auto",
         "whether the fake score is told which layer it judges; auto: where layers share levels",
@@ -187,6 +212,16 @@ class TrainConfig(RunConfig):
                 f"--grid-top {self.grid_top} is for the rules of --grid: {self.grid} names its own "
                 "last time"
             )
+        if self.adversarial and self.data is None:
+            raise HsiviError(
+                f"--adversarial {self.adversarial:g} needs real images: name them by --data"
+            )
+        for name in ("data", "flip") if not self.adversarial else ():
+            if getattr(self, name):
+                raise HsiviError(
+                    f"{flag_of(name)} is for --adversarial, which is 0: give a share of the loss, "
+                    "or --preset sida"
+                )
         for name in ("detector", "detector_weights") if self.reference == "none" else ():
             if value := getattr(self, name):
                 raise HsiviError(
@@ -287,6 +322,13 @@ def pinned(read: dict, typed: dict) -> list[str]:
     ]
 
 
+# score identity distillation, one call
+SID = {
+    "nfe": "1", "grid_top": 440, "objective": "score-matching", "a": 1.0, "weight": "sid",
+    "levels": "above", "steps": 10_000, "batch_size": 256, "fake_updates": 1, "fake_warmup": 0,
+    "student_rate": 1e-5, "fake_rate": 1e-5, "decay": "none", "fake_beta1": 0.0, "ema": 0.999,
+    "fake_weight": "flat", "clip_x0": "off",
+}  # fmt: skip
 PRESETS = {
     "default": {},
     # the paper's CIFAR-10 settings; its 200,000 fake-score updates are 10,000 student updates
@@ -297,11 +339,10 @@ PRESETS = {
         "student_rate": 1.6e-5, "fake_rate": 8e-5, "rate_warmup": 125, "optimizer": "amsgrad",
         "student_beta1": 0.9, "ema": 0.999, "clip_x0": "off",
     },
-    # score identity distillation, one call
-    "sid": {
-        "nfe": "1", "grid_top": 440, "objective": "score-matching", "a": 1.0, "weight": "sid",
-        "levels": "above", "steps": 10_000, "batch_size": 256, "fake_updates": 1, "fake_warmup": 0,
-        "student_rate": 1e-5, "fake_rate": 1e-5, "decay": "none", "fake_beta1": 0.0, "ema": 0.999,
-        "fake_weight": "flat", "clip_x0": "off",
+    "sid": SID,
+    # with real images [SiDA]; its average's half-life is half a million images
+    "sida": {name: value for name, value in SID.items() if name != "grid_top"} | {
+        "levels": "segment", "adversarial": 0.5, "fake_warmup": 400, "adversarial_after": 100_000,
+        "ema": 0.99965,
     },
 }  # fmt: skip

@@ -74,10 +74,23 @@ def open_images(path: Path, batch_size: int = 256) -> tuple[int, Iterator[Tensor
     """
     path = Path(path)
     if path.is_dir():
-        files = _image_files(path)
+        files = image_files(path)
         return len(files), _read_files(files, batch_size)
     images = read_npz(path)
     return len(images), iter(images.split(batch_size))
+
+
+def read_labels(path: Path) -> Tensor | None:
+    """The "labels" [N] of an .npz file's images, long; None where it has none."""
+    with open_npz(path) as file:
+        labels = file["labels"] if "labels" in file.files else None
+    if labels is None:
+        return None
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise HsiviError(
+            f"{path}: 'labels' must be whole numbers [N], not {labels.dtype} {list(labels.shape)}"
+        )
+    return torch.from_numpy(labels.astype(np.int64))
 
 
 def read_npz(path: Path) -> Tensor:
@@ -118,7 +131,8 @@ def is_image(file: Path) -> bool:
     return file.suffix.lower() in SUFFIXES and file.name[0] != "." and file.is_file()
 
 
-def _image_files(folder: Path) -> list[Path]:
+def image_files(folder: Path) -> list[Path]:
+    """The images of a folder in the order of their names. Refuses one without any."""
     files = [file for file in folder.iterdir() if is_image(file)]
     if not files:
         raise HsiviError(f"{folder}: no image in this folder ({', '.join(sorted(SUFFIXES))})")
@@ -131,8 +145,7 @@ def _read_files(files: Sequence[Path], batch_size: int) -> Iterator[Tensor]:
     for start in range(0, len(files), batch_size):
         part = files[start : start + batch_size]
         for file in part:  # their headers, before any takes memory
-            with _opened(file) as image:
-                shape = (image.height, image.width, len(MODES[image.mode]))
+            shape = shape_of_image(file)
             first = first or shape
             if shape != first:
                 raise HsiviError(
@@ -159,6 +172,17 @@ def _opened(file: Path) -> Iterator[Image.Image]:
         raise HsiviError(f"{file}: not a readable image ({error})") from error
 
 
+def shape_of_image(file: Path) -> tuple[int, int, int]:
+    """(H, W, C) of an image file, by its header."""
+    with _opened(file) as image:
+        return image.height, image.width, len(MODES[image.mode])
+
+
+def read_images(files: Sequence[Path]) -> Tensor:
+    """The images [N, H, W, C] of files, all of one size and mode."""
+    return torch.cat(list(_read_files(files, len(files))))
+
+
 def _read_file(file: Path) -> np.ndarray:
     """One image, uint8 [H, W, C]."""
     with _opened(file) as image:
@@ -174,11 +198,16 @@ def kind_of_image(shape: Sequence[int]) -> str:
 
 
 def dataset_images(name: str, data_root: Path) -> Tensor:
+    """The images of one split of a public data set, uint8 [N, H, W, C]; see `labelled_images`."""
+    return labelled_images(name, data_root)[0]
+
+
+def labelled_images(name: str, data_root: Path) -> tuple[Tensor, Tensor]:
     """One split of a public data set through torchvision, fetched into data_root when it is not
     there yet.
 
     name  one of DATASET_NAMES, like "cifar10-train"
-    Returns uint8 [N, H, W, C]
+    Returns uint8 [N, H, W, C], and labels [N]
     """
     if name not in DATASET_NAMES:
         raise HsiviError(f"{name}: no such data set; one of {', '.join(DATASET_NAMES)} is wanted")
@@ -188,7 +217,7 @@ def dataset_images(name: str, data_root: Path) -> Tensor:
     kind = getattr(datasets, DATASETS[base])
     place = Path(data_root) / {"cifar10": "cifar-10-batches-py"}.get(base, f"{DATASETS[base]}/raw")
     try:
-        data = kind(str(data_root), train=split == "train").data
+        data = kind(str(data_root), train=split == "train")
     except RuntimeError:  # torchvision's word for "not there, or not whole"
         if is_offline():
             raise HsiviError(
@@ -196,21 +225,20 @@ def dataset_images(name: str, data_root: Path) -> Tensor:
                 "another folder with --data-root"
             ) from None
         try:
-            data = kind(str(data_root), train=split == "train", download=True).data
+            data = kind(str(data_root), train=split == "train", download=True)
         except (OSError, RuntimeError, EOFError) as error:
             reason = " ".join(str(error).split())[:120]
             raise HsiviError(
                 f"{name}: not in {place}, and the download failed ({reason}); "
                 "put torchvision's files there, or name another folder with --data-root"
             ) from error
-    images = torch.as_tensor(data)
-    return images if images.ndim == 4 else images.unsqueeze(-1)
+    images, labels = torch.as_tensor(data.data), torch.as_tensor(data.targets)
+    return images if images.ndim == 4 else images.unsqueeze(-1), labels
 
 
 def load_png(seeds: Sequence[int], folder: Path) -> Tensor:
     """The images [N, H, W, C] of these seeds in a folder that `save_png` filled."""
-    files = [Path(folder) / f"{seed:05d}.png" for seed in seeds]
-    return torch.cat(list(_read_files(files, len(files))))
+    return read_images([Path(folder) / f"{seed:05d}.png" for seed in seeds])
 
 
 PNG_END = b"IEND\xaeB`\x82"  # a PNG's last chunk, which a power cut may have cut off

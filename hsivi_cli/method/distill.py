@@ -12,6 +12,10 @@ Before all of these the student may *regress*, in rounds of its own: the teacher
 the student's levels, and every call learns where the path from its state ends, as in DMD's
 regression on the teacher's own images [Yin et al. 2023]. No fake score takes part.
 
+Where real images are given, the fake score's encoder is a *discriminator* too [SiDA, Zhou et al.
+2024]: it learns beside the score to tell real images at a draw's level and noise from the draw, and
+after some steps on the scores alone the student also learns to pass for real.
+
 A *layer-conditioned* fake score has a row of weights for every layer of every chain, and in place
 of the labels hears which row: so it can hold a score for each of them at one level. One that is
 shared learns their mixture there.
@@ -32,6 +36,9 @@ from ..config import TrainConfig
 from .chain import Chain, observe, std_of, walk
 from .draws import Batch, Draws, Start, draw_round, draw_start
 from .losses import (
+    adversarial_loss,
+    apart,
+    discriminator_loss,
     divergence_bound,
     fake_score_loss,
     level_weight,
@@ -41,9 +48,10 @@ from .losses import (
 )
 from .networks import Networks, average_student
 from .regress import regress, regress_rounds
-from .schedule import eps_to_x0, over
+from .schedule import add_noise, eps_to_x0, over
 from .steps import (
     active_layers,
+    joins,
     later_warmups,
     set_rate,
     student_rate,
@@ -126,14 +134,28 @@ def fake_labels(
     return row if labels is None else row * networks.label_count + labels
 
 
+def real_logits(networks: Networks, pool: Pool, batch: Batch, alpha_bar: Tensor) -> Tensor:
+    """The logits [B, 1, h, w] of a batch's real images, at the levels and with the noises of what
+    is drawn.
+    """
+    x0 = batch.real.to(batch.noise.dtype).div(127.5).sub(1)
+    x = add_noise(x0, batch.noise, alpha_bar)
+    heard = fake_labels(networks, pool, batch, batch.real_labels)
+    return networks.discriminator.logits(x, batch.tau, heard)
+
+
 def fake_score_update(
     networks: Networks, config: TrainConfig, pool: Pool, batch: Batch
-) -> tuple[Tensor, Tensor]:
-    """One update of the fake score on means of the pool with fresh noise. Returns this process's
-    loss and the gradient norm.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One update of the fake score, and of the discriminator that its encoder is, on means of the
+    pool with fresh noise. Returns this process's losses of either (0 without one) and the gradient
+    norm.
+
+    A level weighs alike in both, but for `output`, which turns units of eps: logits have none.
     """
     networks.fake_score.requires_grad_(True)
-    total, size = 0.0, len(batch.tau)
+    discriminator, size = networks.discriminator, len(batch.tau)
+    total = told = torch.zeros((), dtype=torch.float64, device=networks.device)
     for part in batch.parts(config.accumulate):
         with torch.no_grad():
             x, layer_eps, alpha_bar = observe_batch(
@@ -141,26 +163,37 @@ def fake_score_update(
             )
         labels = None if pool.labels is None else pool.labels[part.sample]
         heard = fake_labels(networks, pool, part, labels)
-        f_eps = networks.fake_eps(x, part.tau, heard, alpha_bar)
-        if config.fake_weight == "output":
-            weight = output_weight(networks.prediction, alpha_bar)
+        if discriminator:
+            f_eps, drawn = discriminator.both(x, part.tau, heard, alpha_bar)
         else:
-            weight = level_weight(config.fake_weight, alpha_bar)
+            f_eps = networks.fake_eps(x, part.tau, heard, alpha_bar)
+        if config.fake_weight == "output":
+            weight, own = output_weight(networks.prediction, alpha_bar), 1.0
+        else:
+            weight = own = level_weight(config.fake_weight, alpha_bar)
         loss = fake_score_loss(f_eps, layer_eps, weight).sum() / (size * x[0].numel())
-        loss.backward()
         total = total + loss.detach().double()
-    return total, update(networks.fake_optimizer, config.clip, networks.shard)
+        if discriminator:
+            losses = discriminator_loss(real_logits(networks, pool, part, alpha_bar), drawn)
+            told = told + losses.detach().double().sum() / size
+            loss = loss + config.fake_adversarial * (own * losses).sum() / size
+        loss.backward()
+    masked = discriminator is not None
+    return total, told, update(networks.fake_optimizer, config.clip, networks.shard, masked)
 
 
 def student_update(
-    networks: Networks, config: TrainConfig, pool: Pool, batch: Batch
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One update of the student, layers re-run from the pool's states. Returns loss, divergence
-    estimates [B], gradient norm.
+    networks: Networks, config: TrainConfig, pool: Pool, batch: Batch, adversarial: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One update of the student, layers re-run from the pool's states. Returns the scores' loss,
+    the adversarial one (0 where it takes no part), divergence estimates [B], gradient norm.
+
+    adversarial  share of the discriminator's term in the loss; the scores' has the rest
     """
     through = config.objective == "score-matching"  # the gradient goes through both scores into x
-    networks.fake_score.requires_grad_(not through)
-    chain, total, bounds = pool.chain, 0.0, []
+    networks.fake_score.requires_grad_(not (through or adversarial))
+    chain, bounds = pool.chain, []
+    total = passed = torch.zeros((), dtype=torch.float64, device=networks.device)
     for part in batch.parts(config.accumulate):
         labels = None if pool.labels is None else pool.labels[part.sample]
         x_k, offset = (t[part.layer - 1, part.sample] for t in (pool.x, pool.offset))
@@ -171,8 +204,11 @@ def student_update(
         heard = fake_labels(networks, pool, part, labels)
         with torch.set_grad_enabled(through):
             seen = x if through else x.detach()
-            f_eps = networks.fake_eps(seen, part.tau, heard, alpha_bar)
+            if not adversarial:
+                f_eps = networks.fake_eps(seen, part.tau, heard, alpha_bar)
             teacher_eps = networks.teacher_eps(seen, part.tau, labels, alpha_bar)
+        if adversarial:  # the gradient always goes through the encoder into x
+            f_eps, logits = networks.discriminator.both(x, part.tau, heard, alpha_bar)
         clean = ()
         if config.weight == "sid":
             clean = eps_to_x0(eps, x_k, alpha_bar_k), eps_to_x0(teacher_eps, x, alpha_bar)
@@ -182,10 +218,17 @@ def student_update(
         else:
             losses = reverse_kl_loss(x, f_eps, teacher_eps, weight)
         loss = losses.sum() / (len(batch.tau) * x[0].numel())
-        loss.backward()
         total = total + loss.detach().double()
+        if adversarial:
+            losses = adversarial_loss(logits) / (apart(*clean) if clean else 1.0)
+            term = losses.sum() / len(batch.tau)
+            passed = passed + term.detach().double()
+            loss = (1 - adversarial) * loss + adversarial * term
+        loss.backward()
         bounds.append(divergence_bound(f_eps.detach(), teacher_eps.detach(), layer_eps.detach()))
-    return total, torch.cat(bounds), update(networks.student_optimizer, config.clip, networks.shard)
+    masked = networks.discriminator is not None
+    norm = update(networks.student_optimizer, config.clip, networks.shard, masked)
+    return total, passed, torch.cat(bounds), norm
 
 
 def updates(
@@ -194,8 +237,8 @@ def updates(
     """A round's roll-out and its updates, which nothing interrupts: the draws lie on the networks'
     device, and nothing is read from there.
 
-    Returns  the fake score's losses, its gradient norms, and where the student is updated its loss,
-             divergence and gradient norm, float64
+    Returns  the fake score's losses, the discriminator's, their gradient norms, and where the
+             student is updated its losses, divergence and gradient norm, float64
     """
     for optimizer in (networks.fake_optimizer, networks.student_optimizer):
         optimizer.zero_grad()  # work that was broken off may have left gradients
@@ -205,10 +248,11 @@ def updates(
         fake_score_update(networks, config, pool, batch)
         for batch in draws.batches[: config.fake_updates]
     ]
-    found = [loss for loss, _ in fake] + [norm for _, norm in fake]
+    found = [value for kind in zip(*fake, strict=True) for value in kind]
     if student:
-        loss, bounds, norm = student_update(networks, config, pool, draws.batches[-1])
-        found += [loss, bounds.mean(), norm]
+        share = config.adversarial if joins(config, step) else 0.0
+        loss, term, bounds, norm = student_update(networks, config, pool, draws.batches[-1], share)
+        found += [loss, term, bounds.mean(), norm]
     return torch.stack([value.double() for value in found])
 
 
@@ -228,7 +272,7 @@ def perform(
     def work(draws: Draws) -> Tensor:
         return updates(networks, config, round_, step, student, draws.to(networks.device))
 
-    kind = (round_ % len(networks.chains), *layers, student)
+    kind = (round_ % len(networks.chains), *layers, student, student and joins(config, step))
     return networks.perform(round_, kind, draw, work)
 
 
@@ -248,9 +292,14 @@ def play_round(networks: Networks, config: TrainConfig, round_: int) -> dict[str
     set_rate(networks.student_optimizer, student_rate(config, step), config.student_beta1)
     # reading them is the one time in a round that the host waits for the device
     values, count = perform(networks, config, round_, step, student).tolist(), config.fake_updates
-    losses, norms, last = values[:count], values[count : 2 * count], values[2 * count :]
+    losses, told, norms = (values[i * count : (i + 1) * count] for i in range(3))
     measured = {"fake_loss": sum(losses) / count, "fake_norm": max(norms)}
+    if networks.discriminator:
+        measured["discriminator_loss"] = sum(told) / count
     if student:
         average_student(networks, config, step)
-        measured |= dict(zip(("loss", "divergence", "norm"), last, strict=True))
+        loss, term, divergence, norm = values[3 * count :]
+        measured |= {"loss": loss, "divergence": divergence, "norm": norm}
+        if joins(config, step):
+            measured["adversarial_loss"] = term
     return networks.shard.averages(measured, networks.device) | {"nfe": chain.nfe}

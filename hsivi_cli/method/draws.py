@@ -7,7 +7,7 @@ shard. So it may be drawn at any time, by any thread, and travel to a device as 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -43,18 +43,24 @@ def draw_start(networks: Networks, config: TrainConfig, round_: int, layers: lis
 @dataclass(frozen=True)
 class Batch:
     """A process's shard of a batch: which sample (of its own pool) and layer, where observed, with
-    which noise. All [B, ...].
+    which noise; beside them the real images, uint8, that a discriminator sees at the same levels
+    and noises, and their labels. All [B, ...].
     """
 
     sample: Tensor
     layer: Tensor
     tau: Tensor
     noise: Tensor
+    real: Tensor | None = None
+    real_labels: Tensor | None = None
+
+    def tensors(self) -> list[Tensor]:
+        """Those that there are."""
+        found = (getattr(self, item.name) for item in fields(self))
+        return [tensor for tensor in found if tensor is not None]
 
     def parts(self, count: int) -> list[Batch]:
-        split = [
-            torch.tensor_split(t, count) for t in (self.sample, self.layer, self.tau, self.noise)
-        ]
+        split = [torch.tensor_split(t, count) for t in self.tensors()]
         return [Batch(*part) for part in zip(*split, strict=True) if len(part[0])]
 
 
@@ -66,15 +72,34 @@ def draw_batch(
     update: int,
     layers: list[int],
 ) -> Batch:
-    """This process's shard of the update-th batch of a round, on the CPU."""
+    """This process's shard of the update-th batch of a round, on the CPU. The fake score's has real
+    images where there is a discriminator.
+    """
     size, chain = config.batch_size, networks.chain(round_)
     index, layer = pick(torch.arange(size) + update * size, pool_size(config, len(layers)), layers)
     draw = rng(config.seed, round_, purpose, update)
     place = torch.rand(size, generator=draw).double() ** config.level_power
     tau = draw_levels(chain, layer, place, config.levels, networks.table)
     noise = torch.randn(size, *networks.shape, generator=draw)
-    shard = networks.shard
-    return Batch(shard.places(index), shard.of(layer), shard.of(tau), shard.of(noise))
+    shard, real = networks.shard, ()
+    if networks.discriminator and purpose == "fake score":
+        real = draw_real(networks, config, round_, update)
+    return Batch(shard.places(index), shard.of(layer), shard.of(tau), shard.of(noise), *real)
+
+
+def draw_real(
+    networks: Networks, config: TrainConfig, round_: int, update: int
+) -> tuple[Tensor, Tensor | None]:
+    """This process's shard of the real images of an update, uint8 [B, C, H, W], and their labels
+    [B]: a function of (seed, round, update).
+    """
+    images, draw = networks.discriminator.images, rng(config.seed, round_, "real", update)
+    place = networks.shard.of(torch.randint(images.count, (config.batch_size,), generator=draw))
+    real = images.read(place)
+    if images.mirrored:
+        turned = networks.shard.of(torch.rand(config.batch_size, generator=draw) < 0.5)
+        real = torch.where(turned[:, None, None, None], real.flip(3), real)
+    return real, None if images.labels is None else images.labels[place]
 
 
 @dataclass(frozen=True)
@@ -89,7 +114,7 @@ class Draws:
     def tensors(self) -> list[Tensor]:
         x, noise, labels = self.start
         found = [x, *noise, *([] if labels is None else [labels])]
-        return found + [t for b in self.batches for t in (b.noise, b.sample, b.layer, b.tau)]
+        return found + [tensor for batch in self.batches for tensor in batch.tensors()]
 
     def to(self, device: torch.device) -> Draws:
         return self.like([t.to(device) for t in self.tensors()])
@@ -99,10 +124,7 @@ class Draws:
         _, noise, labels = self.start
         rest = iter(tensors)
         start = (next(rest), [next(rest) for _ in noise], None if labels is None else next(rest))
-        batches = []
-        for _ in self.batches:
-            noise, sample, layer, tau = (next(rest) for _ in range(4))
-            batches.append(Batch(sample, layer, tau, noise))
+        batches = [Batch(*(next(rest) for _ in batch.tensors())) for batch in self.batches]
         return Draws(start, batches)
 
 

@@ -15,6 +15,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
@@ -64,6 +65,24 @@ def regression_loss(x0: Tensor, wanted: Tensor) -> Tensor:
     return ((x0 - wanted).square() + HUBER**2).sqrt().sub(HUBER).flatten(1).sum(1)
 
 
+# ---- real images ---------------------------------------------------------------------------------
+# The fake score's encoder tells real from drawn images at a level: logits [B, 1, h, w], high where
+# an image looks real. BCE(logit, 1) = softplus(-logit), BCE(logit, 0) = softplus(logit).
+
+
+def discriminator_loss(real: Tensor, drawn: Tensor) -> Tensor:
+    """(BCE(real, 1) + BCE(drawn, 0)) / 2 of logits, averaged over space."""
+    return (softplus(-real) + softplus(drawn)).flatten(1).mean(1) / 2
+
+
+MOST_LOGIT = 10.0  # beyond it the student learns nothing from a logit
+
+
+def adversarial_loss(drawn: Tensor) -> Tensor:
+    """BCE(drawn, 1) of logits within MOST_LOGIT, averaged over space: the student's side."""
+    return softplus(-drawn.clamp(-MOST_LOGIT, MOST_LOGIT)).flatten(1).mean(1)
+
+
 def divergence_bound(f_eps: Tensor, teacher_eps: Tensor, layer_eps: Tensor) -> Tensor:
     """2 gap.(layer_eps - teacher_eps) - |gap|^2: its mean is at most E|eps_q - teacher_eps|^2, and
     equal when f is exact.
@@ -83,6 +102,11 @@ def output_weight(prediction: str, alpha_bar: Tensor) -> Tensor:
         case "v_prediction":
             return (1 / alpha_bar).float()
     raise ValueError(f"no network predicts {prediction!r}")
+
+
+def apart(x0: Tensor, teacher_x0: Tensor) -> Tensor:
+    """mean |x0 - teacher_x0| [B], without gradient: what SiD divides an image's losses by."""
+    return (x0 - teacher_x0).detach().abs().flatten(1).mean(1).clamp(min=1e-5)
 
 
 def level_weight(
@@ -107,8 +131,7 @@ def level_weight(
     if kind == "ratio":
         return (sigma2 / alpha_bar).sqrt().float()
     if kind == "sid":
-        size = (x0 - teacher_x0).detach().abs().flatten(1).mean(1).clamp(min=1e-5)
-        return (sigma2 / alpha_bar).float() / size
+        return (sigma2 / alpha_bar).float() / apart(x0, teacher_x0)
     raise ValueError(f"no weight is called {kind!r}")
 
 

@@ -27,6 +27,36 @@ class TeacherPath:
     places: list[int]
 
 
+@dataclass(frozen=True)
+class RealImages:
+    """Images that a discriminator sees as real.
+
+    count     how many there are
+    read      their places [B] -> uint8 [B, C, H, W], all on the CPU
+    labels    [count], None where the teacher has no classes
+    mirrored  whether half of those that are drawn are
+    """
+
+    count: int
+    read: Callable[[Tensor], Tensor]
+    labels: Tensor | None = None
+    mirrored: bool = False
+
+
+@dataclass(frozen=True)
+class Discriminator:
+    """The fake score's encoder, which tells real images from drawn ones.
+
+    both    (x, time, labels, alpha_bar) -> (eps, logits [B, 1, h, w]), the fake score in one pass
+    logits  (x, time, labels) -> logits [B, 1, h, w] alone
+    images  the real ones
+    """
+
+    both: Callable[..., tuple[Tensor, Tensor]]
+    logits: Callable[..., Tensor]
+    images: RealImages
+
+
 class AtOnce:
     """Does a round's work there and then. A device may have better ways (files.capture)."""
 
@@ -54,6 +84,7 @@ class Networks:
     label_count           classes of the teacher, None without
     layer_conditioned     whether the fake score's labels are those of `fake_labels`
     prediction            what the modules predict, one of schedule.PREDICTIONS
+    discriminator         of a fake score that also tells real images from drawn ones
     paths                 of the teacher through each chain's levels, where the student regresses
     shard                 which part of every global batch is this process's
     batch_shape           samples of the batches that a roll-out is walked in, None for all at once;
@@ -77,6 +108,7 @@ class Networks:
     student_optimizer: torch.optim.Optimizer
     fake_optimizer: torch.optim.Optimizer
     prediction: str = "epsilon"
+    discriminator: Discriminator | None = None
     paths: Sequence[TeacherPath] = ()
     shard: Shard = field(default_factory=Shard)
     batch_shape: int | None = None
@@ -132,6 +164,7 @@ def make_networks(
     prediction: str = "epsilon",
     paths: Sequence[TeacherPath] = (),
     shard: Shard | None = None,
+    discriminator: Discriminator | None = None,
 ) -> Networks:
     """The networks of a configuration.
 
@@ -162,6 +195,7 @@ def make_networks(
         label_count=label_count,
         prediction=prediction,
         layer_conditioned=config.conditions_layers,
+        discriminator=discriminator,
         paths=paths,
         shard=shard or Shard(),
         student_optimizer=make_optimizer(

@@ -119,6 +119,13 @@ def student_rate(config: TrainConfig, step: int) -> float:
     return config.student_rate * min(rise(config, step - first), fall)
 
 
+def joins(config: TrainConfig, step: int) -> bool:
+    """Whether the adversarial term is part of the student's loss at a step: once the student has
+    learned from config.adversarial_after images by the scores alone.
+    """
+    return config.adversarial > 0 and step * config.batch_size >= config.adversarial_after
+
+
 def rise(config: TrainConfig, step: int) -> float:
     """The part of its rate that a network takes in its first updates."""
     return min(1.0, (step + 1) / max(1, config.rate_warmup))
@@ -152,9 +159,13 @@ def active_layers(config: TrainConfig, nfe: int, step: int) -> list[int]:
     return [nfe - part_of(config, step)[0] * nfe // config.layer_count]
 
 
-def update(optimizer: torch.optim.Optimizer, clip: float, shard: Shard) -> Tensor:
+def update(
+    optimizer: torch.optim.Optimizer, clip: float, shard: Shard, masked: bool = False
+) -> Tensor:
     """Average gradients over processes, clip, step. Returns the gradient norm, not finite if any
     gradient is not: then a `make_optimizer` makes no step. Nothing is read from the device.
+
+    masked  whether the elements of gradients that are not finite become 0, as SiD's do
     """
     trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     gradients = [p.grad for p in trained]
@@ -164,6 +175,9 @@ def update(optimizer: torch.optim.Optimizer, clip: float, shard: Shard) -> Tenso
             gradients, flat.split([g.numel() for g in gradients]), strict=True
         ):
             gradient.copy_(part.view_as(gradient))
+    if masked:
+        for gradient in gradients:
+            torch.nan_to_num_(gradient, nan=0.0, posinf=0.0, neginf=0.0)
     norm = torch.nn.utils.get_total_norm(gradients)
     if optimizer.defaults.get("fused"):
         optimizer.found_inf = (~torch.isfinite(norm)).float()  # where it is 1, no step is made

@@ -50,7 +50,7 @@ def planned(
     judge  of the evaluations to come, where there is one
     """
     begin, total = time.monotonic(), 60 * config.minutes
-    trial = replace(config, steps=LONG)
+    trial = replace(config, steps=LONG, adversarial_after=0)
     networks, regressing, opening = make(trial), regress_rounds(config), opening_rounds(config)
     with quick(networks, trial, forward, main=False):
         regress = seconds_of_rounds(networks, trial, 0, 1) if regressing else 0.0

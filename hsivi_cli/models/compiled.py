@@ -29,11 +29,14 @@ Forward = Callable[..., Tensor]
 REPAID = 240.0  # seconds of network calls from which on their being faster repays the compiling
 
 
+def heard_times(unet, times: Tensor) -> Tensor:
+    """Times as a UNet2DModel takes them: whole ones where it looks them up."""
+    return times.round().long() if isinstance(unet.time_proj, torch.nn.Embedding) else times
+
+
 def forward(unet, x: Tensor, times: Tensor, labels: Tensor | None) -> Tensor:
-    """A UNet2DModel's output; one that looks its times up is told whole ones."""
-    if isinstance(unet.time_proj, torch.nn.Embedding):
-        times = times.round().long()
-    return unet(x, times, class_labels=labels, return_dict=False)[0]
+    """A UNet2DModel's output."""
+    return unet(x, heard_times(unet, times), class_labels=labels, return_dict=False)[0]
 
 
 class Compiled:

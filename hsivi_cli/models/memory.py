@@ -1,4 +1,4 @@
-"""What a training needs of a device's memory, and what helps where it has less."""
+"""Where in a training something went wrong, and what helps: of memory, and of numbers."""
 
 from __future__ import annotations
 
@@ -13,6 +13,16 @@ def where_in(config: TrainConfig, round_: int) -> str:
         return f"after {regressed(config, round_ + 1)} updates of regression"
     step = round_ + 1 - opening_rounds(config)
     return f"at step {step}" if step > 0 else "in the fake score's warm-up"
+
+
+def calmer(config: TrainConfig, round_: int) -> str:
+    """What to change where a round was not finite, in words."""
+    lower = "a lower --student-rate or --fake-rate, or more --fake-updates"
+    if round_ < regress_rounds(config):
+        lower = "a lower --regress-rate"
+    elif round_ < opening_rounds(config):
+        lower = "a lower --fake-rate"
+    return lower + (", or --dtype float32" if config.dtype == "bfloat16" else "")
 
 
 def advice(config: TrainConfig, world: int) -> str:

@@ -17,9 +17,10 @@ from ..files.checkpoint import (
 )
 from ..files.images import NotFinite
 from ..method.chain import Chain
-from ..method.networks import Networks, make_networks
+from ..method.networks import Networks, RealImages, make_networks
 from ..method.steps import Shard
 from .compiled import Forward, forward
+from .discriminator import make_discriminator
 from .draw import Sampler, draw
 from .starts import make_path
 from .student import load_student
@@ -34,9 +35,12 @@ def networks_of(
     chains: list[Chain],
     shard: Shard | None = None,
     forward: Forward = forward,
+    images: RealImages | None = None,
 ) -> Networks:
     """The networks of a training; student and fake score begin as the teacher, and all of them keep
     x0 in range as it does.
+
+    images  real ones, from which the fake score's encoder tells drawn ones
     """
     student, fake_score = teacher.new_unet(), teacher.new_unet()
     if config.conditions_layers:
@@ -57,6 +61,7 @@ def networks_of(
         prediction=teacher.prediction,
         paths=[make_path(chain, teacher) for chain in chains] if config.regress_steps else [],
         shard=shard,
+        discriminator=images and make_discriminator(teacher, fake_score, config.dtype, images),
     )
 
 

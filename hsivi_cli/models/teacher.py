@@ -146,6 +146,13 @@ def difference(told: dict[str, str], own: dict[str, str]) -> str | None:
     return None
 
 
+def precision(dtype: str, device: torch.device) -> contextlib.AbstractContextManager:
+    """In which a network is called."""
+    if dtype == "bfloat16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return contextlib.nullcontext()
+
+
 def eps_network(
     unet: UNet2DModel,
     table: Tensor,
@@ -163,12 +170,7 @@ def eps_network(
     ) -> Tensor:
         if alpha_bar is None:
             alpha_bar = table.to(time.device)[time.long()]
-        low = (
-            torch.autocast(x.device.type, torch.bfloat16)
-            if dtype == "bfloat16"
-            else contextlib.nullcontext()
-        )
-        with low:
+        with precision(dtype, x.device):
             output = forward(unet, x, time.float(), labels)
         output = output.float()[:, : x.shape[1]]  # a learned variance comes second and is not used
         eps = schedule.to_eps(output, x, alpha_bar, prediction)

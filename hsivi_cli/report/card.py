@@ -86,6 +86,7 @@ def model_card(teacher: Teacher, config: TrainConfig, info: dict, out: Path) -> 
     made = f"{info['step']} student updates"
     if config.regress_steps:
         made = f"{config.regress_steps} updates of regression on its paths, then {made}"
+    with_data = f"with the images of {config.data}" if config.data else "without data"
     settings = "\n".join(
         f"| {key} | {value} |" for key, value in asdict(config).items() if value is not None
     )
@@ -95,7 +96,7 @@ tags: [hsivi, diffusion-distillation]
 ---
 # A sampler of {counted(calls, "network call")}
 
-Distilled without data from {teacher.name} (weights {teacher.digest}) by hsivi {info["hsivi"]}:
+Distilled {with_data} from {teacher.name} (weights {teacher.digest}) by hsivi {info["hsivi"]}:
 {made}, {info["seconds"] / 60:.1f} minutes.
 
 ```python

@@ -29,8 +29,8 @@ from ..files.logs import append, trim
 from ..files.progress import Bar, say
 from ..files.run import Processes, Run, slowed, until_done
 from ..files.whole import is_fresh, sweep
-from ..method.distill import opening_rounds, play_round
-from ..method.networks import Networks
+from ..method.distill import play_round
+from ..method.networks import Networks, RealImages
 from ..method.plan import plan_of
 from ..method.regress import regress_rounds, regressed
 from ..method.steps import Shard
@@ -38,10 +38,11 @@ from ..metrics.evaluation import EVALUATIONS, better, evaluate, has_collapsed
 from ..metrics.judge import OWN_FILE, Judge, make_judge
 from ..metrics.own import start_judge
 from ..metrics.planned import planned, with_steps
+from ..metrics.real import real_images
 from ..metrics.statistics import save_statistics
 from ..models.compiled import chosen_forward, quick
 from ..models.loading import load_teacher
-from ..models.memory import advice, where_in
+from ..models.memory import advice, calmer, where_in
 from ..models.networks import (
     begin_from,
     broken_budget,
@@ -80,13 +81,20 @@ def run(config: TrainConfig, teacher_options: dict, out: Path, plans: bool = Fal
     if 8 % count:
         raise HsiviError(f"{count} processes: a round's chains divide over 1, 2, 4 or 8 of them")
     teacher = load_teacher(**teacher_options, device=device)
+    with accelerator.main_process_first():  # which may fetch a data set
+        images = real_images(config, teacher)
+
+    def part(clocks: tuple) -> None:
+        distil(config, teacher, images, out, accelerator, plans, clocks)
+
     with holding(out) if accelerator.is_main_process else contextlib.nullcontext():
-        until_done(lambda clocks: distil(config, teacher, out, accelerator, plans, clocks), begin)
+        until_done(part, begin)
 
 
 def distil(
     config: TrainConfig,
     teacher: Teacher,
+    images: RealImages | None,
     out: Path,
     accelerator: Accelerator,
     plans: bool,
@@ -119,7 +127,7 @@ def distil(
 
     def make(settings: TrainConfig) -> Networks:
         with enough_memory("for the networks", "their weights alone are too large for --device"):
-            return networks_of(settings, teacher, chains, shard, forward)
+            return networks_of(settings, teacher, chains, shard, forward, images)
 
     if plans and not earlier:
         with enough_memory("in a trial of a few rounds", advice(config, shard.world)):
@@ -277,14 +285,8 @@ class Training:
         config = self.config
         if round_ < 0:
             return HsiviError(f"{what} before any training: the teacher or its chain is at fault")
-        lower = "a lower --student-rate or --fake-rate, or more --fake-updates"
-        if round_ < regress_rounds(config):
-            lower = "a lower --regress-rate"
-        elif round_ < opening_rounds(config):
-            lower = "a lower --fake-rate"
-        lower += ", or --dtype float32" if config.dtype == "bfloat16" else ""
-        where = where_in(config, round_)
-        return HsiviError(f"{what} {where}; {kept}. Begin in another --out with {lower}")
+        where, change = where_in(config, round_), calmer(config, round_)
+        return HsiviError(f"{what} {where}; {kept}. Begin in another --out with {change}")
 
     def follow(self, run: Run, measured: dict[str, float]) -> None:
         """What a round that was recorded leads to: timing, trackers, an evaluation."""

@@ -1,0 +1,172 @@
+"""The adversarial term beside score distillation alone, at equal steps and at equal time.
+
+    python bench/adversarial.py --data fashion-mnist-train --out runs/adversarial
+
+From the embedded student of each number of calls, a training with the term and one without, the
+second for as many steps and then for as long. Each row is a line of --out/rows.jsonl as soon as it
+is measured; the same command again goes on with those that are missing. Distance, precision and
+recall are of --count images to the data, by the embedded classifier. Seconds are those of training
+alone: of every kind of round the median, times how many there were.
+
+Words such as student_rate=1e-5 change a setting of both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from statistics import median
+
+import torch
+from common import refuse_unknown, settings
+
+from hsivi_cli.config import PRESETS, TrainConfig
+from hsivi_cli.files.device import pick_device
+from hsivi_cli.files.logs import append, rows_of
+from hsivi_cli.files.places import embedded
+from hsivi_cli.method.distill import opening_rounds, play_round
+from hsivi_cli.method.networks import Networks
+from hsivi_cli.method.steps import joins
+from hsivi_cli.metrics.detectors import load_detector
+from hsivi_cli.metrics.frechet import frechet_distance, precision_recall
+from hsivi_cli.metrics.real import real_images
+from hsivi_cli.metrics.statistics import load_statistics, moments_of, random_rows
+from hsivi_cli.models.compiled import forward, quick
+from hsivi_cli.models.draw import Sampler, draw, student_sampler
+from hsivi_cli.models.loading import load_teacher
+from hsivi_cli.models.networks import averaged_sampler, begin_from, networks_of
+from hsivi_cli.models.student import load_student
+
+# of the preset, at this scale: thousands of images where the published run has millions
+SHORT = {"fake_warmup": 50, "adversarial_after": 0, "ema": 0.98, "rate_warmup": 10}
+MOST_FEATURES = 2000  # a side of precision and recall
+ROWS = "rows.jsonl"
+
+
+class Bench:
+    """What all trainings share, in one process."""
+
+    def __init__(self, args: argparse.Namespace, chosen: dict) -> None:
+        self.args, self.chosen = args, chosen
+        self.device = pick_device(args.device)
+        torch.set_float32_matmul_precision("high")
+        self.teacher = replace(load_teacher(device=self.device), clip=None)  # as the preset has it
+        self.detector = load_detector("fashion-mnist", None, self.device)
+        self.reference = load_statistics(embedded("embedded:reference.npz"))
+        self.images = real_images(self.config(1, 0, True), self.teacher)
+
+    def config(self, nfe: int, seed: int, term: bool) -> TrainConfig:
+        made = PRESETS["sida"] | SHORT | {"data": self.args.data, "flip": True} | self.chosen
+        made |= {"nfe": str(nfe), "seed": seed, "steps": self.args.steps}
+        made |= {"data_root": self.args.data_root}
+        if not term:
+            made |= {"adversarial": 0.0, "data": None, "flip": False}
+        return TrainConfig(**made)
+
+    def networks(self, config: TrainConfig) -> Networks:
+        """Those of a training that begins with the embedded student of as many calls."""
+        name = f"embedded:students/{config.nfe}"
+        chains = [load_student(name, self.device).chains[int(config.nfe)]]
+        images = self.images if config.adversarial else None
+        networks = networks_of(config, self.teacher, chains, None, forward, images)
+        begin_from(networks, name, self.teacher)
+        return networks
+
+    def score(self, sampler: Sampler) -> dict[str, float]:
+        """Distance, precision and recall to the data."""
+        images = self.args.count
+        batches = draw(sampler, range(images), min(images, self.args.draw_batch), self.device)
+        seen, features = moments_of(batches, self.detector, keep_features=True)
+        few = min(images, MOST_FEATURES, len(self.reference.features))
+        real = random_rows(self.reference.features, few, seed=0).to(self.device)
+        precision, recall = precision_recall(real, features[:few])
+        distance = frechet_distance(seen, self.reference.moments)
+        found = {"distance": distance, "precision": precision, "recall": recall}
+        return {name: round(value, 4) for name, value in found.items()}
+
+    def trained(
+        self, config: TrainConfig, marks: list[int], seconds: float = 0.0
+    ) -> Iterator[tuple[int, float, dict]]:
+        """A training's state at some steps, and when it has taken so many seconds: the step, the
+        seconds so far, the score of its average. Rates do not fall, so it may be of any length.
+        """
+        networks, opening = self.networks(config), opening_rounds(config)
+        spent = defaultdict(list)
+        with quick(networks, config, forward, main=False):
+            for round_ in count():
+                step = round_ + 1 - opening
+                begin = time.perf_counter()
+                play_round(networks, config, round_)  # reads its losses, so that it is over
+                kind = (step > 0, step > 0 and joins(config, step - 1))
+                spent[kind].append(time.perf_counter() - begin)
+                so_far = sum(median(each) * len(each) for each in spent.values())
+                over = step >= max(marks) and so_far >= seconds
+                if step in marks or over:
+                    chain = networks.chains[0]
+                    sampler = averaged_sampler(networks, chain, self.teacher, config.dtype)
+                    yield step, round(so_far, 2), self.score(sampler)
+                if over:
+                    return
+
+
+def measure(bench: Bench, nfe: int, seed: int) -> None:
+    """The rows of one number of calls and seed that are missing: of the start, and of trainings
+    with the term and without it.
+    """
+    args, steps = bench.args, bench.args.steps
+    marks = [max(1, steps // 4), steps]
+    about = {"nfe": nfe, "seed": seed, "count": args.count}
+    done = {(row["nfe"], row["seed"], row["kind"], row["step"]): row for row in rows(args)}
+
+    def keep(kind: str, step: int, seconds: float, score: dict) -> None:
+        row = about | {"kind": kind, "step": step, "seconds": seconds} | score
+        if done.setdefault((nfe, seed, kind, step), row) is row:
+            append(args.out / ROWS, row)
+            print(json.dumps(row), flush=True)
+
+    if not any(key[0] == nfe and key[2] == "start" for key in done):
+        student = student_sampler(load_student(f"embedded:students/{nfe}", bench.device))
+        keep("start", 0, 0.0, bench.score(student))
+    if (nfe, seed, "with", steps) not in done:
+        for found in bench.trained(bench.config(nfe, seed, True), marks):
+            keep("with", *found)
+    if not any(key[:2] == (nfe, seed) and key[2] == "without" and key[3] > steps for key in done):
+        wanted = done[nfe, seed, "with", steps]["seconds"]
+        for found in bench.trained(bench.config(nfe, seed, False), marks, wanted):
+            keep("without", *found)
+
+
+def rows(args: argparse.Namespace) -> list[dict]:
+    return list(rows_of(args.out / ROWS, "nfe", "seed", "kind", "step", "seconds"))
+
+
+def main(words: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Measure the adversarial term.")
+    parser.add_argument("settings", nargs="*", help="key=value of TrainConfig")
+    parser.add_argument("--data", required=True, help="real images, as `hsivi train --data`")
+    parser.add_argument("--data-root", help="where torchvision's data sets lie")
+    parser.add_argument("--out", type=Path, default=Path("runs/adversarial"))
+    parser.add_argument("--calls", type=int, nargs="+", default=[4, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--count", type=int, default=5000, help="images of a score")
+    parser.add_argument("--draw-batch", type=int, default=500)
+    parser.add_argument("--device")
+    args = parser.parse_intermixed_args(words)
+    chosen = settings(args.settings, TrainConfig)
+    refuse_unknown(parser, args.settings, chosen)
+    args.out.mkdir(parents=True, exist_ok=True)
+    bench = Bench(args, chosen)
+    for seed in args.seeds:
+        for nfe in args.calls:
+            measure(bench, nfe, seed)
+
+
+if __name__ == "__main__":
+    main()

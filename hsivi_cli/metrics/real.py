@@ -1,0 +1,108 @@
+"""The real images of an adversarial training: --data, as `fid` takes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from ..config import TrainConfig
+from ..errors import HsiviError, counted
+from ..files.images import (
+    image_files,
+    kind_of_image,
+    labelled_images,
+    read_images,
+    read_labels,
+    read_npz,
+    shape_of_image,
+)
+from ..files.places import embedded
+from ..method.networks import RealImages
+from ..models.teacher import Teacher
+from .statistics import kind_of, mark_words
+
+
+def real_images(config: TrainConfig, teacher: Teacher) -> RealImages | None:
+    """The images of --data, None without --adversarial. Those of a folder are read as they are
+    needed, others held as uint8.
+
+    Refuses images of another kind than the teacher's, fewer than a batch, and such without labels
+    where the teacher has classes.
+    """
+    if not config.adversarial:
+        return None
+    count, read, labels = opened(config.data, config.data_root, teacher)
+    if count < config.batch_size:
+        raise HsiviError(
+            f"--data {config.data}: {counted(count, 'image')}, and a batch takes "
+            f"{config.batch_size}: give more images, or a smaller --batch-size"
+        )
+    if teacher.label_count is None:
+        labels = None
+    else:
+        check_labels(config.data, labels, count, teacher)
+    return RealImages(count, read, labels, config.flip)
+
+
+def opened(
+    source: str, data_root: str | None, teacher: Teacher
+) -> tuple[int, Callable[[Tensor], Tensor], Tensor | None]:
+    """How many images there are, what reads those of some places [B] as uint8 [B, C, H, W], and
+    labels [N] where they are told.
+    """
+    labels, path = None, embedded(source)
+    match kind_of(source):
+        case "data set":
+            images, labels = labelled_images(source, data_root or "data")
+        case "npz":
+            images, labels = read_npz(path), read_labels(path)
+        case "folder":
+            files = image_files(path)
+            for file in files:
+                check_shape(file, shape_of_image(file), teacher)
+            return len(files), lambda place: from_files(files, place), None
+        case "statistics":
+            raise HsiviError(f"--data {source} holds statistics: give the images themselves")
+        case "both":
+            raise HsiviError(
+                f"--data {source} holds images and, as a network's folder does, "
+                f"{mark_words(source)}: move either into a folder of its own"
+            )
+        case _:
+            raise HsiviError(
+                f"--data {source} is a run or pipeline and holds no images: give a folder, an .npz "
+                "or a data set"
+            )
+    check_shape(source, images.shape[1:], teacher)
+    return len(images), lambda place: images[place].permute(0, 3, 1, 2), labels
+
+
+def from_files(files: Sequence, place: Tensor) -> Tensor:
+    return read_images([files[i] for i in place.tolist()]).permute(0, 3, 1, 2)
+
+
+def check_shape(source: object, shape: Sequence[int], teacher: Teacher) -> None:
+    """Refuse images of another kind than a teacher's."""
+    if tuple(shape) != teacher.image:
+        raise HsiviError(
+            f"--data {source}: {kind_of_image(shape)}, but {teacher.name} draws "
+            f"{kind_of_image(teacher.image)}: images are not resized here; make them so first"
+        )
+
+
+def check_labels(source: str, labels: Tensor | None, count: int, teacher: Teacher) -> None:
+    """Refuse images that do not tell their classes to a teacher that has some."""
+    classes = teacher.label_count
+    if labels is None:
+        raise HsiviError(
+            f"--data {source} has no labels, and {teacher.name} draws {classes} classes: give an "
+            ".npz with 'images' and 'labels' [N], or a data set"
+        )
+    if len(labels) != count:
+        raise HsiviError(f"--data {source}: {len(labels)} labels for {counted(count, 'image')}")
+    if labels.min() < 0 or labels.max() >= classes:
+        raise HsiviError(
+            f"--data {source}: labels from {labels.min()} to {labels.max()}, but {teacher.name} "
+            f"has the classes 0 to {classes - 1}"
+        )
