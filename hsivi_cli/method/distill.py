@@ -85,6 +85,8 @@ def roll_out(
 
     start  what `draw_start` draws, if that lies on the networks' device already
     """
+    networks.train_student(False)
+    networks.student_low.renew()
     chain = networks.chain(round_)
     x, noise, labels = start or draw_start(networks, config, round_, layers)
     stacks = [x.new_zeros(chain.nfe, *x.shape) for _ in range(3)]
@@ -132,7 +134,8 @@ def fake_score_update(
     """One update of the fake score on means of the pool with fresh noise. Returns this process's
     loss and the gradient norm.
     """
-    networks.fake_score.requires_grad_(True)
+    networks.train_fake_score(True)
+    networks.fake_low.renew()
     total, size = 0.0, len(batch.tau)
     for part in batch.parts(config.accumulate):
         with torch.no_grad():
@@ -148,6 +151,7 @@ def fake_score_update(
             weight = level_weight(config.fake_weight, alpha_bar)
         loss = fake_score_loss(f_eps, layer_eps, weight).sum() / (size * x[0].numel())
         loss.backward()
+        networks.fake_low.collect()
         total = total + loss.detach().double()
     return total, update(networks.fake_optimizer, config.clip, networks.shard)
 
@@ -159,7 +163,10 @@ def student_update(
     estimates [B], gradient norm.
     """
     through = config.objective == "score-matching"  # the gradient goes through both scores into x
-    networks.fake_score.requires_grad_(not through)
+    networks.train_student(True)
+    networks.train_fake_score(False)
+    networks.student_low.renew()
+    networks.fake_low.renew()
     chain, total, bounds = pool.chain, 0.0, []
     for part in batch.parts(config.accumulate):
         labels = None if pool.labels is None else pool.labels[part.sample]
@@ -183,6 +190,7 @@ def student_update(
             losses = reverse_kl_loss(x, f_eps, teacher_eps, weight)
         loss = losses.sum() / (len(batch.tau) * x[0].numel())
         loss.backward()
+        networks.student_low.collect()
         total = total + loss.detach().double()
         bounds.append(divergence_bound(f_eps.detach(), teacher_eps.detach(), layer_eps.detach()))
     return total, torch.cat(bounds), update(networks.student_optimizer, config.clip, networks.shard)
