@@ -85,7 +85,7 @@ def roll_out(
 
     start  what `draw_start` draws, if that lies on the networks' device already
     """
-    networks.train_student(False)
+    networks.train_student(False)  # one compiled graph is then that of the frozen networks too
     networks.student_low.renew()
     chain = networks.chain(round_)
     x, noise, labels = start or draw_start(networks, config, round_, layers)
@@ -100,6 +100,7 @@ def roll_out(
                 stack[visit.k - 1, part] = seen[: len(part)]
             if visit.k == min(layers):
                 break
+    networks.train_student(True)
     first_row = sum(c.nfe for c in networks.chains[: round_ % len(networks.chains)])
     return Pool(networks.there(chain), first_row, *stacks, labels)
 
@@ -163,7 +164,6 @@ def student_update(
     estimates [B], gradient norm.
     """
     through = config.objective == "score-matching"  # the gradient goes through both scores into x
-    networks.train_student(True)
     networks.train_fake_score(False)
     networks.student_low.renew()
     networks.fake_low.renew()

@@ -110,7 +110,6 @@ def regression_update(
     is read from there. Returns this process's loss, not finite if a gradient is not.
     """
     networks.student_optimizer.zero_grad()  # work that was broken off may have left gradients
-    networks.train_student(True)
     networks.student_low.renew()
     total, parts = 0.0, (tensor.tensor_split(config.accumulate) for tensor in batch)
     for x, ends, layer, *labels in zip(*parts, strict=True):

@@ -2,7 +2,8 @@
 
 Compiled code is of one kind of call: gradients or none, weights held or trained, labels or none,
 autocast or not, and a batch shape. Torch keeps eight; a training asks for four at most, because
-times have one dtype, batches one shape, and copies of a network share their code.
+times have one dtype, batches one shape, copies of a network share their code, and where no gradient
+is wanted all networks are held alike.
 """
 
 from __future__ import annotations
