@@ -41,6 +41,7 @@ from hsivi_cli.method import chain as chains
 from hsivi_cli.method import distill, schedule
 from hsivi_cli.method.chain import Chain
 from hsivi_cli.method.losses import dot
+from hsivi_cli.method.lowered import Lowered
 from hsivi_cli.method.networks import Networks, make_networks
 from hsivi_cli.method.steps import rng
 from hsivi_cli.models.spacings import solver, solver_names
@@ -196,7 +197,7 @@ def networks_of(config: TrainConfig, start: EpsMLP) -> Networks:
         own,
         student=copy.deepcopy(start),
         fake_score=start.told(calls) if config.conditions_layers else copy.deepcopy(start),
-        network=lambda mlp: mlp,
+        network=lambda mlp: (mlp, Lowered()),
         teacher_eps=exact_eps,
         table=TABLE,
         shape=(2,),

@@ -93,6 +93,8 @@ def roll_out(
 
     start  what `draw_start` draws, if that lies on the networks' device already
     """
+    networks.train_student(False)  # one compiled graph is then that of the frozen networks too
+    networks.student_low.renew()
     chain = networks.chain(round_)
     x, noise, labels = start or draw_start(networks, config, round_, layers)
     stacks = [x.new_zeros(chain.nfe, *x.shape) for _ in range(3)]
@@ -106,6 +108,7 @@ def roll_out(
                 stack[visit.k - 1, part] = seen[: len(part)]
             if visit.k == min(layers):
                 break
+    networks.train_student(True)
     first_row = sum(c.nfe for c in networks.chains[: round_ % len(networks.chains)])
     return Pool(networks.there(chain), first_row, *stacks, labels)
 
@@ -153,7 +156,8 @@ def fake_score_update(
 
     A level weighs alike in both, but for `output`, which turns units of eps: logits have none.
     """
-    networks.fake_score.requires_grad_(True)
+    networks.train_fake_score(True)
+    networks.fake_low.renew()
     discriminator, size = networks.discriminator, len(batch.tau)
     total = told = torch.zeros((), dtype=torch.float64, device=networks.device)
     for part in batch.parts(config.accumulate):
@@ -178,6 +182,7 @@ def fake_score_update(
             told = told + losses.detach().double().sum() / size
             loss = loss + config.fake_adversarial * (own * losses).sum() / size
         loss.backward()
+        networks.fake_low.collect()
     masked = discriminator is not None
     return total, told, update(networks.fake_optimizer, config.clip, networks.shard, masked)
 
@@ -191,7 +196,10 @@ def student_update(
     adversarial  share of the discriminator's term in the loss; the scores' has the rest
     """
     through = config.objective == "score-matching"  # the gradient goes through both scores into x
-    networks.fake_score.requires_grad_(not (through or adversarial))
+    networks.train_student(True)
+    networks.train_fake_score(False)
+    networks.student_low.renew()
+    networks.fake_low.renew()
     chain, bounds = pool.chain, []
     total = passed = torch.zeros((), dtype=torch.float64, device=networks.device)
     for part in batch.parts(config.accumulate):
@@ -225,6 +233,7 @@ def student_update(
             passed = passed + term.detach().double()
             loss = (1 - adversarial) * loss + adversarial * term
         loss.backward()
+        networks.student_low.collect()
         bounds.append(divergence_bound(f_eps.detach(), teacher_eps.detach(), layer_eps.detach()))
     masked = networks.discriminator is not None
     norm = update(networks.student_optimizer, config.clip, networks.shard, masked)

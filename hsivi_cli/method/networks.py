@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..config import TrainConfig
 from .chain import Chain, Network
+from .lowered import Lowered
 from .steps import Shard, ema_update, make_optimizer
 
 
@@ -90,6 +91,8 @@ class Networks:
     batch_shape           samples of the batches that a roll-out is walked in, None for all at once;
                           fixed where networks are compiled for a shape
     perform               does a kind of work on a round's draws, or on tensors, as `AtOnce` does
+    student_low, fake_low  what student and fake score are called with in bfloat16: renewed before
+                          they are called, collected after a backward pass
     """
 
     student: nn.Module
@@ -113,6 +116,8 @@ class Networks:
     shard: Shard = field(default_factory=Shard)
     batch_shape: int | None = None
     perform: AtOnce = field(default_factory=AtOnce, repr=False)
+    student_low: Lowered = field(default_factory=Lowered, repr=False)
+    fake_low: Lowered = field(default_factory=Lowered, repr=False)
     copies: dict[int, tuple] = field(default_factory=dict, repr=False)
 
     @property
@@ -131,6 +136,16 @@ class Networks:
             parts = {f.name: getattr(chain, f.name).to(self.device) for f in fields(Chain)}
             self.copies[id(chain)] = chain, Chain(**parts)
         return self.copies[id(chain)][1]
+
+    def train_student(self, wanted: bool) -> None:
+        """Whether gradients come to the student's weights."""
+        self.student.requires_grad_(wanted)
+        self.student_low.requires_grad_(wanted)
+
+    def train_fake_score(self, wanted: bool) -> None:
+        """Whether gradients come to the fake score's weights, or pass through it at the most."""
+        self.fake_score.requires_grad_(wanted)
+        self.fake_low.requires_grad_(wanted)
 
     def parts(self, count: int, split: int) -> tuple[Tensor, ...]:
         """Indices 0..count-1 in the parts in which they pass through a network where no gradient is
@@ -156,7 +171,7 @@ def make_networks(
     chains: Sequence[Chain],
     student: nn.Module,
     fake_score: nn.Module,
-    network: Callable[[nn.Module], Network],
+    network: Callable[[nn.Module], tuple[Network, Lowered]],
     teacher_eps: Network,
     table: Tensor,
     shape: tuple[int, ...],
@@ -168,7 +183,8 @@ def make_networks(
 ) -> Networks:
     """The networks of a configuration.
 
-    network  makes a module that trains a network (x, time, labels, alpha_bar) -> eps
+    network  makes a module that trains a network (x, time, labels, alpha_bar) -> eps, and what it
+             is called with in place of its weights
     """
     rest = shape if config.log_scale == "pixel" else [1] * len(shape)
     log_scale = nn.Parameter(
@@ -180,11 +196,15 @@ def make_networks(
         requires_grad=config.log_scale != "frozen",
     )
     trained = [*student.parameters(), *([log_scale] if log_scale.requires_grad else [])]
+    student_eps, student_low = network(student)
+    fake_eps, fake_low = network(fake_score)
     return Networks(
         student=student,
-        student_eps=network(student),
+        student_eps=student_eps,
+        student_low=student_low,
         fake_score=fake_score,
-        fake_eps=network(fake_score),
+        fake_eps=fake_eps,
+        fake_low=fake_low,
         teacher_eps=teacher_eps,
         ema=copy.deepcopy(student).requires_grad_(False),
         log_scale=log_scale,

@@ -110,6 +110,7 @@ def regression_update(
     is read from there. Returns this process's loss, not finite if a gradient is not.
     """
     networks.student_optimizer.zero_grad()  # work that was broken off may have left gradients
+    networks.student_low.renew()
     total, parts = 0.0, (tensor.tensor_split(config.accumulate) for tensor in batch)
     for x, ends, layer, *labels in zip(*parts, strict=True):
         if not len(x):
@@ -118,6 +119,7 @@ def regression_update(
         eps = networks.student_eps(x, time, *(labels or [None]), alpha_bar)
         loss = regression_loss(eps_to_x0(eps, x, alpha_bar), ends).sum() / batch[0].numel()
         loss.backward()
+        networks.student_low.collect()
         total = total + loss.detach().double()
     norm = update(networks.student_optimizer, config.clip, networks.shard)
     return torch.where(norm.isfinite(), total, norm.double())

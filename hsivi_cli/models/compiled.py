@@ -2,7 +2,8 @@
 
 Compiled code is of one kind of call: gradients or none, weights held or trained, labels or none,
 autocast or not, and a batch shape. Torch keeps eight; a training asks for four at most, because
-times have one dtype, batches one shape, and copies of a network share their code.
+times have one dtype, batches one shape, copies of a network share their code, and where no gradient
+is wanted all networks are held alike.
 """
 
 from __future__ import annotations
@@ -121,6 +122,8 @@ def rehearse(networks: Networks, config: TrainConfig, compiled: Compiled) -> flo
         networks.batch_shape = None
     for optimizer in (networks.student_optimizer, networks.fake_optimizer):
         optimizer.zero_grad()
+    for low in (networks.student_low, networks.fake_low):
+        low.renew()
     return time.monotonic() - begin
 
 
@@ -130,15 +133,17 @@ def _call_all(networks: Networks, config: TrainConfig) -> None:
     times, level = x.new_zeros(size), x.new_full((size,), 0.5)
     labels = None if networks.label_count is None else times.long()
     rows = times.long() if networks.layer_conditioned else labels
-    networks.fake_score.requires_grad_(True)
+    networks.train_student(False)
     with torch.no_grad():
         networks.student_eps(x, times, labels, level)
+    networks.train_student(True)
     networks.student_eps(x, times, labels, level).sum().backward()
+    networks.train_fake_score(True)
     networks.fake_eps(x, times, rows, level.double()).sum().backward()
+    networks.train_fake_score(False)
     through = config.objective == "score-matching"
     with torch.set_grad_enabled(through):
         x.requires_grad_(through)
-        networks.fake_score.requires_grad_(not through)
         f_eps = networks.fake_eps(x, times, rows, level.double())
         teacher_eps = networks.teacher_eps(x, times, labels, level.double())
     if through:

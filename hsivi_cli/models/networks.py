@@ -45,15 +45,15 @@ def networks_of(
     student, fake_score = teacher.new_unet(), teacher.new_unet()
     if config.conditions_layers:
         fake_score = teacher.layer_conditioned_unet(sum(chain.nfe for chain in chains))
-    if config.checkpoint_activations:
-        for unet in (student, fake_score, teacher.frozen(config.dtype)):
-            recompute(unet)
+    again = config.checkpoint_activations
+    if again:
+        recompute(teacher.frozen(config.dtype))
     return make_networks(
         config,
         chains,
         student=student,
         fake_score=fake_score,
-        network=lambda unet: teacher.network(unet, config.dtype, forward, teacher.clip),
+        network=lambda unet: teacher.training(unet, config.dtype, forward, again),
         teacher_eps=teacher.network(None, config.dtype, forward, teacher.clip),
         table=teacher.table,
         shape=teacher.shape,

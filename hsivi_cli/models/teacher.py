@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from ..files.digest import digest
 from ..method import schedule
 from ..method.chain import Network
+from ..method.lowered import Lowered
 from .compiled import Forward, forward
 
 
@@ -90,20 +91,25 @@ class Teacher:
         own = unet or self.frozen(dtype)
         return eps_network(own, self.table, self.prediction, dtype, forward, clip)
 
+    def training(
+        self, unet: UNet2DModel, dtype: str, forward: Forward, again: bool
+    ) -> tuple[Network, Lowered]:
+        """A UNet that trains as an eps network, and what it is called with in bfloat16.
+
+        again  whether its activations are made again for a backward pass
+        """
+        called, low = lowered(unet) if dtype == "bfloat16" else (unet, Lowered())
+        if again:
+            recompute(called)
+        return self.network(called, dtype, forward, self.clip), low
+
     def frozen(self, dtype: str) -> UNet2DModel:
         """The network in the precision in which it is called."""
         return self.low if dtype == "bfloat16" else self.unet
 
     @cached_property
     def low(self) -> UNet2DModel:
-        """A copy of the network with the weights of convolutions and linear maps in bfloat16, which
-        autocast would make of them at every call.
-        """
-        unet = copy.deepcopy(self.unet)
-        for module in unet.modules():
-            if isinstance(module, torch.nn.Linear | torch.nn.modules.conv._ConvNd):
-                module.to(torch.bfloat16)
-        return unet
+        return lowered(self.unet)[0]
 
     def clipping_scheduler(self) -> DDPMScheduler:
         """The scheduler, saying of x0 what `clip` does: a student's is read off it."""
@@ -177,6 +183,25 @@ def eps_network(
         return clip.eps(eps, x, alpha_bar) if clip else eps
 
     return network
+
+
+def lowered(unet: UNet2DModel) -> tuple[UNet2DModel, Lowered]:
+    """A copy of a network with the weights of convolutions and linear maps in bfloat16, as autocast
+    would cast them at every call; all else it shares.
+    """
+    cast = torch.nn.Linear | torch.nn.modules.conv._ConvNd
+    weights = [
+        weight
+        for module in unet.modules()
+        if isinstance(module, cast)
+        for weight in module.parameters(recurse=False)
+    ]
+    copies = [
+        torch.nn.Parameter(weight.detach().bfloat16(), weight.requires_grad) for weight in weights
+    ]
+    own = {id(p): p for p in unet.parameters()}
+    own |= {id(weight): low for weight, low in zip(weights, copies, strict=True)}
+    return copy.deepcopy(unet, own), Lowered(weights, copies)
 
 
 def recompute(unet: UNet2DModel) -> None:
