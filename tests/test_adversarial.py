@@ -22,6 +22,7 @@ from hsivi_cli.method.chain import with_noise_share
 from hsivi_cli.method.distill import fake_score_update, play_round, roll_out, student_update
 from hsivi_cli.method.draws import draw_batch, draw_start
 from hsivi_cli.method.losses import adversarial_loss, discriminator_loss
+from hsivi_cli.method.lowered import Lowered
 from hsivi_cli.method.networks import Discriminator, RealImages, make_networks
 from hsivi_cli.method.schedule import add_noise, over
 from hsivi_cli.method.solvers import ddim_chain
@@ -71,7 +72,7 @@ def make(tiny_unet, config=CONFIG, images=None, share=1.0, labels=None, double=T
         [with_noise_share(ddim_chain(TIMES, table[TIMES]), share)],
         student=student,
         fake_score=fake,
-        network=as_network,
+        network=lambda module: (as_network(module), Lowered()),
         teacher_eps=as_network(teacher),
         table=table,
         shape=(1, 8, 8),
