@@ -70,7 +70,8 @@ class Ground:
     def own_statistics(self, file: Path) -> Statistics:
         if not file.exists():
             seen = moments_of(own_images(self.teacher, self.args.count), self.detector, True)
-            save_statistics(file, Statistics(seen[0], self.detector.stamp, seen[1]))
+            own = Statistics(seen[0], self.detector.stamp, seen[1], self.teacher.image)
+            save_statistics(file, own)
         return load_statistics(file)
 
     def drawn(self, sampler: Sampler, first: int, count: int) -> Iterator[Tensor]:
