@@ -77,7 +77,8 @@ class Ground:
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
             seen = moments_of(own_images(self.teacher, self.args.count), self.detector, True)
-            save_statistics(file, Statistics(seen[0], self.detector.stamp, seen[1]))
+            own = Statistics(seen[0], self.detector.stamp, seen[1], self.teacher.image)
+            save_statistics(file, own)
         return load_statistics(file)
 
     def drawn(self, sampler: Sampler, first: int, count: int) -> Iterator[Tensor]:

@@ -257,12 +257,38 @@ def test_what_cannot_be_drawn_is_refused(tmp_path):
     draw = ("boost", tmp_path / "r", "--predict", table)
     assert "must be a .csv file" in refusal(*draw, "--out", tmp_path / "o.txt")
     assert "is named twice" in refusal(*draw, "--out", table)
-    (tmp_path / "r" / "trees" / "layer-1-mean-0.txt").write_text("tree\n")
-    assert "the trees layer-1-mean-0 are damaged" in refusal(*draw)
-    info = json.loads((tmp_path / "r" / "boost.json").read_text())
-    for other in ({}, info | {"config": info["config"] | {"of_later": 1}}):
-        (tmp_path / "r" / "boost.json").write_text(json.dumps(other))
-        assert "describes no run of this version" in refusal(*draw)
+
+
+def test_trees_that_were_damaged_are_refused_before_lightgbm_crashes_on_them(tmp_path):
+    table = written(tmp_path)
+    boost(table, tmp_path / "r")
+    draw = ("boost", tmp_path / "r", "--predict", table)
+    file = tmp_path / "r" / "trees" / "layer-1-mean-0.txt"
+    sound = file.read_text()
+    for damaged in (sound.replace("left_child=", "left_child=9"), sound[:-1000], "tree\n", "\0"):
+        file.write_text(damaged)
+        assert "are not the trees that were written: copy the run again" in refusal(*draw)
+    file.unlink()
+    assert "are not the trees that were written" in refusal(*draw)
+    boost(table, tmp_path / "r")  # its checkpoint has them
+    assert file.read_text() == sound and hsivi(*draw).stdout
+
+
+def test_a_damaged_description_is_refused_in_a_line(tmp_path):
+    table = written(tmp_path)
+    boost(table, tmp_path / "r")
+    draw, file = ("boost", tmp_path / "r", "--predict", table), tmp_path / "r" / "boost.json"
+    info = json.loads(file.read_text())
+    of_later = info["config"] | {"of_later": 1}
+    for change in ({"config": of_later}, {"config": []}, {"step": "x"}, {"targets": {}},
+                   {"config": info["config"] | {"calls": "3"}}, {"fingerprint": None}):  # fmt: skip
+        file.write_text(json.dumps(info | change))
+        assert "boost.json describes no run of this version (" in refusal(*draw)
+        assert "boost.json describes no run of this version (" in refused(table, tmp_path / "r")
+    for change in ({"factor": [1]}, {"centre": ["x"]}, {"inputs": []}, {"targets": [{}]},
+                   {"scale": [10**400]}):  # fmt: skip
+        file.write_text(json.dumps(info | change))
+        assert "boost.json is damaged (" in refusal(*draw)
 
 
 @pytest.mark.parametrize(

@@ -497,6 +497,19 @@ def test_too_few_images_for_the_detector_are_warned_of(home, measure):
     assert "warning" not in result.stderr
 
 
+def test_statistics_of_images_of_another_size_than_the_students_are_warned_of(
+    home, measure, tmp_path
+):
+    detector = load_detector(str(home / "detector"))
+    moments, _ = moments_of([torch.from_numpy(real_images(home))], detector)
+    stats = tmp_path / "stats.npz"
+    save_statistics(stats, Statistics(moments, detector.stamp, image=(16, 24, 3)))
+    _, result = measure(home / "two", "--solvers", "none", "--reference", stats)
+    (line,) = [line for line in result.stderr.splitlines() if "has images of" in line]
+    assert line.startswith(f"warning: {stats} has images of 24 x 16 RGB, ")
+    assert f"{home / 'two'} of 8 x 8 grey: " in line
+
+
 def test_a_student_of_another_schedule_is_of_another_teacher(home, measure, tmp_path):
     """The same weights under other betas: neither its solvers nor its cache are the first's."""
     other = tmp_path / "other"

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -345,6 +346,15 @@ def test_statistics_survive_their_file(tmp_path, features):
         torch.testing.assert_close(after.features, before.features, rtol=1e-3, atol=1e-6)
     else:
         assert after.features is None
+
+
+def test_pytorch_fid_reads_the_statistics_files_written_here(tmp_path):
+    from pytorch_fid.fid_score import compute_statistics_of_path
+
+    ours = replace(random_statistics(), image=(8, 8, 1))
+    save_statistics(tmp_path / "s.npz", ours)
+    mean, cov = compute_statistics_of_path(str(tmp_path / "s.npz"), None, 50, 2048, "cpu")
+    assert (mean == ours.moments.mean.numpy()).all() and (cov == ours.moments.cov.numpy()).all()
 
 
 def test_pytorch_fids_own_statistics_files_are_read(tmp_path):

@@ -220,6 +220,34 @@ def test_images_of_other_sizes_or_modes_are_told_with_both(tmp_path, capsys, mon
     assert "has images of" not in capsys.readouterr().err
 
 
+def test_a_statistics_file_tells_what_images_it_is_of(tmp_path, capsys, monkeypatch):
+    save_npz(torch.zeros(3, 28, 28, 1, dtype=torch.uint8), tmp_path / "grey.npz")
+    save_npz(torch.zeros(4, 32, 24, 3, dtype=torch.uint8), tmp_path / "colour.npz")
+    alike = Detector("any", 2, lambda images: images.float().flatten(1)[:, :2])
+    monkeypatch.setattr(fid, "open_detector", lambda *rest: alike)
+    grey, stats = str(tmp_path / "grey.npz"), str(tmp_path / "stats.npz")
+    fid.run(FidConfig(str(tmp_path / "colour.npz"), save_stats=stats))
+    with np.load(stats) as file:
+        assert file["image"].tolist() == [32, 24, 3]
+    fid.run(FidConfig(grey, stats))
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "has images" in line]
+    assert line.startswith(f"warning: {stats} has images of 24 x 32 RGB, {grey} of 28 x 28 grey")
+
+
+def test_a_statistics_file_without_its_images_size_is_believed(tmp_path, sets, capsys):
+    hsivi("fid", sets / "a", "--save-stats", tmp_path / "stats.npz", "--detector", "fashion-mnist")
+    with np.load(tmp_path / "stats.npz") as file:
+        earlier = {key: file[key] for key in file.files if key != "image"}
+    np.savez(tmp_path / "earlier.npz", **earlier)
+    assert load_statistics(tmp_path / "stats.npz").image == (28, 28, 1)
+    assert load_statistics(tmp_path / "earlier.npz").image is None
+    hsivi("fid", sets / "b.npz", tmp_path / "earlier.npz")
+    for wrong in ([28, 28], [28, 0, 1], [28.0, 28.0, 1.0], "28"):
+        np.savez(tmp_path / "wrong.npz", **earlier, image=wrong)
+        with pytest.raises(HsiviError, match="image must be a height, a width and a number of"):
+            load_statistics(tmp_path / "wrong.npz")
+
+
 def test_a_folder_here_goes_before_a_data_set_of_its_name(sets, capsys, monkeypatch):
     monkeypatch.chdir(sets)
     save_png(FIRST, range(100), sets / "cifar10-test")

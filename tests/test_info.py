@@ -11,6 +11,8 @@ from command import TINY, hsivi, refusal, save_detector, train
 from hsivi_cli.files.images import save_npz
 from hsivi_cli.files.places import embedded, embedded_names, weights_folder
 from hsivi_cli.files.pngs import save_png
+from hsivi_cli.metrics.frechet import Moments
+from hsivi_cli.metrics.statistics import Statistics, save_statistics
 from hsivi_cli.models.loading import load_teacher
 from hsivi_cli.models.student import load_student
 
@@ -109,7 +111,14 @@ def test_a_statistics_file_tells_its_detector_and_count():
 def test_a_plain_statistics_file_says_what_is_not_known(tmp_path):
     np.savez(tmp_path / "plain.npz", mu=np.zeros(3), sigma=np.eye(3))
     facts = told_of(tmp_path / "plain.npz")
-    assert facts["detector"] == facts["count"] == "unknown" and facts["features"] == 3
+    assert facts["detector"] == facts["count"] == facts["image"] == "unknown"
+    assert facts["features"] == 3
+
+
+def test_a_statistics_file_tells_its_images_size(tmp_path):
+    moments = Moments(9, torch.zeros(2, dtype=torch.float64), torch.eye(2, dtype=torch.float64))
+    save_statistics(tmp_path / "s.npz", Statistics(moments, "tiny", image=(8, 9, 3)))
+    assert told_of(tmp_path / "s.npz")["image"] == "3x8x9"
 
 
 def test_what_comes_with_the_package_is_told_by_name():

@@ -85,3 +85,7 @@ def test_a_training_warns_of_few_images_and_of_others_than_the_students(
     assert f"{few} has images of 9 x 9 RGB, the student of 8 x 8 grey" in lines[2]
     make_judge(TrainConfig(reference=enough, eval_count=6), teacher, tmp_path)
     assert capfd.readouterr().err == ""
+    stats = str(tmp_path / "stats.npz")
+    save_statistics(tmp_path / "stats.npz", statistics_of(few, alike))
+    make_judge(TrainConfig(reference=stats, eval_count=6), teacher, tmp_path)
+    assert f"{stats} has images of 9 x 9 RGB, the student of 8 x 8 grey" in capfd.readouterr().err

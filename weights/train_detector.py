@@ -171,7 +171,8 @@ def main() -> None:
     moments, features = moments_of(images.split(1000), detector, keep_features=True)
     print(f"features: {len(images) / (time.time() - clock):.0f} images/s", flush=True)
     kept = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:KEPT]
-    reference = Statistics(moments, detector.stamp, features[kept])
+    image = tuple(images.shape[1:])
+    reference = Statistics(moments, detector.stamp, features[kept], image)
 
     floor = distance(test_images, detector, reference)
     floors = []

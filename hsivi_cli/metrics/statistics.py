@@ -35,7 +35,7 @@ class Statistics:
     stamp            the detector's; None where a file does not say
     features [N, D]  float32, all or some of them, for KID and recall, on the detector's device or
                      from a file on the CPU; None where none are kept
-    image            (H, W, C) of the images that were seen now; None of a file
+    image            (H, W, C) of the images; None where a file does not say
     """
 
     moments: Moments
@@ -67,7 +67,8 @@ def random_rows(features: Tensor, count: int, seed: int) -> Tensor:
 
 
 def save_statistics(path: Path, statistics: Statistics) -> None:
-    """Write mu, sigma, count, stamp and, where kept, features (float16) as .npz, atomically."""
+    """Write mu, sigma, count, stamp and, where known, image and features (float16) as .npz,
+    atomically."""
     moments = statistics.moments
     arrays = {
         "mu": moments.mean.numpy(),
@@ -75,6 +76,8 @@ def save_statistics(path: Path, statistics: Statistics) -> None:
         "count": np.int64(moments.count),
         "stamp": np.str_(statistics.stamp or ""),
     }
+    if statistics.image is not None:
+        arrays["image"] = np.array(statistics.image)
     if statistics.features is not None:
         arrays["features"] = statistics.features.cpu().numpy().astype(np.float16)
     write_npz(path, STATISTICS, arrays, small=True)
@@ -82,7 +85,7 @@ def save_statistics(path: Path, statistics: Statistics) -> None:
 
 def load_statistics(path: Path) -> Statistics:
     """Read a statistics file: this project's, or a plain one with mu and sigma only (count 0,
-    stamp unknown)."""
+    stamp and image unknown)."""
     with open_npz(path) as file:
         arrays = {key: file[key] for key in file.files}
     if not {"mu", "sigma"} <= arrays.keys():
@@ -104,6 +107,12 @@ def load_statistics(path: Path) -> Statistics:
     features = arrays.get("features")
     if features is not None and (features.ndim != 2 or features.shape[1] != len(mean)):
         raise HsiviError(f"{path}: features must be [N, {len(mean)}]; found {features.shape}")
+    image = arrays.get("image")
+    told = image is None or (image.dtype.kind in "iu" and image.shape == (3,) and min(image) > 0)
+    if not told:
+        raise HsiviError(
+            f"{path}: image must be a height, a width and a number of channels, not {image}"
+        )
     if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
         raise HsiviError(f"{path}: mu or sigma hold NaN or infinite values; make the file anew")
     var = np.diagonal(cov)
@@ -117,7 +126,8 @@ def load_statistics(path: Path) -> Statistics:
         torch.from_numpy(cov.astype(np.float64)),
     )
     kept = None if features is None else torch.from_numpy(features.astype(np.float32))
-    return Statistics(moments, str(arrays.get("stamp", "")).strip() or None, kept)
+    stamp = str(arrays.get("stamp", "")).strip() or None
+    return Statistics(moments, stamp, kept, None if image is None else tuple(image.tolist()))
 
 
 def kind_of(source: str | Path) -> str:

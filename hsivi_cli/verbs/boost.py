@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,6 @@ from ..files.progress import Bar, say
 from ..files.run import Plan, Run
 from ..files.whole import (
     is_fresh,
-    read_json,
     replacing,
     sweep,
     write_bytes,
@@ -44,8 +43,8 @@ from ..report.drawn import csv_of
 from ..tables import scores
 from ..tables.layers import Model
 from ..tables.learner import Learner
+from ..tables.stored import digest_of, load, read_info
 from ..tables.table import Column, Table, encode, read_cells, read_table, unknown_words
-from ..tables.trees import Trees
 
 LEAST_ROWS = 10
 SHOWN = 1000  # most rows and draws that a finished run is measured on
@@ -202,6 +201,7 @@ class Boosting:
             "centre": model.centre.tolist(),
             "scale": model.scale.tolist(),
             "factor": model.factor.tolist(),
+            "trees": digest_of(model.texts),
             "config": asdict(model.config),
             "step": run.step,
             "seconds": round(run.state["seconds"], 1),
@@ -246,45 +246,6 @@ def report(out: Path, model: Model, held: Table, config: BoostConfig) -> None:
 
 
 # ---- drawing -------------------------------------------------------------------------------------
-
-
-def read_info(out: Path) -> dict:
-    info = read_json(out / "boost.json")
-    wanted = {"fingerprint", "inputs", "targets", "centre", "scale", "factor", "config", "step"}
-    known = {item.name for item in fields(BoostConfig)}
-    if not (wanted <= info.keys() and info["config"].keys() <= known):
-        raise HsiviError(
-            f"{out / 'boost.json'} describes no run of this version: learn it anew in another --out"
-        )
-    return info
-
-
-def columns_of(told: list[dict]) -> tuple[Column, ...]:
-    return tuple(
-        Column(one["name"], None if one["words"] is None else tuple(one["words"])) for one in told
-    )
-
-
-def load(folder: str | Path) -> tuple[Model, tuple[Column, ...], tuple[Column, ...]]:
-    """The model of a finished run's folder, and its columns of x and of y. Refuses one that has not
-    learned all its layers.
-    """
-    folder = Path(folder)
-    if not (folder / "boost.json").is_file():
-        raise HsiviError(f"{folder} is no run of hsivi boost: name the folder that --out made")
-    info = read_info(folder)
-    config = BoostConfig(**info["config"])
-    if info["step"] < config.calls:
-        raise HsiviError(
-            f"{folder} has learned {info['step']} of {counted(config.calls, 'layer')}: type the "
-            "line that began it again"
-        )
-    inputs, targets = columns_of(info["inputs"]), columns_of(info["targets"])
-    texts = {p.stem: p.read_text(encoding="utf-8") for p in (folder / "trees").glob("*.txt")}
-    categories = tuple(i for i, column in enumerate(inputs) if column.words is not None)
-    numbers = (np.array(info[key]) for key in ("centre", "scale", "factor"))
-    classes = len(targets[0].words or ())
-    return Model(Trees(config, len(inputs), categories), classes, *numbers, texts), inputs, targets
 
 
 def predict(config: BoostConfig, folder: Path, out: Path | None) -> None:

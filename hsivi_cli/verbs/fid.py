@@ -170,7 +170,8 @@ def gathered(own: Statistics, count: int) -> Statistics:
         features = features.new_empty(count, features.shape[1])
         for rank, (_, part) in enumerate(parts):
             features[rank :: len(parts)] = part
-    return Statistics(merged([moments for moments, _ in parts]), own.stamp, features)
+    whole = merged([moments for moments, _ in parts])
+    return replace(own, moments=whole, features=features)
 
 
 def _save(path: Path, statistics: Statistics, seed: int) -> None:

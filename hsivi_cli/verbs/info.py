@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import HsiviError, counted
@@ -56,16 +57,22 @@ def describe_statistics(file: Path) -> dict:
         "kind": "statistics",
         "detector": statistics.stamp or "unknown",
         "count": statistics.moments.count or "unknown",
+        "image": size_words(statistics.image) if statistics.image else "unknown",
         "features": len(statistics.moments.mean),
         "kept features": 0 if statistics.features is None else len(statistics.features),
     }
 
 
+def size_words(image: Sequence[int]) -> str:
+    """An image's shape (H, W, C) as networks name it, "3x32x32"."""
+    height, width, channels = image
+    return f"{channels}x{height}x{width}"
+
+
 def describe_images(path: Path) -> dict:
     """A folder or an .npz file of images; of one that `hsivi sample` filled, what drew it too."""
     count, batches = open_images(path, batch_size=1)
-    _, height, width, channels = next(iter(batches)).shape
-    facts = {"kind": "images", "count": count, "image": f"{channels}x{height}x{width}"}
+    facts = {"kind": "images", "count": count, "image": size_words(next(iter(batches)).shape[1:])}
     if (path / MARK).is_file():
         mark = read_json(path / MARK)
         known = ("network", "nfe", "solver", "dtype")
