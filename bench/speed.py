@@ -4,14 +4,15 @@
         [--embedded] [--nfe 4] [--dtype bfloat16] [--minutes 3] [--against DIR] [--json FILE]
 
 Measures one student step of the default recipe (a roll-out, --fake-updates updates of the fake
-score, one of the student): as `hsivi train` makes it; step by step; the paper's way, with a fresh
-roll-out for every update; the network calls alone, step by step (the eager floor); another checkout
-of this project, DIR, in a process of its own; and the arithmetic, counted operations at the rate of
-a measured matrix product. All are measured in turns, so that a busy machine is busy for all.
-Further batch sizes, and with --embedded the embedded teacher at 32, are measured as trained and as
-the other checkout trains them. Without --channels the network is the embedded teacher; with it an
-untrained one of --size. Sampling and scoring are set against the bare networks, a GPU's kernels
-told by kind. Each row is printed as it comes; --json keeps all, null where nothing was measured.
+score, one of the student) as `hsivi train` makes it, with --compile on compiled as well, and that
+of another checkout of this project, DIR, in a process of its own: in turns, so that a busy machine
+is busy for all. A profile tells a GPU's kernels and the time between them. Further batch sizes, and
+with --embedded the embedded teacher at 32, are measured as trained and as the other checkout trains
+them. Without --channels the network is the embedded teacher; with it an untrained one of --size.
+Sampling and scoring are set against the bare networks. In turns again: a step made step by step;
+the paper's way, with a fresh roll-out for every update; the network calls alone, step by step (the
+eager floor); and the arithmetic, counted operations at the rate of a measured matrix product. Each
+row is printed as it comes; --json keeps all, null where nothing was measured.
 --memory 4,32 measures in place of all this what trainings need whose batches pass in parts of 4 and
 of 32 samples, activations kept and made again.
 """
@@ -30,15 +31,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from diffusers.models.resnet import ResnetBlock2D
+from profiled import inside
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from hsivi_cli.config import TrainConfig
@@ -49,22 +48,14 @@ from hsivi_cli.metrics.frechet import frechet_distance
 from hsivi_cli.metrics.statistics import moments_of
 from hsivi_cli.models.compiled import compiled, quick
 from hsivi_cli.models.compiled import forward as plain_forward
-from hsivi_cli.models.draw import draw
+from hsivi_cli.models.draw import LARGEST_BATCH, draw, student_sampler
 from hsivi_cli.models.loading import load_teacher
 from hsivi_cli.models.networks import averaged_sampler, networks_of
 from hsivi_cli.models.starts import make_chains
+from hsivi_cli.models.student import load_student
 from hsivi_cli.models.teacher import recompute
 
 FULL = 50_000  # images of a distance that may be called FID
-KERNELS = {  # words in the names of kernels, by what these do; the first kind that fits
-    "convolutions": ("conv", "cudnn", "xmma", "implicit", "dgrad", "wgrad", "fprop"),
-    "matrix products": ("gemm", "cutlass", "cublas", "nvjet", "attention", "flash", "fmha"),
-    "normalisation": ("norm", "rowwisemoments", "computefused", "gammabeta"),
-    "optimizer and averages": ("adam", "multi_tensor", "foreach"),
-    "casts and copies": ("copy", "memcpy", "memset", "cat", "nchw", "nhwc"),
-    "sums": ("reduce",),
-    "elementwise": ("elementwise", "vectorized", "index"),
-}
 # A step of another checkout of this project, in either of its layouts, each time a line comes in;
 # first, and each time the teacher or settings are others, they come in a line.
 CHILD = """
@@ -234,51 +225,18 @@ def product_rate(device: torch.device, dtype: str) -> float:
     return 2 * size**3 / min(clocked(device, lambda: a @ b) for _ in range(10))
 
 
-def inside(report: Report, step: Step) -> None:
-    """What a profile of a step tells: waits, copies, and a GPU's kernels by kind."""
-    cuda = step.networks.device.type == "cuda"
-    kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if cuda else [])
-    with profile(activities=kinds) as found:
-        step()
-    events = found.events()
-    waits, copies = (gpu_counts if cuda else cpu_counts)(events)
-    told = f"{waits:9}" if copies is None else f"{waits:9} waits, {copies} copies"
-    report.row("waits and host-device copies of a step", told,
-               waits_per_step=waits, copies_per_step=copies)  # fmt: skip
-    if cuda:
-        kernels(report, events)
-
-
-def kernels(report: Report, events) -> None:
-    """Milliseconds of a GPU's kernels by kind, and those that take longest."""
-    spent = Counter()
-    for event in events:
-        if event.device_type == DeviceType.CUDA and "#" not in event.name:  # no annotation
-            spent[event.name] += event.time_range.elapsed_us() / 1000
-    kinds = Counter()
-    for name, each in spent.items():
-        words = (kind for kind, parts in KERNELS.items() if any(p in name.lower() for p in parts))
-        kinds[next(words, "other")] += each
-    told = ", ".join(f"{kind} {each:.1f}" for kind, each in kinds.most_common())
-    report.row("kernels of a step, ms", told, kernels_ms={k: round(v, 2) for k, v in kinds.items()})
-    for name, each in spent.most_common(8):
-        report.row(f"  {name[:54]}", f"{each:9.1f} ms")
-
-
-def faster(report: Report, name: str, networks, config, forward, other: dict, seconds: float):
-    """A step that is captured, or compiled and captured, and what that took first."""
+def ready(report: Report, opened, name: str, networks, config, forward=plain_forward) -> Step:
+    """A step that is made ready as a training is, compiled or captured or both, and rows of what
+    that took. It stays so until `opened`, an ExitStack, is closed.
+    """
     begin = time.perf_counter()
-    with quick(networks, config, forward):
-        report.row(f"made ready, {name}", f"{time.perf_counter() - begin:9.1f} s",
-                   **{f"{name}_seconds": round(time.perf_counter() - begin, 1)})  # fmt: skip
-        step = Step(networks, config)
-        first = [step() for _ in range(3)]
-        report.row("its first steps", " ".join(f"{each:9.2f} s" for each in first))
-        in_turns(report, {name: step} | other, seconds)
-        report.same("ours", name)
-        inside(report, step)
-        graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-        report.row("graphs compiled", f"{graphs:9}", graphs=graphs)
+    opened.enter_context(quick(networks, config, forward))
+    seconds, step = time.perf_counter() - begin, Step(networks, config)
+    report.row(f"made ready, {name.replace('_', ' ')}", f"{seconds:9.1f} s",
+               **{f"{name}_seconds": round(seconds, 1)})  # fmt: skip
+    first = [step() for _ in range(3)]  # the second is captured
+    report.row("its first steps", " ".join(f"{each:9.2f} s" for each in first))
+    return step
 
 
 def further(report: Report, words: str, networks, config, other: dict, seconds: float) -> None:
@@ -292,21 +250,28 @@ def further(report: Report, words: str, networks, config, other: dict, seconds: 
         in_turns(report, {"ours": step} | other, seconds, words, found)
 
 
-def scoring(report: Report, weights: str | None, sampler, device, size: int, count: int) -> None:
-    """Images a second through a detector, Inception where its weights are given; and drawn, scored
-    and compared as `hsivi fid RUN STATISTICS` does, the part of the time inside the networks.
+def judged(weights: str | None, sampler, device: torch.device):
+    """What draws and what sees its images: Inception where its weights are given, else the embedded
+    detector, which sees images like the embedded student's alone.
     """
-    shape = (size, *sampler.shape[1:], sampler.shape[0])
-    name = "inception" if weights else "fashion-mnist" if shape[1:] == (28, 28, 1) else None
-    if name is None:
-        return
-    detector = load_detector(name, Path(weights) if weights else None, device)
-    images = torch.randint(256, shape, dtype=torch.uint8)
+    if weights:
+        return sampler, load_detector("inception", Path(weights), device)
+    if sampler.shape != (1, 28, 28):
+        sampler = student_sampler(load_student("embedded:students/4", device))
+    return sampler, load_detector("fashion-mnist", None, device)
+
+
+def scoring(report: Report, sampler, detector, device, size: int, count: int) -> None:
+    """Images a second through a detector; and drawn, scored and compared as `hsivi fid RUN
+    STATISTICS` does, the part of the time inside the networks.
+    """
+    images = torch.randint(256, (size, *sampler.shape[1:], sampler.shape[0]), dtype=torch.uint8)
     detector.features(images)
     spent = min(clocked(device, lambda: detector.features(images)) for _ in range(4))
-    report.row(f"scoring, {name}", f"{size / spent:9.0f} images/s",
+    report.row(f"scoring, {detector.stamp.split()[0]}", f"{size / spent:9.0f} images/s",
                scoring__images_per_second=round(size / spent, 1))  # fmt: skip
 
+    list(draw(sampler, range(size), size, device))
     network, features = Timed(sampler.network), Timed(detector.features)
     begin = time.perf_counter()
     batches = draw(replace(sampler, network=network), range(count), size, device)
@@ -317,28 +282,8 @@ def scoring(report: Report, weights: str | None, sampler, device, size: int, cou
     both = (network.seconds + features.seconds) / count
     share = round(FULL * both / (FULL * each + once), 4)
     told = f"{1 / each:9.0f} images/s, then {once:.1f} s; of {FULL} images {share:.1%} in networks"
-    report.row("drawn, scored and compared", told, scoring__share_in_networks=share,
+    report.row(f"{count} drawn, scored and compared", told, scoring__share_in_networks=share,
                scoring__seconds_of_distance=round(once, 2))  # fmt: skip
-
-
-def gpu_counts(events) -> tuple[int, int]:
-    """Times that the host waits for the device, and copies between the two."""
-    names = [event.name for event in events]
-    copies = sum("Memcpy HtoD" in name or "Memcpy DtoH" in name for name in names)
-    return sum("Synchronize" in name for name in names) - 2, copies  # two are `clocked`'s own
-
-
-def cpu_counts(events) -> tuple[int, None]:
-    """Numbers that are read, but for an optimizer's own counters."""
-    reads = [event for event in events if event.name == "aten::_local_scalar_dense"]
-    return sum(not within(event, "Optimizer.step") for event in reads), None
-
-
-def within(event, name: str) -> bool:
-    while event := event.cpu_parent:
-        if event.name.startswith(name):
-            return True
-    return False
 
 
 class Memory:
@@ -373,8 +318,8 @@ class Report:
             "scoring": dict.fromkeys(
                 ("images_per_second", "share_in_networks", "seconds_of_distance")
             ),
-            "further": [], "memory": [], "kernels_ms": None, "peak_memory": None, "device": None,
-            "torch": torch.__version__,
+            "further": [], "memory": [], "kernels": None, "kernels_ms": None, "peak_memory": None,
+            "device": None, "torch": torch.__version__,
         }  # fmt: skip
 
     def row(self, words: str, value: str, **found) -> None:
@@ -557,7 +502,7 @@ def main() -> None:
     parser.add_argument("--nfe", type=int, default=4)
     parser.add_argument("--fake-updates", type=int, default=5)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--minutes", type=float, default=3.0)
+    parser.add_argument("--minutes", type=float, default=3.0, help="of measuring, not compiling")
     parser.add_argument("--against", help="another checkout of this project")
     parser.add_argument("--compile", default="auto", choices=("auto", "off", "on"),
                         help="auto: captured on a GPU; on: compiled too")  # fmt: skip
@@ -566,10 +511,7 @@ def main() -> None:
     parser.add_argument("--detector-weights", help="of the Inception network: score by it")
     parser.add_argument("--json")
     args = parser.parse_args()
-    begin, device = time.monotonic(), torch.device(args.device)
-
-    def left(part: float) -> float:
-        return part * max(0.0, 60 * args.minutes - (time.monotonic() - begin))
+    device = torch.device(args.device)
 
     torch.set_float32_matmul_precision("high")
     against = Other(args.against, args.device) if args.against else None
@@ -602,34 +544,32 @@ def main() -> None:
             against.take(source, config)
         return {"against": against} if against else {}
 
-    plain, _ = networks()
-    rate = product_rate(device, args.dtype)
-    with FlopCounterMode(display=False) as counter:
-        calls_alone(plain, config, 0)
-    flops = counter.get_total_flops()
-    limit = 1000 * flops / rate
-    told = f"{limit:9.1f} ms ({flops / 1e12:.3f} Tflop, {rate / 1e12:.2f} Tflop/s)"
-    report.row("arithmetic of a step", told, step__limit_ms=round(limit, 2))
+    opened, steps, plain = contextlib.ExitStack(), {}, networks()[0]
+    if args.compile == "on":  # before anything is measured, for it may take minutes
+        chosen = compiled()
+        own = networks(chosen, compile="on")
+        step = ready(report, opened, "compiled", *own, chosen)
+        steps = {} if chosen.failed else {"compiled": step}
+        graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        report.row("graphs compiled", f"{graphs:9}", graphs=graphs)
+    rate, memory = product_rate(device, args.dtype), Memory(device)
+    begin = time.monotonic()
 
-    steps = {
-        "step_by_step": Step(plain, config),
-        "paper": Step(plain, config, paper_step),
-        "eager_floor": Step(plain, config, calls_alone),
-    }
-    if args.dtype != "float32":
-        steps["paper_float32"] = Step(*networks(dtype="float32"), paper_step)
-    theirs = other(source, config)
-    with quick(plain, config, plain_forward):
-        in_turns(report, steps | theirs, left(0.25))
-        if device.type == "cpu":
-            inside(report, steps["step_by_step"])
-            report.same("ours", "step_by_step")
-    del steps
-    memory = Memory(device)
-    if device.type == "cuda" and args.compile != "off":
-        faster(report, "captured", *networks(**trained), plain_forward, theirs, left(0.2))
+    def left(part: float) -> float:
+        return part * max(0.0, 60 * args.minutes - (time.monotonic() - begin))
+
+    captures = device.type == "cuda" and args.compile != "off"
+    ours = "captured" if captures else "step_by_step"
+    own = networks(**trained) if captures else (plain, config)
+    steps[ours] = ready(report, opened, ours, *own)
     peak = memory.peak()
     report.row("peak memory of a training", f"{peak / 2**20:9.0f} MiB", peak_memory=peak)
+    in_turns(report, steps | other(source, config), left(0.3))
+    report.same("ours", ours)
+    for name, step in steps.items():
+        report.row("profile", name.replace("_", " "))
+        inside(report, step)
+    opened.close()
     for each in sizes:
         own = networks(batch_size=each, **trained)
         further(report, f"batch {each}", *own, other(source, own[1]), left(0.2))
@@ -638,12 +578,24 @@ def main() -> None:
         further(report, "embedded teacher, batch 32", *own, other(None, own[1]), left(0.2))
     sampler = averaged_sampler(plain, plain.chains[0], teacher, args.dtype)
     sampler = replace(sampler, network=teacher.network(dtype=args.dtype, clip=teacher.clip))
-    at_once = min(500, args.count)
+    at_once = min(LARGEST_BATCH, args.count)
     sampling(report, sampler, device, at_once, args.count)
-    scoring(report, args.detector_weights, sampler, device, at_once, args.count)
-    if args.compile == "on":  # last, for it may take minutes
-        chosen, theirs = compiled(), other(source, config)
-        faster(report, "compiled", *networks(chosen, compile="on"), chosen, theirs, left(0.5))
+    scoring(report, *judged(args.detector_weights, sampler, device), device, at_once, args.count)
+
+    with FlopCounterMode(display=False) as counter:
+        calls_alone(plain, config, 0)
+    flops = counter.get_total_flops()
+    limit = 1000 * flops / rate
+    told = f"{limit:9.1f} ms ({flops / 1e12:.3f} Tflop, {rate / 1e12:.2f} Tflop/s)"
+    report.row("arithmetic of a step", told, step__limit_ms=round(limit, 2))
+    floors = {
+        "step_by_step": Step(plain, config),
+        "paper": Step(plain, config, paper_step),
+        "eager_floor": Step(plain, config, calls_alone),
+    }
+    if args.dtype != "float32":
+        floors["paper_float32"] = Step(*networks(dtype="float32"), paper_step)
+    in_turns(report, floors, left(0.5))
     if against:
         against.close()
 

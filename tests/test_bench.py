@@ -239,7 +239,22 @@ def test_the_cost_of_steps_is_told_of_every_batch_and_checkout(save_teacher, tmp
     (further,) = found["further"]
     assert further["case"] == "batch 2" and further["ours_ms"] > 0 < further["against_ms"]
     assert 0 < found["sampling"]["share_with_pngs"] < 1
-    assert found["scoring"]["images_per_second"] is None  # no detector takes 8 x 8 images
+    # no detector that comes with hsivi takes 8 x 8 images: the embedded student's are scored
+    assert found["scoring"]["images_per_second"] > 0 and 0 < found["scoring"]["share_in_networks"]
+
+
+def test_a_profile_tells_the_time_between_kernels(capsys):
+    found, report = {}, SimpleNamespace()
+    report.row = lambda words, value, **numbers: (print(words, value), found.update(numbers))
+    spans = [(10.0, 12.0, "nchw"), (11.0, 21.0, "conv"), (25.0, 35.0, "conv"), (36.5, 37.0, "add")]
+    load_bench("profiled").kernels(report, spans, begun=4.0, seconds=4e-5)
+    counts = {"count": 4, "under_3_us": 2, "busy_ms": 0.022, "span_ms": 0.027, "step_ms": 0.04}
+    assert found["kernels"] == counts | {"idle_ms": 0.005}  # 5.5, to the even
+    told = capsys.readouterr().out
+    assert "6" in told and "conv" in told
+    for least, most, words in ((1, 2, "1 of 0.0 ms"), (4, 8, "1 of 0.0 ms"), (8, 16, "0 of 0.0")):
+        (line,) = (x for x in told.splitlines() if f"gaps of {least} to {most} us" in x)
+        assert line.partition("us")[2].strip().startswith(words)
 
 
 def test_memory_is_told_of_every_part_of_a_batch(save_teacher, tmp_path, monkeypatch, capsys):

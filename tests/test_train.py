@@ -1101,6 +1101,15 @@ def test_bfloat16_is_used_where_it_is_asked_for(teacher, tmp_path):
     assert low != exact and low["fake_loss"] == pytest.approx(exact["fake_loss"], rel=0.05)
 
 
+def test_an_automatic_precision_is_float32_on_a_cpu_and_goes_on_as_such(teacher, tmp_path):
+    train(teacher, tmp_path / "exact")
+    train(teacher, tmp_path / "auto", "--dtype", "auto", "--minutes", 1e-9)
+    assert json.loads((tmp_path / "auto/hsivi.json").read_text())["config"]["dtype"] == "float32"
+    train(teacher, tmp_path / "auto", "--dtype", "float32")
+    exact, auto = (rows(tmp_path / name / "metrics.jsonl") for name in ("exact", "auto"))
+    assert auto == exact
+
+
 def test_a_run_begins_with_another_runs_student(teacher, save_teacher, tmp_path):
     scaled = ("--objective", "score-matching", "--noise-share", "0.5", "--log-scale", "pixel")
     train(teacher, tmp_path / "many", "--nfe", 3, *scaled)

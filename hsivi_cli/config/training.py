@@ -148,8 +148,8 @@ class TrainConfig(RunConfig):
     fake_beta1: float = option(0.9, "Adam's beta1 for the fake score", least=0, below=1)
     dtype: str = option(
         "float32",
-        "networks' precision; losses and weights stay float32",
-        choices=DTYPES,
+        "networks' precision; auto: bfloat16 where a GPU has it; losses and weights stay float32",
+        choices=("auto", *DTYPES),
     )
 
     init: str | None = option(

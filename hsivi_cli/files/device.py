@@ -23,6 +23,14 @@ def pick_device(name: str | None = None) -> torch.device:
     return device
 
 
+def precision(name: str, device: torch.device) -> str:
+    """The precision of this name; auto is bfloat16 on a GPU that has it, else float32."""
+    if name != "auto":
+        return name
+    has = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return "bfloat16" if has else "float32"
+
+
 PATIENCE = InitProcessGroupKwargs(timeout=timedelta(hours=12))  # while one process evaluates
 
 
