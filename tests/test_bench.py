@@ -492,6 +492,29 @@ def test_the_default_is_trained_and_scored_on_a_teacher_once(save_teacher, tmp_p
 # ---- tables --------------------------------------------------------------------------------------
 
 
+def test_the_adversarial_term_is_measured_beside_trainings_of_as_many_steps_and_as_long(
+    tmp_path, capsys
+):
+    script, images = load_bench("adversarial"), tmp_path / "images.npz"
+    rng = np.random.default_rng(0)
+    np.savez(images, images=rng.integers(256, size=(8, 28, 28, 1), dtype=np.uint8))
+    words = f"--data {images} --out {tmp_path / 'out'} --calls 1 --seeds 0 --count 6 --device cpu"
+    words += " --steps 2 batch_size=2 fake_warmup=1 adversarial_after=2"
+    script.main(words.split())
+    rows = script.rows(SimpleNamespace(out=tmp_path / "out"))
+    kinds = [(row["kind"], row["step"]) for row in rows]
+    assert kinds[:5] == [("start", 0), *product(["with", "without"], [1, 2])]
+    assert rows[-1]["seconds"] >= rows[2]["seconds"] > 0 and len(rows) in (5, 6)
+    assert all(row["distance"] > 0 and 0 <= row["recall"] <= 1 for row in rows)
+    told = capsys.readouterr().out.splitlines()
+    assert list(map(json.loads, told)) == rows
+    script.main(words.split())
+    assert capsys.readouterr().out == ""
+    (tmp_path / "out" / "rows.jsonl").write_text("\n".join(told[:2]) + "\n")  # cut off
+    script.main(words.split())
+    assert capsys.readouterr().out.count("\n") >= 3
+
+
 def test_methods_on_tables_are_measured_on_the_same_held_out_rows(monkeypatch, capsys):
     """y = 2 x + noise of sd 1, x uniform on [-2, 2]: a normal of sd s has the CRPS .56 s."""
     tables = load_bench("tables")

@@ -28,6 +28,7 @@ from hsivi_cli.config import (
     InferConfig,
     SampleConfig,
     TrainConfig,
+    flag_of,
 )
 from hsivi_cli.density.named import POSTERIORS
 from hsivi_cli.density.targets import TARGETS as DENSITIES
@@ -87,6 +88,7 @@ def test_a_dry_run_prints_what_differs_from_the_defaults_and_writes_nothing(tmp_
 def test_what_a_dry_run_prints_is_read_back_as_it_was(resolved, tmp_path, preset):
     options = ("--preset", preset, "--noise-share", "0.5", "--minutes", 2.5, "--out", "runs/x")
     options = ("google/ddpm-cifar10-32", "--revision", "abc", *options)
+    options += ("--data", "cifar10-train", "--flip") if preset == "sida" else ()
     told, settings = dry_run(*options), resolved(*options)
     assert told["noise_share"] == "0.5" and told["revision"] == "abc"
     file = written(tmp_path, told)
@@ -258,7 +260,7 @@ def test_from_four_calls_up_a_run_starts_from_a_solver_unless_the_chain_is_chose
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_name_settings_that_exist_and_pass(preset):
-    TrainConfig(**PRESETS[preset])
+    TrainConfig(**{"data": "images" if preset == "sida" else None} | PRESETS[preset])
 
 
 @pytest.mark.parametrize(
@@ -432,7 +434,7 @@ def test_settings_that_would_say_nothing_are_refused_in_a_dry_run_too(options, t
 
 def test_every_option_of_training_is_read_with_its_type(resolved):
     given = {f.name: value_of(f) for f in fields(TrainConfig)}
-    typed = [w for name, v in given.items() for w in ("--" + name.replace("_", "-"), str(v))]
+    typed = [w for name, v in given.items() for w in (flag_of(name), str(v)) if w != "True"]
     told = resolved(*typed)
     assert {name: told[name] for name in given} == given
 
@@ -441,6 +443,8 @@ def value_of(item):
     """A value of an option that is not its default."""
     if "choices" in item.metadata:
         return next(choice for choice in item.metadata["choices"] if choice != item.default)
+    if isinstance(item.default, bool):
+        return not item.default
     if isinstance(item.default, float):
         return item.default / 2 or 0.5
     if isinstance(item.default, int):
