@@ -84,12 +84,9 @@ def run(config: TrainConfig, teacher_options: dict, out: Path, plans: bool = Fal
     teacher = load_teacher(**teacher_options, device=device)
     with accelerator.main_process_first():  # which may fetch a data set
         images = real_images(config, teacher)
-
-    def part(clocks: tuple) -> None:
-        distil(config, teacher, images, out, accelerator, plans, clocks)
-
+    about = (config, teacher, images, out, accelerator, plans)
     with holding(out) if accelerator.is_main_process else contextlib.nullcontext():
-        until_done(part, begin)
+        until_done(lambda clocks: distil(*about, clocks), begin)
 
 
 def distil(
