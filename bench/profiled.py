@@ -23,8 +23,9 @@ GAPS = (0, 1, 2, 4, 8, 16, 64, 256)  # microseconds, the least of each kind of g
 SHOWN = 15  # names of kernels
 
 
-def inside(report, step) -> None:
-    """Profile a step; a row for each of its findings."""
+def inside(report, kind: str, step) -> None:
+    """Profile a step of a kind; a row for each of its findings."""
+    report.row("profile of a step", kind.replace("_", " "))
     cuda = step.networks.device.type == "cuda"
     kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if cuda else [])
     with profile(activities=kinds) as found:
@@ -41,11 +42,13 @@ def inside(report, step) -> None:
             if event.device_type == DeviceType.CUDA and "#" not in event.name  # no annotation
         ]
         begun = min(e.time_range.start for e in events if e.device_type == DeviceType.CPU)
-        kernels(report, sorted(spans), begun, seconds)
+        kernels(report, kind, sorted(spans), begun, seconds)
 
 
-def kernels(report, spans: list[tuple[float, float, str]], begun: float, seconds: float) -> None:
-    """What lies between a step's first kernel and its last.
+def kernels(
+    report, kind: str, spans: list[tuple[float, float, str]], begun: float, seconds: float
+) -> None:
+    """What lies between the first kernel and the last of a step of a kind.
 
     spans    begin, end (microseconds) and name of every kernel, copy and fill, by their begins
     begun    when the host began the step, microseconds
@@ -72,23 +75,22 @@ def kernels(report, spans: list[tuple[float, float, str]], begun: float, seconds
         "kernels",
         f"{len(spans):9} of {busy:.1f} ms in all, {len(short)} of less than 3 us take "
         f"{sum(short) / 1000:.1f}; between them {sum(idle) / 1000:.1f} ms",
-        kernels={
-            "count": len(spans), "busy_ms": round(busy, 3), "span_ms": round(span, 3),
-            "idle_ms": round(sum(idle) / 1000, 3), "under_3_us": len(short),
-            "step_ms": round(1000 * seconds, 3),
-        },
-    )  # fmt: skip
+    )
     for least, most in pairwise((*GAPS, float("inf"))):
         own = [gap for gap in idle if least <= gap < most]
         report.row(f"  gaps of {least} to {most} us", f"{len(own):9} of {sum(own) / 1000:.1f} ms")
     for name, each in before.most_common(5):
         report.row(f"  gaps before {name[:44]}", f"{each:9.1f} ms")
-    kinds = Counter()
+    parts = Counter()
     for name, each in spent.items():
-        words = (kind for kind, parts in KERNELS.items() if any(p in name.lower() for p in parts))
-        kinds[next(words, "other")] += each
-    told = ", ".join(f"{kind} {each:.1f}" for kind, each in kinds.most_common())
-    report.row("kernels of a step, ms", told, kernels_ms={k: round(v, 2) for k, v in kinds.items()})
+        fit = (part for part, words in KERNELS.items() if any(w in name.lower() for w in words))
+        parts[next(fit, "other")] += each
+    told = ", ".join(f"{part} {each:.1f}" for part, each in parts.most_common())
+    found = {
+        "count": len(spans), "busy_ms": busy, "span_ms": span, "idle_ms": sum(idle) / 1000,
+        "under_3_us": len(short), "step_ms": 1000 * seconds, "parts_ms": parts,
+    }  # fmt: skip
+    report.row("kernels of a step, ms", told, **{f"kernels__{kind}": found})
     for name, each in spent.most_common(SHOWN):
         report.row(f"  {name[:54]}", f"{each:9.1f} ms ({often[name]})")
 

@@ -209,10 +209,15 @@ def calls_alone(networks, config: TrainConfig, round_: int) -> None:
             call(networks.student_eps, pool)
         call(networks.fake_eps, size)
         call(networks.teacher_eps, size)
+    networks.train_fake_score(True)
     for network in [networks.fake_eps] * config.fake_updates + [networks.student_eps]:
         call(network, size).square().mean().backward()
-    for module in (networks.fake_score, networks.student):
-        module.zero_grad(set_to_none=True)
+    for low, module in (
+        (networks.fake_low, networks.fake_score),
+        (networks.student_low, networks.student),
+    ):
+        low.collect()
+        module.zero_grad()
 
 
 def product_rate(device: torch.device, dtype: str) -> float:
@@ -318,7 +323,7 @@ class Report:
             "scoring": dict.fromkeys(
                 ("images_per_second", "share_in_networks", "seconds_of_distance")
             ),
-            "further": [], "memory": [], "kernels": None, "kernels_ms": None, "peak_memory": None,
+            "further": [], "memory": [], "kernels": {}, "peak_memory": None,
             "device": None, "torch": torch.__version__,
         }  # fmt: skip
 
@@ -567,8 +572,7 @@ def main() -> None:
     in_turns(report, steps | other(source, config), left(0.3))
     report.same("ours", ours)
     for name, step in steps.items():
-        report.row("profile", name.replace("_", " "))
-        inside(report, step)
+        inside(report, name, step)
     opened.close()
     for each in sizes:
         own = networks(batch_size=each, **trained)
@@ -595,7 +599,8 @@ def main() -> None:
     }
     if args.dtype != "float32":
         floors["paper_float32"] = Step(*networks(dtype="float32"), paper_step)
-    in_turns(report, floors, left(0.5))
+    with quick(plain, config, plain_forward):
+        in_turns(report, floors, left(0.5))
     if against:
         against.close()
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm import tqdm
 
@@ -24,7 +25,7 @@ from ..files.images import (
 from ..files.outputs import STATISTICS, write_npz
 from ..files.places import embedded
 from .detectors import EMBEDDED, INCEPTION, Detector
-from .frechet import Moments, MomentSum
+from .frechet import Moments, MomentSum, merged
 
 
 @dataclass(frozen=True)
@@ -230,6 +231,26 @@ def statistics_of_batches(
 
     moments, features = moments_of(counted(), detector, keep_features)
     return Statistics(moments, detector.stamp, features, shapes.pop())
+
+
+def gathered(own: Statistics, count: int) -> Statistics:
+    """The statistics of `count` images, dealt out to the processes, of every process's own."""
+    features = None if own.features is None else own.features.cpu()
+    parts = gather_object([(own.moments, features)])
+    if features is not None:
+        features = dealt_back([part for _, part in parts], count)
+    return replace(own, moments=merged([moments for moments, _ in parts]), features=features)
+
+
+def dealt_back(parts: Sequence[Tensor], count: int) -> Tensor:
+    """What was dealt out to processes, of all of them: sample i lies with process i % len(parts).
+    [N_i, ...] -> [count, ...], as many as there are where these are fewer.
+    """
+    whole = parts[0].new_empty(min(count, sum(map(len, parts))), *parts[0].shape[1:])
+    for rank, part in enumerate(parts):
+        places = range(rank, len(whole), len(parts))
+        whole[rank :: len(parts)] = part[: len(places)]
+    return whole
 
 
 def check_detector(source: str | Path, statistics: Statistics, detector: Detector) -> None:

@@ -15,18 +15,18 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
 
 from ..config import FidConfig
 from ..errors import HsiviError
 from ..files.device import drawing, enough_memory, pick_device, smaller_batch
 from ..files.outputs import STATISTICS, check_output
 from ..metrics.detectors import INCEPTION, Detector
-from ..metrics.frechet import frechet_distance, kernel_distance, merged, precision_recall
+from ..metrics.frechet import frechet_distance, kernel_distance, precision_recall
 from ..metrics.judge import open_detector, read_files
 from ..metrics.statistics import (
     Statistics,
     check_stamps,
+    gathered,
     kind_of,
     random_rows,
     save_statistics,
@@ -160,18 +160,6 @@ def _seen(source: str, detector: Detector, config: FidConfig) -> Statistics:
     with enough_memory(f"drawing and scoring {size} images at once", smaller_batch(size)):
         own = statistics_of_batches(batches, mine, source, detector, keep)
     return gathered(own, config.count) if state.num_processes > 1 else own
-
-
-def gathered(own: Statistics, count: int) -> Statistics:
-    """The statistics of `count` images, dealt out to the processes, of every process's own."""
-    features = None if own.features is None else own.features.cpu()
-    parts = gather_object([(own.moments, features)])
-    if features is not None:
-        features = features.new_empty(count, features.shape[1])
-        for rank, (_, part) in enumerate(parts):
-            features[rank :: len(parts)] = part
-    whole = merged([moments for moments, _ in parts])
-    return replace(own, moments=whole, features=features)
 
 
 def _save(path: Path, statistics: Statistics, seed: int) -> None:
