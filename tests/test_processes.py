@@ -27,7 +27,7 @@ FIRST = ("--fake-warmup", 0, "--minutes", 1e-9)  # a training's first step, and 
 
 
 def commands(home, out):
-    """A first step, images and a distance, into a folder."""
+    """A first step, images, a distance and a comparison, into a folder."""
     term = ("--out", out / "real", "--data", home / "real.npz", "--adversarial", 0.5, "--flip")
     judged = ("--detector", home / "detector", "--device", "cpu", "--batch-size", 4)
     return [
@@ -37,6 +37,10 @@ def commands(home, out):
          "--out", out / "images"),
         ("fid", home / "run", home / "real", "--count", 11, "--save-stats", out / "stats.npz",
          *judged),
+        # of unipc two spacings fit
+        ("compare", home / "run", "--nfe", 2, "--solvers", "unipc", "--count", 11,
+         "--tune-count", 7, "--reference", home / "real", "--cache", out / "cache",
+         "--json", out / "rows.json", "--grids", out / "grids", *judged),
     ]  # fmt: skip
 
 
@@ -81,8 +85,23 @@ def test_a_distance_of_two_processes_is_that_of_one_and_told_once(home):
     torch.testing.assert_close(two.moments.mean, one.moments.mean)
     torch.testing.assert_close(two.moments.cov, one.moments.cov)
     assert torch.equal(two.features, one.features)
-    told = [file.read_text() for file in (home / "logs").rglob("stdout.log")]
-    assert "".join(told) == (home / "one.txt").read_text()
+    told = "".join(file.read_text() for file in (home / "logs").rglob("stdout.log"))
+    expected, _, table = (home / "one.txt").read_text().partition("calls ")
+    assert expected.startswith("frechet") and told.startswith(expected)
+    assert told.count("measured") == table.count("measured") == 2
+
+
+def test_a_comparison_of_two_processes_is_that_of_one(home):
+    one, two = (
+        json.loads((home / name / "rows.json").read_text())["rows"] for name in ("one", "two")
+    )
+    assert [row["name"] for row in one] == [row["name"] for row in two] and len(one) == 2
+    for ours, theirs in zip(two, one, strict=True):
+        assert ours["distance"] == pytest.approx(theirs["distance"], rel=1e-6)
+        assert ours["precision"] == theirs["precision"] and ours["recall"] == theirs["recall"]
+    assert tree(home / "one" / "grids") == tree(home / "two" / "grids") != {}
+    kept = [sorted(p.name for p in (home / name / "cache").iterdir()) for name in ("one", "two")]
+    assert kept[0] == kept[1]
 
 
 @pytest.mark.parametrize("run", ["begun", "real"])  # alone, and with real images

@@ -14,12 +14,14 @@ from pathlib import Path
 from statistics import stdev
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm import tqdm
 
 from ..config import CompareConfig
 from ..errors import HsiviError
-from ..files.device import enough_memory, smaller_batch
+from ..files.device import enough_memory, once, smaller_batch
 from ..files.digest import digest
 from ..files.images import NotFinite, read_npz, save_npz
 from ..files.whole import read_json, write_text
@@ -32,7 +34,15 @@ from .frechet import (
     standard_error,
 )
 from .judge import Judge
-from .statistics import Statistics, load_statistics, moments_of, random_rows, save_statistics
+from .statistics import (
+    Statistics,
+    dealt_back,
+    gathered,
+    load_statistics,
+    moments_of,
+    random_rows,
+    save_statistics,
+)
 
 RECALL_COUNT = 2000  # features a side for precision and recall: their cost grows with its square
 GRID_COUNT = 36
@@ -51,13 +61,16 @@ def device_name(device: torch.device) -> str:
 
 class Ruler:
     """Draws samplers and measures how far they are from the reference, remembering what was
-    drawn.
+    drawn. Processes that were launched together draw a share of the seeds each.
     """
 
     def __init__(self, config: CompareConfig, judge: Judge, device: torch.device):
         self.config, self.judge, self.device = config, judge, device
-        self.cache = cache_of(config)
+        self.cache, self.state = cache_of(config), PartialState()
+        self.once = once(self.state)  # by the main process, which tells the others
         self.machine = f"{platform.node()}, {torch.get_num_threads()} threads"
+        if self.state.num_processes > 1:
+            self.machine += f", {self.state.num_processes} processes"
         real = judge.reference.features
         # references may be sorted by class; the same part for every row
         size = 0 if real is None else min(len(real), config.count, RECALL_COUNT)
@@ -96,6 +109,9 @@ class Ruler:
     def measure_set(self, sampler: Sampler, seed: int) -> dict[str, float | None]:
         """What the images of seeds seed.. say of a sampler."""
         seen, seconds = self.statistics(sampler, seed, self.config.count)
+        return self.once(lambda: self.measured(seen, seconds))
+
+    def measured(self, seen: Statistics, seconds: float | None) -> dict[str, float | None]:
         precision = recall = None
         if self.real is not None and len(self.real) > NEIGHBOURS:
             # as many of both, or one manifold would be the finer
@@ -130,10 +146,12 @@ class Ruler:
             statistics, _ = self.statistics(sampler, self.config.seed, count)
         except NotFinite:
             return float("inf")
+        return self.once(lambda: self.distance(statistics, count))
+
+    def distance(self, seen: Statistics, count: int) -> float:
         if not self.tunes_by_kernel:
-            return frechet_distance(statistics.moments, self.judge.reference.moments)
-        rng = torch.Generator().manual_seed(self.config.seed)
-        fake = statistics.features.to(self.device)
+            return frechet_distance(seen.moments, self.judge.reference.moments)
+        rng, fake = torch.Generator().manual_seed(self.config.seed), seen.features.to(self.device)
         return kernel_distance(fake, self.real, subsets=1, subset_size=count, rng=rng)[0]
 
     def is_slow(self, sampler: Sampler) -> bool:
@@ -141,7 +159,7 @@ class Ruler:
         config = self.config
         seeds = range(config.seed, config.seed + config.repeats * config.count, config.count)
         files = [self.file(sampler, seed, config.count) for seed in seeds]
-        return self.device.type == "cpu" and not all(map(self.kept, files))
+        return self.device.type == "cpu" and not self.once(lambda: all(map(self.kept, files)))
 
     def file(self, sampler: Sampler, seed: int, count: int) -> Path:
         """Where the cache keeps a draw, without suffix: a name made of all that decides it."""
@@ -163,9 +181,15 @@ class Ruler:
         drawing them took, None where it was on another machine. The first images are kept too.
         """
         file = self.file(sampler, seed, count)
-        if found := self.kept(file):
+        if found := self.once(lambda: self.kept(file)):
             return found
-        found, first, seconds = self.drawn(sampler, seed, count)
+        drawn = self.drawn(sampler, seed, count)
+        return self.once(lambda: self.keep(file, sampler, *drawn))
+
+    def keep(
+        self, file: Path, sampler: Sampler, found: Statistics, first: Tensor, seconds: float
+    ) -> tuple[Statistics, float]:
+        """What was drawn, as the cache keeps it from now on."""
         archive = file.with_suffix(".npz")
         save_statistics(archive, replace(found, features=found.features[:RECALL_COUNT]))
         save_npz(first, file.with_suffix(".first.npz"))
@@ -188,8 +212,32 @@ class Ruler:
 
     def drawn(self, sampler: Sampler, seed: int, count: int) -> tuple[Statistics, Tensor, float]:
         """The statistics of images of seeds seed.., the first images, and the seconds that drawing
-        took.
+        took. Of few images, each process would lack a covariance of its own: all draw them all.
         """
+        deals = self.state.num_processes if count >= 2 * self.state.num_processes else 1
+        rank = self.state.process_index if deals > 1 else 0
+        seeds, parts, broken = range(seed, seed + count)[rank::deals], None, None
+        size = min(count, self.config.batch_size)  # however many draw: batches decide rounding
+        what = f"for {size} images at once of {sampler.name}, {sampler.nfe} calls"
+        try:
+            with enough_memory(what, smaller_batch(size)):
+                parts = self.drawn_here(sampler, seeds, size)
+        except NotFinite as error:
+            broken = str(error)
+        if deals == 1:
+            if broken:
+                raise NotFinite(broken)
+            return parts
+        if told := next(filter(None, gather_object([broken])), None):
+            raise NotFinite(told)  # of all, or some would wait for the others
+        own, first, seconds = parts
+        firsts, clocks = zip(*gather_object([(first, seconds)]), strict=True)
+        return gathered(own, count), dealt_back(firsts, GRID_COUNT), max(clocks)
+
+    def drawn_here(
+        self, sampler: Sampler, seeds: range, size: int
+    ) -> tuple[Statistics, Tensor, float]:
+        """`drawn`, of this process's seeds."""
         clock, first, detector = Clock(), [], self.judge.detector
 
         def looked_at(batches: Iterator[Tensor]) -> Iterator[Tensor]:
@@ -197,11 +245,8 @@ class Ruler:
                 first.extend(images[: GRID_COUNT - len(first)])
                 yield images
 
-        name, seeds = f"{sampler.name}, {sampler.nfe} calls", range(seed, seed + count)
-        size = min(count, self.config.batch_size)
-        memory = enough_memory(f"for {size} images at once of {name}", smaller_batch(size))
-        bars = tqdm(total=count, unit=" images", desc=name, disable=None, leave=False)
-        with memory, bars as bar:
+        name = f"{sampler.name}, {sampler.nfe} calls"
+        with tqdm(total=len(seeds), unit=" images", desc=name, disable=None, leave=False) as bar:
             batches = clock.time(draw(sampler, seeds, size, self.device), bar)
             moments, features = moments_of(looked_at(batches), detector, keep_features=True)
         return Statistics(moments, detector.stamp, features), torch.stack(first), clock.seconds

@@ -7,6 +7,8 @@ drawn is cached by content: weights, chain, seeds, detector; a second run draws 
 
 from __future__ import annotations
 
+import contextlib
+import io
 import sys
 from dataclasses import replace
 from datetime import date
@@ -16,7 +18,7 @@ import torch
 
 from ..config import ORIGIN, CompareConfig, parse_numbers
 from ..errors import HsiviError
-from ..files.device import pick_device
+from ..files.device import drawing
 from ..files.images import has_picture, save_grid
 from ..files.logs import rows_of
 from ..files.outputs import COMPARISON, PAGE, PICTURE, check_output
@@ -45,12 +47,30 @@ KEPT = 3  # those that go on to draw them all
 
 
 def run(config: CompareConfig) -> None:
-    """Measure what is asked for; print the table and who wins; write the files asked for."""
+    """Measure what is asked for; print the table and who wins; write the files asked for. Of
+    several processes that draw together one speaks.
+    """
     check_places(config)
+    state, device = drawing(config.device)
+    aside = contextlib.redirect_stderr(io.StringIO())
+    with contextlib.nullcontext() if state.is_main_process else aside:
+        measured = measure(config, device)
+    if not state.is_main_process:
+        return
+    rows, curves, *drawn = measured
+    print(table(rows))
+    print()
+    print("\n".join(summary(rows)))
+    write_files(config, rows, [curve for curve in curves if curve["points"]], *drawn)
+
+
+def measure(
+    config: CompareConfig, device: torch.device
+) -> tuple[list[dict], list[dict], list[Sampler], Ruler, str]:
+    """Rows, runs' training curves, what was drawn and by which ruler, and the reference's name."""
     bare = not config.sources
     if bare:
         config = replace(config, sources=shipped(config.nfe), recorded=True)
-    device = pick_device(config.device)
     students, teacher = open_sources(config, device)
     budgets, solvers = parse_budgets(config, students), parse_solvers(config)
     many = [n for n in parse_numbers(config.teacher_calls, "--teacher-calls", least=0) if n]
@@ -90,11 +110,7 @@ def run(config: CompareConfig) -> None:
         raise HsiviError(
             "nothing to compare: name runs, numbers of calls they were trained for, or solvers"
         )
-    print(table(rows))
-    print()
-    print("\n".join(summary(rows)))
-    curves = [curve for curve in curves if curve["points"]]
-    write_files(config, rows, curves, samplers, ruler, reference)
+    return rows, curves, samplers, ruler, reference
 
 
 def check_places(config: CompareConfig) -> None:
