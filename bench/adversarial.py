@@ -2,11 +2,12 @@
 
     python bench/adversarial.py --data fashion-mnist-train --out runs/adversarial
 
-From the embedded student of each number of calls, a training with the term and one without, the
-second for as many steps and then for as long. Each row is a line of --out/rows.jsonl as soon as it
-is measured; the same command again goes on with those that are missing. Distance, precision and
-recall are of --count images to the data, by the embedded classifier. Seconds are those of training
-alone: of every kind of round the median, times how many there were.
+From the embedded student of each number of calls, a training with the term and one without, which
+goes on after as many steps until it has taken as long. Each row is a line of --out/rows.jsonl as
+soon as it is measured; the same command again goes on with those that are missing. Distance,
+precision and recall are of --count images to the data, by the embedded classifier. Seconds are
+those of training alone: of every kind of round the median, times how many there were. A row's
+`share` is the term's in the student's loss, 0 without it.
 
 Words such as student_rate=1e-5 change a setting of both.
 """
@@ -19,7 +20,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import count
+from itertools import count, product
 from pathlib import Path
 from statistics import median
 
@@ -59,14 +60,14 @@ class Bench:
         self.teacher = replace(load_teacher(device=self.device), clip=None)  # as the preset has it
         self.detector = load_detector("fashion-mnist", None, self.device)
         self.reference = load_statistics(embedded("embedded:reference.npz"))
-        self.images = real_images(self.config(1, 0, True), self.teacher)
+        self.images = real_images(self.config(1, 0, 0.5), self.teacher)
 
-    def config(self, nfe: int, seed: int, term: bool) -> TrainConfig:
-        made = PRESETS["sida"] | SHORT | {"data": self.args.data, "flip": True} | self.chosen
-        made |= {"nfe": str(nfe), "seed": seed, "steps": self.args.steps}
-        made |= {"data_root": self.args.data_root}
-        if not term:
-            made |= {"adversarial": 0.0, "data": None, "flip": False}
+    def config(self, nfe: int, seed: int, share: float) -> TrainConfig:
+        """A training with this share of the term in the student's loss."""
+        made = PRESETS["sida"] | SHORT | self.chosen
+        made |= {"nfe": str(nfe), "seed": seed, "steps": self.args.steps, "adversarial": share}
+        if share:
+            made |= {"data": self.args.data, "data_root": self.args.data_root, "flip": True}
         return TrainConfig(**made)
 
     def networks(self, config: TrainConfig) -> Networks:
@@ -115,36 +116,36 @@ class Bench:
                     return
 
 
-def measure(bench: Bench, nfe: int, seed: int) -> None:
-    """The rows of one number of calls and seed that are missing: of the start, and of trainings
-    with the term and without it.
+def measure(bench: Bench, nfe: int, seed: int, share: float) -> None:
+    """The rows that are missing of one number of calls, seed and share of the term: of the start,
+    and of trainings with the term and without it.
     """
     args, steps = bench.args, bench.args.steps
     marks = [max(1, steps // 4), steps]
     about = {"nfe": nfe, "seed": seed, "count": args.count, "settings": args.settings}
-    done = {(row["nfe"], row["seed"], row["kind"], row["step"]): row for row in rows(args)}
+    done = {(row["nfe"], row["seed"], row["share"], row["step"]): row for row in rows(args)}
 
-    def keep(kind: str, step: int, seconds: float, score: dict) -> None:
-        row = about | {"kind": kind, "step": step, "seconds": seconds} | score
-        if done.setdefault((nfe, seed, kind, step), row) is row:
+    def keep(share: float, step: int, seconds: float, score: dict) -> None:
+        row = about | {"share": share, "step": step, "seconds": seconds} | score
+        if done.setdefault((nfe, seed, share, step), row) is row:
             append(args.out / ROWS, row)
             print(json.dumps(row), flush=True)
 
-    if not any(key[0] == nfe and key[2] == "start" for key in done):
+    if not any(key[0] == nfe and key[3] == 0 for key in done):
         student = student_sampler(load_student(f"embedded:students/{nfe}", bench.device))
-        keep("start", 0, 0.0, bench.score(student))
-    if (nfe, seed, "with", steps) not in done:
-        for found in bench.trained(bench.config(nfe, seed, True), marks):
-            keep("with", *found)
-    wanted = done[nfe, seed, "with", steps]["seconds"]
-    alone = [row for key, row in done.items() if key[:3] == (nfe, seed, "without")]
-    if not any(row["step"] >= steps and row["seconds"] >= wanted for row in alone):
-        for found in bench.trained(bench.config(nfe, seed, False), marks, wanted):
-            keep("without", *found)
+        keep(0.0, 0, 0.0, bench.score(student))
+    if (nfe, seed, share, steps) not in done:
+        for found in bench.trained(bench.config(nfe, seed, share), marks):
+            keep(share, *found)
+    wanted = done[nfe, seed, share, steps]["seconds"]
+    alone = [row for key, row in done.items() if key[:3] == (nfe, seed, 0.0) and key[3] >= steps]
+    if not any(row["seconds"] >= wanted or row["step"] > steps for row in alone):
+        for found in bench.trained(bench.config(nfe, seed, 0.0), marks, wanted):
+            keep(0.0, *found)
 
 
 def rows(args: argparse.Namespace) -> list[dict]:
-    return list(rows_of(args.out / ROWS, "nfe", "seed", "kind", "step", "seconds"))
+    return list(rows_of(args.out / ROWS, "nfe", "seed", "share", "step", "seconds"))
 
 
 def main(words: list[str] | None = None) -> None:
@@ -155,6 +156,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/adversarial"))
     parser.add_argument("--calls", type=int, nargs="+", default=[4, 1, 2])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.5, 0.1], help="of the term")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--count", type=int, default=5000, help="images of a score")
     parser.add_argument("--draw-batch", type=int, default=500)
@@ -164,9 +166,8 @@ def main(words: list[str] | None = None) -> None:
     refuse_unknown(parser, args.settings, chosen)
     args.out.mkdir(parents=True, exist_ok=True)
     bench = Bench(args, chosen)
-    for seed in args.seeds:
-        for nfe in args.calls:
-            measure(bench, nfe, seed)
+    for share, seed, nfe in product(args.shares, args.seeds, args.calls):
+        measure(bench, nfe, seed, share)
 
 
 if __name__ == "__main__":

@@ -500,12 +500,12 @@ def test_the_adversarial_term_is_measured_beside_trainings_of_as_many_steps_and_
     script, images = load_bench("adversarial"), tmp_path / "images.npz"
     rng = np.random.default_rng(0)
     np.savez(images, images=rng.integers(256, size=(8, 28, 28, 1), dtype=np.uint8))
-    words = f"--data {images} --out {tmp_path / 'out'} --calls 1 --seeds 0 --count 6 --device cpu"
-    words += " --steps 2 batch_size=2 fake_warmup=1 adversarial_after=2"
+    words = f"--data {images} --out {tmp_path / 'out'} --calls 1 --seeds 0 --shares 0.5 --count 6"
+    words += " --device cpu --steps 2 batch_size=2 fake_warmup=1 adversarial_after=2"
     script.main(words.split())
     rows = script.rows(SimpleNamespace(out=tmp_path / "out"))
-    kinds = [(row["kind"], row["step"]) for row in rows]
-    assert kinds[:5] == [("start", 0), *product(["with", "without"], [1, 2])]
+    kinds = [(row["share"], row["step"]) for row in rows]
+    assert kinds[:5] == [(0.0, 0), *product([0.5, 0.0], [1, 2])]
     assert rows[-1]["seconds"] >= rows[2]["seconds"] > 0 and len(rows) in (5, 6)
     assert all(row["distance"] > 0 and 0 <= row["recall"] <= 1 for row in rows)
     told = capsys.readouterr().out.splitlines()
