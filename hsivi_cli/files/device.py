@@ -23,7 +23,7 @@ def pick_device(name: str | None = None) -> torch.device:
     return device
 
 
-def precision(name: str, device: torch.device) -> str:
+def pick_dtype(name: str, device: torch.device) -> str:
     """The precision of this name; auto is bfloat16 on a GPU that has it, else float32."""
     if name != "auto":
         return name

@@ -23,7 +23,7 @@ from .. import __version__
 from ..config import OWN, TrainConfig
 from ..errors import HsiviError, counted
 from ..files.checkpoint import checkpoints, slow
-from ..files.device import enough_memory, launched, once, precision
+from ..files.device import enough_memory, launched, once, pick_dtype
 from ..files.folder import check_resumable, holding
 from ..files.logs import append, trim
 from ..files.progress import Bar, say
@@ -74,7 +74,7 @@ def run(config: TrainConfig, teacher_options: dict, out: Path, plans: bool = Fal
     if config.log_with and not importlib.util.find_spec(config.log_with):
         raise HsiviError(f"--log-with {config.log_with}: pip install {config.log_with} first")
     accelerator, device = launched(config.device, log_with=config.log_with, project_dir=out)
-    config = replace(config, dtype=precision(config.dtype, device))
+    config = replace(config, dtype=pick_dtype(config.dtype, device))
     torch.set_float32_matmul_precision("high")
     count = accelerator.num_processes
     if config.batch_size % count:
