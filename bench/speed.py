@@ -519,7 +519,6 @@ def main() -> None:
     device = torch.device(args.device)
 
     torch.set_float32_matmul_precision("high")
-    against = Other(args.against, args.device) if args.against else None
     source = args.teacher and str(Path(args.teacher).resolve())
     source = untrained(args) if args.channels else source
     teacher = load_teacher(source, device)
@@ -558,6 +557,7 @@ def main() -> None:
         graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
         report.row("graphs compiled", f"{graphs:9}", graphs=graphs)
     rate, memory = product_rate(device, args.dtype), Memory(device)
+    against = Other(args.against, args.device) if args.against else None
     begin = time.monotonic()
 
     def left(part: float) -> float:

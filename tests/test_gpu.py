@@ -1,5 +1,6 @@
 """What only a GPU shows: `python -m pytest -m gpu`, within a minute."""
 
+import json
 from dataclasses import replace
 
 import diffusers
@@ -148,10 +149,12 @@ def test_a_teacher_trains_in_captured_steps_and_goes_on(home, tmp_path, capsys):
 
 def test_the_verbs_as_typed(home, tmp_path):
     options = ("--device", "cuda", "--nfe", 2, "--batch-size", 4, "--fake-updates", 1,
-               "--fake-warmup", 1, "--regress-steps", 0, "--steps", 6, "--dtype", "bfloat16",
+               "--fake-warmup", 1, "--regress-steps", 0, "--steps", 6, "--dtype", "auto",
                "--checkpoint-every", 2)  # fmt: skip
     train = ("train", home / "teacher", *options)
     hsivi(*train, "--out", tmp_path / "once")
+    told = json.loads((tmp_path / "once" / "hsivi.json").read_text())
+    assert told["config"]["dtype"] == "bfloat16"
     hsivi(*train, "--out", tmp_path / "parts", "--minutes", 1e-6)
     hsivi(*train, "--out", tmp_path / "parts")
     once, parts = (load_student(tmp_path / name).model.unet for name in ("once", "parts"))

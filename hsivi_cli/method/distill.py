@@ -196,7 +196,6 @@ def student_update(
     adversarial  share of the discriminator's term in the loss; the scores' has the rest
     """
     through = config.objective == "score-matching"  # the gradient goes through both scores into x
-    networks.train_student(True)
     networks.train_fake_score(False)
     networks.student_low.renew()
     networks.fake_low.renew()
