@@ -504,6 +504,14 @@ def test_a_folder_is_read_as_it_is_needed(teacher, tmp_path, monkeypatch):
     assert set(most) == {4}  # a batch, of 40
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_activations_that_are_made_again_change_nothing(teacher, data, tmp_path, dtype):
+    options = (*TERM, "--data", data, "--dtype", dtype)
+    train(teacher, tmp_path / "a", *options)
+    train(teacher, tmp_path / "b", *options, "--checkpoint-activations")
+    assert learned(tmp_path / "a") == learned(tmp_path / "b")
+
+
 def test_without_the_term_real_images_change_nothing(teacher, data, tmp_path):
     """Before the term joins in and with a discriminator of next to no weight, the student's first
     step is that of a training without data.

@@ -48,6 +48,7 @@ def networks_of(
     again = config.checkpoint_activations
     if again:
         recompute(teacher.frozen(config.dtype))
+        recompute(fake_score)  # which a discriminator calls as it stands
     return make_networks(
         config,
         chains,
