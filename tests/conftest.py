@@ -81,6 +81,14 @@ def save_teacher(tiny_unet, tmp_path):
     return save
 
 
+@pytest.fixture
+def coarse_pictures(monkeypatch):
+    """Inference's pictures of few cells: at their own size they take longer than the layers."""
+    from hsivi_cli.report import figures
+
+    monkeypatch.setattr(figures, "SIDE", 12)
+
+
 def edit_json(file, **changes):
     """Overwrite entries of a JSON file; None removes one."""
     content = json.loads(file.read_text()) | changes

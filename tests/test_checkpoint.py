@@ -11,6 +11,7 @@ import subprocess
 import pytest
 import torch
 from command import TINY, train, tree, warnings_of
+from diffusers import DDPMPipeline, DDPMScheduler
 from torch import nn
 
 from hsivi_cli.errors import HsiviError
@@ -230,25 +231,34 @@ def empty_sums(folder):
     (folder / "SHA256SUMS").write_text("")
 
 
+@pytest.fixture(scope="module")
+def finished(tiny_unet, tmp_path_factory):
+    """A folder with a teacher and a run of it that keeps two checkpoints."""
+    folder = tmp_path_factory.mktemp("finished")
+    pipeline = DDPMPipeline(unet=tiny_unet(**TINY), scheduler=DDPMScheduler())
+    pipeline.save_pretrained(folder / "teacher")
+    train(folder / "teacher", folder / "run", *EVERY_STEP)
+    return folder
+
+
+EVERY_STEP = ("--steps", 3, "--checkpoint-every", 1)
 WHOLE_BUT = [damage_tensors, damage_state, forget_round, forget_best, exchange_tensors]
 WHOLE_BUT += [lose_tensors, flip_tensors, flip_state, flip_sums, empty_sums]
 
 
 @pytest.mark.parametrize("damage", WHOLE_BUT)
 def test_the_checkpoint_before_takes_over_from_a_damaged_one_and_says_so(
-    save_teacher, tmp_path, damage
+    finished, tmp_path, damage
 ):
-    teacher, out = save_teacher(**TINY), tmp_path / "run"
-    options = ("--steps", 3, "--checkpoint-every", 1)
-    train(teacher, out, *options)
+    out = shutil.copytree(finished / "run", tmp_path / "run")
     weights = out / "unet" / "diffusion_pytorch_model.safetensors"
     expected = weights.read_bytes()
     older, newest = checkpoints(out / "checkpoint")
     damage(newest)
-    (told,) = warnings_of(train(teacher, out, *options))
+    (told,) = warnings_of(train(finished / "teacher", out, *EVERY_STEP))
     assert told.startswith(f"warning: the checkpoint {newest} is damaged (")
     assert told.endswith(f"{older.name} takes over") and weights.read_bytes() == expected
-    assert not warnings_of(train(teacher, out, *options))  # it was made anew
+    assert not warnings_of(train(finished / "teacher", out, *EVERY_STEP))  # it was made anew
 
 
 def forget_sums(folder):
@@ -291,15 +301,13 @@ BEST = {"step": 1, "distance": 2.0, "count": 9, "detector": "a"}
         (nest_state, "cannot be read as JSON"),
     ],
 )
-def test_what_no_sum_tells_is_found_when_it_is_loaded(save_teacher, tmp_path, damage, reason):
-    teacher, out = save_teacher(**TINY), tmp_path / "run"
-    options = ("--steps", 3, "--checkpoint-every", 1)
-    train(teacher, out, *options)
+def test_what_no_sum_tells_is_found_when_it_is_loaded(finished, tmp_path, damage, reason):
+    out = shutil.copytree(finished / "run", tmp_path / "run")
     expected = tree(out / "unet")
     older, newest = checkpoints(out / "checkpoint")
     forget_sums(older), forget_sums(newest)  # as earlier versions wrote them
     damage(newest)
-    told = warnings_of(train(teacher, out, *options))
+    told = warnings_of(train(finished / "teacher", out, *EVERY_STEP))
     assert len(told) == (reason is not None) and all(reason in line for line in told)
     assert tree(out / "unet") == expected
 

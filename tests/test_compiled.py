@@ -37,12 +37,16 @@ def assert_equal(networks, others):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+FURTHER = (
+    ({"accumulate": 2}, 2), (PRESETS["hsivi"], 3), (PRESETS["sid"], 3), ({"dtype": "bfloat16"}, 2),
+    ({"nfe": "2", "regress_steps": 1}, 2), ({"checkpoint_activations": True}, 2),
+)  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("settings", "most"),
-    [({}, 2), ({"accumulate": 2}, 2), (PRESETS["hsivi"], 3), (PRESETS["sid"], 3),
-     ({"nfe": "1,2"}, 4), ({"nfe": "2", "regress_steps": 1}, 2), ({"dtype": "bfloat16"}, 2),
-     ({"checkpoint_activations": True}, 2)],
-)  # fmt: skip
+    [({}, 2), ({"nfe": "1,2"}, 4), *(pytest.param(*c, marks=pytest.mark.slow) for c in FURTHER)],
+)
 def test_a_training_asks_for_few_compiled_graphs_and_all_before_it_begins(teacher, settings, most):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()

@@ -1,5 +1,6 @@
 """Every option of every verb with values far out: each ends as it should, or in one line."""
 
+import contextlib
 import typing
 
 import click
@@ -21,11 +22,13 @@ from hsivi_cli.config import (
 )
 from hsivi_cli.files.images import save_npz
 
+pytestmark = pytest.mark.usefixtures("coarse_pictures")
 CONFIGS = (TrainConfig, InferConfig, BoostConfig, SampleConfig, FidConfig, CompareConfig)
 LONG = "9" * 5000  # more digits than Python reads
 COUNTED = ("-1", "0", str(-(2**64)), str(2**64), LONG)
 MEASURED = (*COUNTED, "nan", "inf", "1e308", "-1e308", "1e-320", "1e-30", "1e30")
 TEXTS = ("²", "-", ",", "0,1", "eta:nan", "eta:1e308", "1e308", "nan", str(2**64), LONG)
+BY_DEFAULT = {"-1", "nan", "1e308", "1e-320", "²", str(2**64), LONG}  # most end at once
 PATHS = {
     *("--out", "--grid", "--grids", "--json", "--html", "--plot", "--cache", "--save-stats"),
     *("--config", "--data-root", "--reference", "--detector", "--detector-weights", "--init"),
@@ -60,10 +63,10 @@ def words_of(home, verb):
         ),
         "infer": (
             *("banana", "--layers", 2, "--width", 8, "--depth", 1, "--batch-size", 8),
-            *("--mixing", 8, "--steps", 1, "--count", 9, "--device", "cpu"),
+            *("--mixing", 8, "--path-steps", 1, "--steps", 1, "--count", 9, "--device", "cpu"),
         ),
         "boost": (
-            *(home / "table.csv", "--target", "y", "--calls", 1, "--trees", 1, "--repeats", 1),
+            *(home / "table.csv", "--target", "y", "--calls", 1, "--trees", 1, "--repeats", 2),
             *("--match", 0, "--min-rows", 2, "--held-out", 0.2, "--threads", 1),
         ),
         "info": (home / "run",),
@@ -99,17 +102,39 @@ def values_of(verb, option):
     return (*MEASURED, *(str(number) for number in (*near, bounds["below"] * 0.99)))
 
 
-@pytest.mark.parametrize(
+each_option = pytest.mark.parametrize(
     ("verb", "option"), OPTIONS, ids=[f"{verb} {option.opts[0]}" for verb, option in OPTIONS]
 )
-def test_a_value_far_out_is_taken_or_refused_in_a_line(home, tmp_path, monkeypatch, verb, option):
-    for number, value in enumerate(values_of(verb, option)):
-        (tmp_path / str(number)).mkdir()
-        monkeypatch.chdir(tmp_path / str(number))
+
+
+@each_option
+def test_a_value_far_out_is_taken_or_refused_in_a_line(home, tmp_path, verb, option):
+    try_values(home, tmp_path, verb, option, sorted(BY_DEFAULT & {*values_of(verb, option)}))
+
+
+@pytest.mark.slow
+@each_option
+def test_every_value_far_out_is_taken_or_refused_in_a_line(home, tmp_path, verb, option):
+    try_values(home, tmp_path, verb, option, values_of(verb, option))
+
+
+def try_values(home, folder, verb, option, values):
+    """Each ends as it should, or in one line."""
+    for number, value in enumerate(values):
+        (folder / str(number)).mkdir()
         words = [*words_of(home, verb), option.opts[0], value]
-        result = CliRunner().invoke(main, words, catch_exceptions=False)
+        with contextlib.chdir(folder / str(number)):
+            result = CliRunner().invoke(main, words, catch_exceptions=False)
         told = [line for line in result.stderr.splitlines() if line.lower().startswith("error: ")]
         assert result.exit_code in (0, 1, 2) and len(told) == (result.exit_code > 0), value[:20]
+
+
+def test_the_smallest_command_of_every_verb_ends_well(home, tmp_path):
+    """Else no option's value would be what ends it."""
+    with contextlib.chdir(tmp_path):
+        for verb in main.commands:
+            result = CliRunner().invoke(main, words_of(home, verb), catch_exceptions=False)
+            assert result.exit_code == 0, result.output
 
 
 def test_every_number_has_bounds():

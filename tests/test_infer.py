@@ -22,6 +22,7 @@ from hsivi_cli.files.whole import read_tensors, write_tensors
 from hsivi_cli.verbs import infer as infer_module
 from hsivi_cli.verbs.infer import load
 
+pytestmark = pytest.mark.usefixtures("coarse_pictures")
 FLAGS = (
     *("--layers", 2, "--width", 16, "--depth", 1, "--batch-size", 16, "--steps", 4),
     *("--fake-warmup", 2, "--fake-updates", 1, "--mixing", 8, "--count", 500, "--path-steps", 2),
@@ -128,6 +129,7 @@ def test_a_run_ends_where_two_halves_agree_and_an_interrupted_one_there_too(tmp_
         assert same[0] == same[1], name
 
 
+@pytest.mark.slow  # 2,000 steps
 def test_a_run_whose_halves_never_agree_says_so_at_its_most_steps(tmp_path, monkeypatch):
     monkeypatch.setattr(halves, "FIRST_MARK", 2)
     monkeypatch.setattr(halves, "COUNT", 100)

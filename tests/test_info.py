@@ -75,7 +75,7 @@ def test_a_teacher_tells_its_network_and_schedule(save_teacher):
 
 def test_a_run_of_inference_tells_its_target_and_layers(tmp_path):
     small = ("--layers", 2, "--width", 8, "--steps", 1, "--mixing", 8, "--count", 50)
-    hsivi("infer", "banana", "--out", tmp_path / "y", *small)
+    hsivi("infer", "banana", "--out", tmp_path / "y", *small, "--path-steps", 0)
     facts = told_of(tmp_path / "y")
     assert (facts["kind"], facts["target"], facts["layers"]) == ("inference", "banana", 2)
     assert facts["objective"] == "lb" and facts["steps"] == "1 of 1"

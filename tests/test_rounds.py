@@ -21,13 +21,13 @@ MEAN, COV = torch.tensor([0.8, -0.5]), torch.tensor([[1.0, 0.6], [0.6, 0.8]])
 @pytest.mark.parametrize(
     "options",
     [
-        {"objective": "sm", "layers": 1},
+        pytest.param({"objective": "sm", "layers": 1}, marks=pytest.mark.slow),
         {"objective": "sm", "layers": 2},
         {"objective": "lb", "layers": 1},
         {"objective": "lb", "layers": 2, "order": "sequential", "noise_dim": 1},
         {"objective": "ksivi", "layers": 1, "levels": "own"},
         {"objective": "reverse-kl", "layers": 1},
-        {"objective": "reverse-kl", "layers": 2},
+        pytest.param({"objective": "reverse-kl", "layers": 2}, marks=pytest.mark.slow),
     ],
     ids=lambda o: "-".join(map(str, o.values())),
 )

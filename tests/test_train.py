@@ -144,6 +144,7 @@ def heeds_signals():
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+@pytest.mark.slow  # a process that loads torch, for what the signals above show in this one
 def test_an_interrupted_process_exits_130_and_leaves_a_checkpoint(teacher, tmp_path):
     out, log = tmp_path / "run", tmp_path / "stderr"
     command = [sys.executable, "-m", "hsivi_cli", "train", teacher, "--out", out, *map(str, QUICK)]

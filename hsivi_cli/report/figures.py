@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ..files.outputs import SOFTWARE
 
+SIDE = 120  # cells of a layer's density and histogram along each coordinate
+
 
 def png(figure) -> bytes:
     """A matplotlib figure as the bytes of a PNG that says whose it is."""
@@ -32,7 +34,7 @@ def layers_png(marginals: Tensor, log_prob) -> bytes:
     log_prob   (x [B, 2], k) -> [B], up to a constant
     """
     reach = 1.1 * marginals.abs().flatten(0, 1).quantile(0.999, dim=0).max().item()
-    count, side = len(marginals), 120
+    count, side = len(marginals), SIDE
     figure, axes = new_figure(2, count, 2.6)
     line = ((torch.arange(side) + 0.5) / side * 2 - 1) * reach
     grid = torch.cartesian_prod(line, line)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from hsivi_cli.cli import main
 from hsivi_cli.files.whole import LEFT
-from hsivi_cli.verbs import compare, infer, sample, train  # noqa: F401 so that no child loads them
+from hsivi_cli.verbs import boost, compare, infer, sample, train  # noqa: F401 so that no child loads them
 
 # what audit events call: os.replace is os.rename
 WRITES = ("open", "os.rename", "os.link", "os.mkdir", "os.remove", "os.rmdir", "os.chmod")

@@ -12,12 +12,17 @@ from hsivi_cli.files.images import save_npz
 
 INFER = (
     *("infer", "banana", "--layers", 2, "--width", 8, "--depth", 1, "--batch-size", 8),
-    *("--mixing", 8, "--count", 50, "--steps", 4, "--checkpoint-every", 1, "--device", "cpu"),
+    *("--mixing", 8, "--path-steps", 1, "--count", 50, "--steps", 4, "--checkpoint-every", 1),
+    *("--device", "cpu"),
+)
+BOOST = (
+    *("--calls", 2, "--trees", 2, "--repeats", 2, "--match", 1, "--leaves", 4, "--threads", 1),
+    *("--checkpoint-every", 1, "--target", "y"),
 )
 INFERRED = ("model.safetensors", "metrics.jsonl", "summary.json")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def place(tiny_unet, tmp_path_factory):
     """A folder with a teacher, a run, a detector and a reference."""
     folder = tmp_path_factory.mktemp("chaos")
@@ -28,8 +33,20 @@ def place(tiny_unet, tmp_path_factory):
     rng = torch.Generator().manual_seed(0)
     noise = torch.randint(256, (9, 8, 8, 1), dtype=torch.uint8, generator=rng)
     save_npz(noise, folder / "real.npz")
-    hsivi(*INFER, "--out", folder / "inferred")  # loads what no child need load again
+    write_table(folder / "table.csv")
+    # these load what no child need load again
+    hsivi(*INFER, "--out", folder / "inferred")
+    hsivi("boost", folder / "table.csv", *BOOST, "--out", folder / "boosted")
     return folder
+
+
+def write_table(file):
+    """A table of a number, a category and a target."""
+    draw = np.random.default_rng(0)
+    size, red = draw.normal(size=60), draw.integers(2, size=60)
+    y = 2 * size + red + 0.3 * draw.normal(size=60)
+    lines = (f"{s:.4f},{('blue', 'red')[r]},{t:.4f}" for s, r, t in zip(size, red, y, strict=True))
+    file.write_text("\n".join(["size,colour,y", *lines]) + "\n")
 
 
 def trained(out):
@@ -43,13 +60,20 @@ def inferred(out):
         return [file["x"].tobytes(), *((out / name).read_bytes() for name in INFERRED)]
 
 
+def boosted(out):
+    """All but what tells of seconds, and the checkpoints, which do too."""
+    told = ("boost.json", "README.md", "checkpoint/")
+    files = {str(name): content for name, content in tree(out).items()}
+    return {name: content for name, content in files.items() if not name.startswith(told)}
+
+
 def compared(out):
     rows = json.loads((out / "rows.json").read_text())["rows"]
     return [{key: row[key] for key in ("name", "distance", "recall")} for row in rows]
 
 
 @pytest.fixture
-def commands(place):
+def commands(place, coarse_pictures):
     """By name: a function (out) -> words, and one (out) -> what must repeat."""
     judged = ("--reference", place / "real.npz", "--detector", place / "detector")
     often = ("--steps", 4, "--checkpoint-every", 1, "--eval-every", 1, "--eval-count", 9)
@@ -64,6 +88,10 @@ def commands(place):
         places = ("--cache", out / "cache", "--json", out / "rows.json")
         return ["compare", place / "run", *judged, *solvers, *places, "--device", "cpu"]
 
+    def predict(out):
+        words = ("boost", place / "boosted", "--predict", place / "table.csv", "--threads", 1)
+        return [*words, "--out", out / "drawn.csv"]
+
     return {
         "train": (
             lambda out: ["train", place / "teacher", "--out", out, *QUICK, *judged, *often],
@@ -72,5 +100,7 @@ def commands(place):
         "sample": (sample("ddim"), tree),
         "sample by another": (sample("unipc"), tree),
         "infer": (lambda out: [*INFER, "--out", out], inferred),
+        "boost": (lambda out: ["boost", place / "table.csv", *BOOST, "--out", out], boosted),
+        "predict": (predict, tree),
         "compare": (compare, compared),
     }

@@ -26,11 +26,13 @@ from safetensors.numpy import load, save
 from hsivi_cli.cli import main
 from hsivi_cli.files.images import save_npz
 
+from .conftest import BOOST, write_table
 from .settings import SEED
 
 MUTATIONS = int(os.environ.get("HSIVI_CHAOS_MUTATIONS", 1000))
 LAYERS = ("--layers", 2, "--width", 8, "--depth", 1, "--batch-size", 8, "--mixing", 8)
-INFER = ("infer", "banana", *LAYERS, "--count", 9, "--steps", 1, "--device", "cpu")
+# a step, and no more: pictures take a hundred times as long as to read a run and go on
+INFER = ("infer", "banana", *LAYERS, "--path-steps", 1, "--steps", 9, "--minutes", 1e-9)
 CPU = ("--device", "cpu")
 
 
@@ -48,7 +50,9 @@ def place(tiny_unet, tmp_path_factory):
     train(folder / "teacher", folder / "run", *judged, "--eval-count", 9)
     hsivi("sample", folder / "run", "--count", 3, *CPU, "--out", folder / "drawn")
     hsivi("fid", folder / "real.npz", *judged[2:], "--save-stats", folder / "stats.npz", *CPU)
-    hsivi(*INFER, "--out", folder / "inferred")
+    hsivi(*INFER, *CPU, "--out", folder / "inferred")
+    write_table(folder / "table.csv")
+    hsivi(*learned(folder))
     (folder / "settings.json").write_text(hsivi("train", *QUICK, "--dry-run").stdout)
     hsivi(*compared(folder))
     return folder
@@ -64,6 +68,14 @@ def again(place):
     judged = ("--reference", place / "real.npz", "--detector", place / "detector")
     run = ("train", place / "teacher", "--out", place / "run", *QUICK)
     return (*run, *judged, "--eval-count", 9)
+
+
+def learned(place):
+    return ("boost", place / "table.csv", *BOOST, "--held-out", 0, "--out", place / "learned")
+
+
+def predicted(place):
+    return ("boost", place / "learned", "--predict", place / "table.csv", "--draws", 2)
 
 
 # by file, or a pattern that it alone fits: a command that reads it
@@ -89,10 +101,16 @@ READERS = {
     "cache/*.json": compared,
     "cache/*[0-9a-f].npz": compared,
     "cache/*.first.npz": lambda p: (*compared(p), "--grids", p / "grids"),
-    "inferred/infer.json": lambda p: (*INFER, "--out", p / "inferred"),
-    "inferred/checkpoint/*/state.json": lambda p: (*INFER, "--out", p / "inferred"),
-    "inferred/checkpoint/*/tensors.safetensors": lambda p: (*INFER, "--out", p / "inferred"),
-    "inferred/metrics.jsonl": lambda p: (*INFER, "--out", p / "inferred"),
+    "inferred/infer.json": lambda p: (*INFER, *CPU, "--out", p / "inferred"),
+    "inferred/checkpoint/*/state.json": lambda p: (*INFER, *CPU, "--out", p / "inferred"),
+    "inferred/checkpoint/*/tensors.safetensors": lambda p: (*INFER, *CPU, "--out", p / "inferred"),
+    "inferred/metrics.jsonl": lambda p: (*INFER, *CPU, "--out", p / "inferred"),
+    "table.csv": lambda p: (*learned(p)[:-1], p / "another"),
+    "learned/boost.json": predicted,
+    "learned/trees/layer-1-mean-0.txt": predicted,
+    "learned/checkpoint/*3/state.json": learned,
+    "learned/checkpoint/*3/tensors.safetensors": learned,
+    "learned/metrics.jsonl": learned,
     "settings.json": lambda p: ("train", "--config", p / "settings.json", "--dry-run"),
 }
 
@@ -205,7 +223,7 @@ def attack(place, folder, name, count, begin):
     def try_one(mutant, summed):
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(place, folder)
-        if not summed:  # as earlier versions wrote
+        if not summed and "learned" not in name:  # as earlier versions of train and infer wrote
             (target.parent / "SHA256SUMS").unlink(missing_ok=True)
         target.write_bytes(mutant)
         ended[end_of(words)] += 1
