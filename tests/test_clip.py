@@ -14,7 +14,7 @@ from hsivi_cli import HSIVIPipeline
 from hsivi_cli.config import TrainConfig
 from hsivi_cli.method.chain import sample
 from hsivi_cli.method.schedule import Clip, eps_to_x0
-from hsivi_cli.models import starts
+from hsivi_cli.models import clips
 from hsivi_cli.models.draw import draw, solver_sampler, student_sampler
 from hsivi_cli.models.loading import load_teacher
 from hsivi_cli.models.networks import networks_of
@@ -128,7 +128,7 @@ def test_a_run_goes_on_clipped_as_it_began(save_teacher, tmp_path, monkeypatch):
     whole = trained(wide, tmp_path / "whole", "--steps", 2, "--clip-x0", "auto")
     options = ("--steps", 2, "--clip-x0", "auto")
     trained(wide, tmp_path / "broken", *options, "--minutes", 1e-9)
-    monkeypatch.setattr(starts, "clip_that_matters", None)  # not looked at anew
+    monkeypatch.setattr(clips, "clip_that_matters", None)  # not looked at anew
     again = trained(wide, tmp_path / "broken", *options)
     assert again.model.clip == whole.model.clip == Clip()
     assert again.model.digest == whole.model.digest

@@ -254,8 +254,8 @@ class TrainConfig(RunConfig):
 # learns. From four up the best solver is near, and a small share at a small rate keeps what it has
 REGRESSED = {
     1: {"regress_steps": 6000, "steps": 0},
-    2: {"regress_steps": 640, "steps": 100},
-    3: {"regress_steps": 640, "steps": 150},
+    2: {"regress_steps": 2000, "student_rate": 1e-5, "steps": 200},
+    3: {"regress_steps": 2000, "student_rate": 1e-5, "steps": 200},
 }
 SOLVER_IS_NEAR = 4  # calls
 SOLVED = {"start": "auto", "noise_share": "0.2", "student_rate": 1e-5, "steps": 200}

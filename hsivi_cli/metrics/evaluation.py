@@ -33,9 +33,9 @@ EVAL_SEED = 1_000_000_000  # the seeds that judge a training are none that a use
 GRID_COUNT = 64  # images of a kept grid
 BATCH = 256  # images drawn at once
 COLLAPSED, EVALUATIONS = 2.0, 3  # times the best, in so many evaluations one after another
-KEPT = 0.9  # of the start's recall, that a student judged by its teacher keeps
+KEPT = 0.88  # of the start's recall, that a student judged by its teacher keeps
 TRUSTED = 1.001e-3  # rates of the student summed over steps: the default's 200
-LOST = 0.25  # of the variance of the teacher's own features: a student so far from them is lost
+LOST = 0.3  # of the variance of the teacher's own features: a student so far from them is lost
 CHANCE = math.sqrt(2)  # standard errors: two sets of one sampler's images differ by as much
 SAME = 1e-4  # relative: another machine's features of the same images differ by less
 

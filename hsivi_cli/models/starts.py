@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +17,6 @@ from torch import Tensor
 
 from ..config import TrainConfig
 from ..errors import HsiviError
-from ..files.progress import say
 from ..method import schedule
 from ..method.chain import (
     Chain,
@@ -40,9 +39,6 @@ Judge = Callable[[Chain], float]  # of a chain without noise: the less the bette
 PATH_CALLS = 8  # of the teacher's paths that --regress-steps regresses on
 PAIRS, FINALISTS = 20, 6  # noises by which --start auto looks at all starts; how many it compares
 FIT_PAIRS = 512  # noises on which --fit-steps fits
-CLIP_PAIRS, CLIP_CALLS = 32, 20  # noises and calls by which --clip-x0 auto looks
-FAR, FAR_PART = 1.1, 0.01  # of images in [-1, 1], what lies beyond it, and how much of it matters
-CLIP_GAP = 0.02  # of images in [-1, 1], root mean square: some three grey levels
 TEACHER_CALLS = 50  # of UniPC, whose images --fit-steps fits to
 GAP_CALLS = 20  # of UniPC, by which starts are told apart
 
@@ -73,52 +69,6 @@ def find_chains(
         chains, _ = load_chains(earlier)
         return starts, [chains[nfe] for nfe in config.budgets]
     return starts, once(lambda: make_chains(config, teacher, starts))
-
-
-def find_clip(
-    config: TrainConfig, teacher: Teacher, earlier: Path | None, once: Callable[[Callable], object]
-) -> schedule.Clip | None:
-    """How a training's networks keep x0 in range: as --clip-x0 says, or as an earlier part of the
-    run did. Arguments as in `find_chains`.
-    """
-    if earlier:
-        stored = read_info(earlier).get("clip")
-        return schedule.Clip(**stored) if stored else None
-    if config.clip_x0 == "on":
-        return teacher.clip or once(lambda: clip_of_unclipped(teacher))
-    return once(lambda: clip_that_matters(teacher)) if config.clip_x0 == "auto" else None
-
-
-def clip_that_matters(teacher: Teacher) -> schedule.Clip | None:
-    """What the teacher's pipeline does to x0, if its images of many calls are others with it.
-
-    A network that stays in range loses by it: a clamp's gradients end at the edge.
-    """
-    if teacher.clip is None:
-        return None
-    plain, clipped = (clip_images(teacher, clip).clamp(-1, 1) for clip in (None, teacher.clip))
-    gap = (plain - clipped).square().mean().sqrt().item()
-    return teacher.clip if gap > CLIP_GAP else None
-
-
-def clip_of_unclipped(teacher: Teacher) -> schedule.Clip:
-    """A clamp to [-1, 1] for a teacher whose pipeline has none; a line says where its own images
-    leave that range.
-    """
-    part = (clip_images(teacher, None).abs() > FAR).float().mean().item()
-    if part > FAR_PART:
-        say(
-            f"warning: --clip-x0 on: {part:.0%} of what {teacher.name} draws lies beyond [-1, 1], "
-            "and its pipeline does not clip: a student that does will draw other images"
-        )
-    return schedule.Clip()
-
-
-def clip_images(teacher: Teacher, clip: schedule.Clip | None) -> Tensor:
-    """A few of the teacher's images of many calls, with such a clip."""
-    calls = min(CLIP_CALLS, len(teacher.table) // 2)
-    chain = solver("unipc-auto", calls, teacher.scheduler, teacher.table)
-    return images(replace(teacher, clip=clip), chain, CLIP_PAIRS)
 
 
 def make_chains(config: TrainConfig, teacher: Teacher, starts: dict[int, str]) -> list[Chain]:
@@ -250,10 +200,11 @@ def choose_starts(
     seen: Callable[[], None] = lambda: None,
 ) -> dict[int, str]:
     """--start auto's choice by budget; empty for any other start. Of all starts those are compared
-    whose images of a few noises are nearest to the teacher's own of the same noises.
+    whose images of a few noises are nearest to the teacher's own of the same noises, from every
+    level that some begin at: a gap between pairs does not see what a chain misses that begins where
+    there is signal yet.
 
-    judge  whose least start is then chosen: of their images as a set, as a gap between pairs does
-           not see what a chain misses that begins where there is signal yet; None: the least gap
+    judge  whose least start is then chosen, of their images as a set; None: the least gap
     seen   called after every look at a chain
     Where every layer keeps only x0 the choice is ddim, and nothing is compared.
     """
@@ -271,10 +222,20 @@ def choose_starts(
             for name, chain in left.items():
                 judged[name] = look(chain)
                 seen()
-            best = sorted(judged, key=judged.get)[:FINALISTS]
-            left = {name: left[name] for name in best}
+            best = sorted(judged, key=judged.get)
+            left = {name: left[name] for name in finalists(best, left)}
         found[nfe] = best[0]
     return found
+
+
+def finalists(best: list[str], chains: dict[str, Chain]) -> list[str]:
+    """FINALISTS of chains sorted by their gaps: the best from every top level, then the second."""
+    tops, places = Counter(), {}
+    for name in best:
+        top = round(chains[name].time[-1].item())
+        places[name] = tops[top]
+        tops[top] += 1
+    return sorted(best, key=places.get)[:FINALISTS]
 
 
 def bare_chains(config: TrainConfig, nfe: int, teacher: Teacher) -> Iterator[tuple[str, Chain]]:

@@ -40,6 +40,7 @@ from ..metrics.own import start_judge
 from ..metrics.planned import planned, with_steps
 from ..metrics.real import real_images
 from ..metrics.statistics import save_statistics
+from ..models.clips import find_clip
 from ..models.compiled import chosen_forward, quick
 from ..models.loading import load_teacher
 from ..models.memory import advice, calmer, where_in
@@ -51,7 +52,7 @@ from ..models.networks import (
     training_tensors,
 )
 from ..models.spacings import solver_names
-from ..models.starts import FINALISTS, find_chains, find_clip
+from ..models.starts import FINALISTS, find_chains
 from ..models.student import (
     check_best,
     is_student,
