@@ -259,6 +259,19 @@ def test_a_profile_tells_the_time_between_kernels(capsys):
         assert line.partition("us")[2].strip().startswith(words)
 
 
+def test_a_kernel_made_of_a_lambda_is_one_and_a_span_of_an_optimizer_is_none():
+    is_annotation = load_bench("profiled").is_annotation
+    copy = "void at::native::unrolled_elementwise_kernel<at::native::direct_copy_kernel_cuda("
+    assert not is_annotation(copy + "at::TensorIteratorBase&)::{lambda()#3}::operator()() const>")
+    assert not is_annotation("Memset (Device)")
+    with torch.profiler.profile() as found:
+        weight = torch.nn.Parameter(torch.ones(1))
+        weight.grad = torch.ones(1)
+        torch.optim.Adam([weight]).step()
+    spans = [event.name for event in found.events() if "#" in event.name]
+    assert spans and all(map(is_annotation, spans))
+
+
 def test_memory_is_told_of_every_part_of_a_batch(save_teacher, tmp_path, monkeypatch, capsys):
     speed, kept = load_bench("speed"), tmp_path / "speed.json"
     words = f"speed --teacher {save_teacher(**TINY)} --device cpu --batch-size 4 --nfe 2"

@@ -198,9 +198,10 @@ def test_a_network_that_yields_nan_is_named_not_drawn(teacher):
 
 @pytest.mark.parametrize("shape", [(1, 4, 4), (3, 5, 7)])  # sixteens, and not
 @pytest.mark.parametrize("classes", [None, 10])
-def test_the_noise_of_many_seeds_is_that_of_each(shape, classes):
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_noise_of_many_seeds_is_that_of_each(shape, classes, threads):
     seeds = [0, 7, 2**32 - 1, 2**32 + 7]
-    noise, labels = noise_of(seeds, 3, shape, classes)
+    noise, labels = noise_of(seeds, 3, shape, classes, threads=threads)
     for i, seed in enumerate(seeds):
         x, label, rest = seed_noise(seed, 3, shape, classes)
         assert torch.equal(noise[i], torch.cat([x, *rest]))
