@@ -622,4 +622,20 @@ def test_a_run_does_not_go_on_with_other_images(teacher, data, tmp_path):
     other = tmp_path / "other.npz"
     save_npz(grey().flip(0), other)
     told = refusal("train", teacher, "--out", tmp_path / "run", *QUICK, *TERM, "--data", other)
-    assert str(data) in told and "resume" in told
+    assert str(other) in told and "resume" in told
+    moved = tmp_path / "moved.npz"
+    save_npz(grey(), moved)
+    train(teacher, tmp_path / "run", *TERM, "--data", moved)  # the same ones elsewhere
+    train(teacher, tmp_path / "whole", *TERM, "--data", data)
+    assert learned(tmp_path / "run") == learned(tmp_path / "whole")
+
+
+def test_a_run_does_not_go_on_with_a_folder_to_which_images_have_come(teacher, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for i, image in enumerate(grey()):
+        (folder / f"{i}.png").write_bytes(image_png(image))
+    train(teacher, tmp_path / "run", *TERM, "--data", folder, "--minutes", 1e-9)
+    (folder / "more.png").write_bytes(image_png(grey()[0]))
+    told = refusal("train", teacher, "--out", tmp_path / "run", *QUICK, *TERM, "--data", folder)
+    assert str(folder) in told and "other images" in told

@@ -123,6 +123,7 @@ class TrainConfig(RunConfig):
     data: str | None = option(
         None,
         "real images for --adversarial: a folder, an .npz, or a data set such as cifar10-train",
+        run_only=True,
     )
     flip: bool = option(
         False, "mirror the images of --data, each half of the times that it is drawn"

@@ -36,12 +36,14 @@ class RealImages:
     read      their places [B] -> uint8 [B, C, H, W], all on the CPU
     labels    [count], None where the teacher has no classes
     mirrored  whether half of those that are drawn are
+    digest    what tells them from others
     """
 
     count: int
     read: Callable[[Tensor], Tensor]
     labels: Tensor | None = None
     mirrored: bool = False
+    digest: str = ""
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from torch import Tensor
 
 from ..config import TrainConfig
 from ..errors import HsiviError, counted
+from ..files.digest import digest
 from ..files.images import (
     image_files,
     kind_of_image,
@@ -32,7 +34,7 @@ def real_images(config: TrainConfig, teacher: Teacher) -> RealImages | None:
     """
     if not config.adversarial:
         return None
-    count, read, labels = opened(config.data, config.data_root, teacher)
+    count, read, labels, told = opened(config.data, config.data_root, teacher)
     if count < config.batch_size:
         raise HsiviError(
             f"--data {config.data}: {counted(count, 'image')}, and a batch takes "
@@ -42,14 +44,14 @@ def real_images(config: TrainConfig, teacher: Teacher) -> RealImages | None:
         labels = None
     else:
         check_labels(config.data, labels, count, teacher)
-    return RealImages(count, read, labels, config.flip)
+    return RealImages(count, read, labels, config.flip, told)
 
 
 def opened(
     source: str, data_root: str | None, teacher: Teacher
-) -> tuple[int, Callable[[Tensor], Tensor], Tensor | None]:
-    """How many images there are, what reads those of some places [B] as uint8 [B, C, H, W], and
-    labels [N] where they are told.
+) -> tuple[int, Callable[[Tensor], Tensor], Tensor | None, str]:
+    """How many images there are, what reads those of some places [B] as uint8 [B, C, H, W], labels
+    [N] where they are told, and a digest: of bytes that are held, of a folder's names and sizes.
     """
     labels, path = None, embedded(source)
     match kind_of(source):
@@ -61,7 +63,8 @@ def opened(
             files = image_files(path)
             for file in files:
                 check_shape(file, shape_of_image(file), teacher)
-            return len(files), lambda place: from_files(files, place), None
+            named = (f"{file.name} {file.stat().st_size}\n" for file in files)
+            return len(files), lambda place: from_files(files, place), None, digest(*named)
         case "statistics":
             raise HsiviError(f"--data {source} holds statistics: give the images themselves")
         case "both":
@@ -75,7 +78,17 @@ def opened(
                 "or a data set"
             )
     check_shape(source, images.shape[1:], teacher)
-    return len(images), lambda place: images[place].permute(0, 3, 1, 2), labels
+    known = digest(images, *([] if labels is None else [labels]))
+    return len(images), lambda place: images[place].permute(0, 3, 1, 2), labels, known
+
+
+def check_same(out: Path, config: TrainConfig, info: dict, images: RealImages | None) -> None:
+    """Refuse to go on, in the run's folder of this info, with other images than it began with."""
+    if images and info.get("data") != images.digest:
+        raise HsiviError(
+            f"{out} was begun with other images than those of --data {config.data}: name the same "
+            "to resume, or choose another --out"
+        )
 
 
 def from_files(files: Sequence, place: Tensor) -> Tensor:

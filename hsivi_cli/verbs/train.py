@@ -38,7 +38,7 @@ from ..metrics.evaluation import EVALUATIONS, better, evaluate, has_collapsed
 from ..metrics.judge import OWN_FILE, Judge, make_judge
 from ..metrics.own import start_judge
 from ..metrics.planned import planned, with_steps
-from ..metrics.real import real_images
+from ..metrics.real import check_same, real_images
 from ..metrics.statistics import save_statistics
 from ..models.clips import find_clip
 from ..models.compiled import chosen_forward, quick
@@ -103,7 +103,7 @@ def distil(
     main = accelerator.is_main_process
     if plans and is_student(out):  # what an earlier part planned
         config = replace(config, steps=read_info(out)["config"].get("steps", config.steps))
-    earlier = check_out(out, config, teacher)
+    earlier = check_out(out, config, teacher, images)
     if main:
         sweep(out)  # check_out has found it to be a run's
     begun = (out if earlier else None, once(accelerator))
@@ -165,7 +165,7 @@ def distil(
     training.close(run)
 
 
-def check_out(out: Path, config: TrainConfig, teacher: Teacher) -> bool:
+def check_out(out: Path, config: TrainConfig, teacher: Teacher, images: RealImages | None) -> bool:
     """Whether the folder holds an earlier part of this very run. Refuses a folder that is not ours
     or another run's.
     """
@@ -181,6 +181,7 @@ def check_out(out: Path, config: TrainConfig, teacher: Teacher) -> bool:
             f"{out} distils another teacher, with {other}: use that one to resume, or another --out"
         )
     check_resumable(out, info, config)
+    check_same(out, config, info, images)
     return True
 
 
@@ -243,6 +244,7 @@ class Training:
             "config": asdict(self.config),
             "starts": self.starts,
             "clip": self.teacher.clip and asdict(self.teacher.clip),
+            "data": self.networks.discriminator and self.networks.discriminator.images.digest,
             "step": run.step,
             "regressed": regressed(self.config, run.state["round"]),
             "seconds": round(run.state["seconds"], 1),
