@@ -21,14 +21,9 @@ MEAN, COV = torch.tensor([0.8, -0.5]), torch.tensor([[1.0, 0.6], [0.6, 0.8]])
 @pytest.mark.parametrize(
     "options",
     [
-<<<<<<< HEAD
-        pytest.param({"objective": "sm", "layers": 1}, marks=pytest.mark.slow),
-        {"objective": "sm", "layers": 2},
-=======
-        {"objective": "sm", "layers": 1, "mixing": 500},
+        pytest.param({"objective": "sm", "layers": 1, "mixing": 500}, marks=pytest.mark.slow),
         {"objective": "sm", "layers": 2, "mixing": 500},
         {"objective": "sm", "layers": 1, "fake_score": "network"},
->>>>>>> infer
         {"objective": "lb", "layers": 1},
         {"objective": "lb", "layers": 2, "order": "sequential", "noise_dim": 1},
         {"objective": "ksivi", "layers": 1, "levels": "own"},
