@@ -31,6 +31,14 @@ def pick_dtype(name: str, device: torch.device) -> str:
     return "bfloat16" if has else "float32"
 
 
+def check_processes(count: int, batch_size: int) -> None:
+    """Refuse so many processes that a training's batches or rounds do not divide over them."""
+    if batch_size % count:
+        raise HsiviError(f"--batch-size {batch_size} does not divide over {count} processes")
+    if 8 % count:
+        raise HsiviError(f"{count} processes: a round's chains divide over 1, 2, 4 or 8 of them")
+
+
 PATIENCE = InitProcessGroupKwargs(timeout=timedelta(hours=12))  # while one process evaluates
 
 

@@ -23,7 +23,7 @@ from .. import __version__
 from ..config import OWN, TrainConfig
 from ..errors import HsiviError, counted
 from ..files.checkpoint import checkpoints, slow
-from ..files.device import enough_memory, launched, once, pick_dtype
+from ..files.device import check_processes, enough_memory, launched, once, pick_dtype
 from ..files.folder import check_resumable, holding
 from ..files.logs import append, trim
 from ..files.progress import Bar, say
@@ -77,11 +77,7 @@ def run(config: TrainConfig, teacher_options: dict, out: Path, plans: bool = Fal
     accelerator, device = launched(config.device, log_with=config.log_with, project_dir=out)
     config = replace(config, dtype=pick_dtype(config.dtype, device))
     torch.set_float32_matmul_precision("high")
-    count = accelerator.num_processes
-    if config.batch_size % count:
-        raise HsiviError(f"--batch-size {config.batch_size} does not divide over {count} processes")
-    if 8 % count:
-        raise HsiviError(f"{count} processes: a round's chains divide over 1, 2, 4 or 8 of them")
+    check_processes(accelerator.num_processes, config.batch_size)
     teacher = load_teacher(**teacher_options, device=device)
     with accelerator.main_process_first():  # which may fetch a data set
         images = real_images(config, teacher)
