@@ -423,10 +423,11 @@ def in_turns(
     """Make steps of all kinds in turns for so long, and at least two; a row for each, their
     medians.
     """
-    spent, begin = {name: [] for name in steps}, time.monotonic()
+    spent = {name: [] for name in steps}
     into = report.found["step"] if into is None else into
-    for step in steps.values():  # the first is of another kind
+    for step in steps.values():  # the first is of another kind, or of a process that begins
         step()
+    begin = time.monotonic()
     while time.monotonic() - begin < seconds or min(map(len, spent.values())) < 2:
         for name, step in steps.items():
             spent[name].append(1000 * step())

@@ -27,7 +27,7 @@ from ..method.networks import Networks
 from .memory import advice
 
 Forward = Callable[..., Tensor]
-REPAID = 240.0  # seconds of network calls from which on their being faster repays the compiling
+REPAID = 600.0  # seconds of network calls from which on their being faster repays the compiling
 
 
 def heard_times(unet, times: Tensor) -> Tensor:
