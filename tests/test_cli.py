@@ -219,7 +219,7 @@ def test_one_call_has_defaults_of_its_own_which_presets_files_and_typing_win_ove
     assert resolved("--config", file)["regress_steps"] == 0
     assert resolved("--preset", "sid")["regress_steps"] == 0
     for share in ("1.0", "1,1"):
-        assert resolved("--nfe", 2, "--noise-share", share)["regress_steps"] == 640
+        assert resolved("--nfe", 2, "--noise-share", share)["regress_steps"] == 2000
     told = resolved("--nfe", 1, "--noise-share", 0.5)  # regression would refuse it
     assert told["regress_steps"] == 0
 
