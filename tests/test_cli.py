@@ -127,7 +127,7 @@ def test_a_file_that_pins_another_budgets_recipe_is_told(resolved, tmp_path):
     file = written(tmp_path, settings)
     told = hsivi("train", "--config", file, "--nfe", 8, "--dry-run").stderr
     assert told.startswith(f"warning: --config {file} was made for --nfe 3 and keeps its ")
-    for part in ("--start ddim (not auto)", "--steps 150 (not 200)"):
+    for part in ("--start ddim (not auto)", "--noise-share 1 (not 0.2)"):
         assert part in told
     assert len(told.splitlines()) == 1 and "clip" not in told
     assert hsivi("train", "--config", file, "--nfe", "03", "--dry-run").stderr == ""
