@@ -212,27 +212,28 @@ class Ruler:
 
     def drawn(self, sampler: Sampler, seed: int, count: int) -> tuple[Statistics, Tensor, float]:
         """The statistics of images of seeds seed.., the first images, and the seconds that drawing
-        took. Of few images, each process would lack a covariance of its own: all draw them all.
+        took. Of too few for a covariance in every process, each draws them all.
         """
-        deals = self.state.num_processes if count >= 2 * self.state.num_processes else 1
-        rank = self.state.process_index if deals > 1 else 0
-        seeds, parts, broken = range(seed, seed + count)[rank::deals], None, None
+        seeds, world = range(seed, seed + count), self.state.num_processes
         size = min(count, self.config.batch_size)  # however many draw: batches decide rounding
+        draws = self.drawn_here if count < 2 * world or world == 1 else self.drawn_together
         what = f"for {size} images at once of {sampler.name}, {sampler.nfe} calls"
+        with enough_memory(what, smaller_batch(size)):
+            return draws(sampler, seeds, size)
+
+    def drawn_together(
+        self, sampler: Sampler, seeds: range, size: int
+    ) -> tuple[Statistics, Tensor, float]:
+        """`drawn`, every process its share."""
+        mine, broken = seeds[self.state.process_index :: self.state.num_processes], None
         try:
-            with enough_memory(what, smaller_batch(size)):
-                parts = self.drawn_here(sampler, seeds, size)
+            own, first, seconds = self.drawn_here(sampler, mine, size)
         except NotFinite as error:
             broken = str(error)
-        if deals == 1:
-            if broken:
-                raise NotFinite(broken)
-            return parts
         if told := next(filter(None, gather_object([broken])), None):
-            raise NotFinite(told)  # of all, or some would wait for the others
-        own, first, seconds = parts
+            raise NotFinite(told)  # by all, or some would wait for the others
         firsts, clocks = zip(*gather_object([(first, seconds)]), strict=True)
-        return gathered(own, count), dealt_back(firsts, GRID_COUNT), max(clocks)
+        return gathered(own, len(seeds)), dealt_back(firsts, GRID_COUNT), max(clocks)
 
     def drawn_here(
         self, sampler: Sampler, seeds: range, size: int
