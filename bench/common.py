@@ -14,6 +14,8 @@ NUMBERS = {  # fields whose default, None, does not tell their type
     "match": int,
     "checkpoint_every": int,
     "rate": float,
+    "a": float,
+    "mixing": int,
     "student_rate": float,
 }
 

@@ -69,15 +69,27 @@ class InferConfig(RunConfig):
         "samples at levels above it",
         choices=("above", "own"),
     )
-    mixing: int = option(500, "lb's fresh mixing samples (J)", least=1, below=COUNTS)
+    mixing: int | None = option(
+        None,
+        "fresh mixing samples (J) of lb, and of sm's mixture; default: 500, of the mixture 2000",
+        least=1,
+        below=COUNTS,
+    )
     kernel_width: float = option(
         1.0,
         "ksivi's kernel width in median distances of the samples; below 1 it sees finer detail",
         **SCALE,
     )
-    a: float = option(
-        0.5,
-        "sm's a: 0.5 is the paper's, 1 to 1.2 pushes harder where q is narrow",
+    fake_score: str = option(
+        "auto",
+        "where sm has the layers' own score from: a network, or the mixture of a roll-out's "
+        "normals; auto: the mixture up to two coordinates",
+        choices=("auto", "network", "mixture"),
+    )
+    a: float | None = option(
+        None,
+        "sm's a: 0.5 is the paper's, 1 to 1.2 pushes harder where q is narrow; default: 1 with "
+        "--fake-score mixture, else 0.5",
         least=-100,
         below=100,
     )

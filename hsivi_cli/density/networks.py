@@ -30,11 +30,17 @@ def resolved(config: InferConfig, target: Target) -> InferConfig:
         ("lb" if plane else "reverse-kl") if config.objective == "auto" else config.objective
     )
     rate = 3e-3 if plane and objective == "lb" else 1e-3
+    fake_score = "mixture" if plane and objective == "sm" else "network"
+    fake_score = fake_score if config.fake_score == "auto" else config.fake_score
+    a, mixing = (1.0, 2000) if fake_score == "mixture" else (0.5, 500)
     return replace(
         config,
         bridge=bridge,
         frame=whitening if config.frame == "auto" else config.frame,
         objective=objective,
+        fake_score=fake_score,
+        a=a if config.a is None else config.a,
+        mixing=mixing if config.mixing is None else config.mixing,
         student_rate=rate if config.student_rate is None else config.student_rate,
         sines=(6 if plane else 0) if config.sines is None else config.sines,
     )
@@ -117,4 +123,10 @@ def best_gaussian(
 
 
 def has_fake_scores(config: InferConfig) -> bool:
-    return config.objective in ("sm", "reverse-kl")
+    """Whether networks learn the layers' own scores."""
+    return config.objective in ("sm", "reverse-kl") and not by_mixture(config)
+
+
+def by_mixture(config: InferConfig) -> bool:
+    """Whether score matching takes the layers' own scores from a roll-out's normals."""
+    return config.objective == "sm" and config.fake_score == "mixture"

@@ -60,6 +60,15 @@ class Normal:
         rest = ratio * (1 - ratio) * (self.tilt / first).square()
         return Normal(mean, torch.stack([first, (var[:, 1] + rest).sqrt()], 1), tilt)
 
+    def cov(self) -> Tensor:
+        """factor factor^T [N, dim, dim]"""
+        if self.tilt is None:
+            return torch.diag_embed(self.std.square())
+        first, second = self.std.unbind(1)
+        off = first * self.tilt
+        last = self.tilt.square() + second.square()
+        return torch.stack([first.square(), off, off, last], 1).view(-1, 2, 2)
+
     def log_prob(self, x: Tensor) -> Tensor:
         """log density of each row at its own point x [N, dim]."""
         if self.tilt is not None:

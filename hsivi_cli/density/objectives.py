@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,7 @@ from ..method.steps import rng
 from .bridge import LOWEST
 from .even import even_normals
 from .family import Family
-from .networks import Networks, has_fake_scores
+from .networks import Networks, by_mixture, has_fake_scores
 from .normal import Normal
 from .smoothed import PLANE
 
@@ -45,7 +46,7 @@ def roll_out(family: Family, config: InferConfig, round_: int, lowest: int) -> P
     count = config.batch_size
     if has_fake_scores(config):
         count *= math.ceil((1 + config.fake_updates) / 2)
-    if config.objective == "lb":
+    elif config.objective != "ksivi":
         count += config.mixing  # the rows after the batch's own are the z_j
     draw = rng(config.seed, round_, "roll-out")
     x, noise, u = family.start(count, draw)
@@ -81,25 +82,34 @@ def wide_weight(x: Tensor) -> Tensor:
 
 
 ABOVE = 0.5  # of the rows are judged at a higher level than the layer's own
+SCORED_ABOVE, PARTS = 0.75, 4  # by a mixture's score: more of them, at so many levels
+RANGE = (0.05, 10.0)  # of sigma / sqrt(alpha_bar) at these
 
 
 def levels_of_rows(networks: Networks, config: InferConfig, k: int, count: int, draw) -> Tensor:
     """alpha_bar at which each row of layer k is judged [count, 1].
 
-    Over the diffusion bridge it is the layer's own, tempering[k-1], for half of the rows; for the
-    others sigma is uniform from there up, one for all of them by the lower bound: where modes
-    overlap, the mass that each should hold is seen; once they lie apart, no gradient of theirs
-    knows it.
+    Over the diffusion bridge it is the layer's own, tempering[k-1], for a part of the rows. The
+    others are judged above it: where modes overlap, the mass that each should hold is seen; once
+    they lie apart, no gradient of theirs knows it. There sigma is uniform, one for all by the lower
+    bound; where the score is a mixture's, sigma / sqrt(alpha_bar) is even in its logarithm.
     """
     own = networks.bridge.tempering[k - 1]
     levels = torch.full((count, 1), own)
     if config.bridge != "diffusion" or config.levels == "own":
         return levels
-    above = round(ABOVE * count)
     lowest = max(math.sqrt(1 - own), networks.bridge.lowest)
-    place = torch.rand(1 if config.objective == "lb" else above, 1, generator=draw)
-    sigma = lowest + place * (math.sqrt(1 - LOWEST) - lowest)
-    levels[count - above :] = 1 - sigma.square()
+    if by_mixture(config):
+        ends = [math.log(s) for s in (max(RANGE[0], math.tan(math.asin(lowest))), RANGE[1])]
+        place = (torch.arange(PARTS) + torch.rand(PARTS, generator=draw)) / PARTS
+        sigma = (ends[0] + place * (ends[1] - ends[0])).exp().atan().sin()
+        sigma = sigma.repeat_interleave(round(SCORED_ABOVE * count / PARTS))[:, None]
+    else:
+        drawn = 1 if config.objective == "lb" else round(ABOVE * count)
+        place = torch.rand(drawn, 1, generator=draw)
+        sigma = lowest + place * (math.sqrt(1 - LOWEST) - lowest)
+        sigma = sigma.expand(round(ABOVE * count), 1)
+    levels[count - len(sigma) :] = 1 - sigma.square()
     return levels
 
 
@@ -156,28 +166,73 @@ def fake_loss(
     return losses.mean() / family.dim
 
 
-def lower_bound_losses(
-    networks: Networks, config, pool: Pool, k: int, noise: Tensor, level: Tensor
-) -> list[Tensor]:
-    """Weighted log q - log p of layer k's draws [rows] at each level, from the noisiest to its own;
-    with q's density from all normals of the roll-out, held.
+def mixtures(networks: Networks, pool: Pool, k: int, level: Tensor) -> Iterator[tuple]:
+    """Layer k's marginal by all normals of a roll-out, held, at each level of the first rows, from
+    the noisiest to the layer's own: these rows, the level, the normals there, and their weights
+    for each of the rows.
 
-    So the gradient is the path's alone: its noise vanishes as q reaches p [Roeder et al. 2017].
     With N normals, the one that a draw came from among them, the mean of log q is too high by
     R / 2N, R = E q(x | z) / q(x), without it too low by as much. So it counts half, or sparse parts
     of q would lose mass.
     """
-    bridge, found = networks.bridge, []
-    layer = networks.family[k](pool.x[k][: len(noise)], pool.u[k][: len(noise)])
     for one in level.unique():
         rows = (level[:, 0] == one).nonzero()[:, 0]
-        ratio = one / bridge.tempering[k - 1]
-        x = layer[rows].at(ratio).draw(noise[rows])
         share = pool.weight.expand(len(rows), -1).clone()
         share[torch.arange(len(rows)), rows] /= 2
-        q = pool.normal[k].at(ratio).mixture_log_prob(x, share)
+        yield rows, one, pool.normal[k].at(one / networks.bridge.tempering[k - 1]), share
+
+
+def lower_bound_losses(
+    networks: Networks, pool: Pool, k: int, noise: Tensor, level: Tensor
+) -> list[Tensor]:
+    """Weighted log q - log p of layer k's draws at each level of the rows. q is held, so that the
+    gradient is the path's alone: its noise vanishes as q reaches p [Roeder et al. 2017].
+    """
+    bridge, found = networks.bridge, []
+    layer = networks.family[k](pool.x[k][: len(noise)], pool.u[k][: len(noise)])
+    for rows, one, normals, share in mixtures(networks, pool, k, level):
+        x = layer[rows].at(one / bridge.tempering[k - 1]).draw(noise[rows])
+        q = normals.mixture_log_prob(x, share)
         found.append(pool.weight[rows] * (q - bridge.log_prob(x, k - 1, one)))
     return found
+
+
+ALONE = 0.25  # how much a falls for a draw that its own normal alone reaches
+FARTHEST = 10.0  # gap of scores, in local sds, from which on it pulls with one force
+
+
+def mixture_losses(
+    networks: Networks, config: InferConfig, pool: Pool, k: int, noise: Tensor, level: Tensor
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Score matching of layer k's draws at each level of the rows, and its estimate of the
+    divergence; with q's score from all normals of the roll-out, held.
+
+    Scores are multiplied by a factor of the covariance of the normals about x (diffusion score
+    matching [Barp et al. 2019]): so gaps are of one size in a funnel's neck and in its mouth. Where
+    a draw is reached by its own normal alone, q's score is that one's, and a = 1 would see nothing:
+    there a falls.
+    """
+    bridge, found, bounds = networks.bridge, [], []
+    layer = networks.family[k](pool.x[k][: len(noise)], pool.u[k][: len(noise)])
+    for rows, one, normals, share in mixtures(networks, pool, k, level):
+        normal = layer[rows].at(one / bridge.tempering[k - 1])
+        x, layer_eps = normal.draw(noise[rows]), normal.eps(noise[rows])
+        teacher_eps = -bridge.score(x, k - 1, one)
+        each = normals.pairs(x) + share.log()
+        (score,) = torch.autograd.grad(each.logsumexp(1).sum(), x, create_graph=True)
+        near = each.detach().softmax(1)
+        cov = torch.einsum("bn,nij->bij", near, normals.cov())
+        factor = torch.linalg.cholesky_ex(cov).L  # nan where there is none
+        f_eps, teacher_eps, layer_eps = (
+            (eps[:, None] @ factor)[:, 0] for eps in (-score, teacher_eps, layer_eps)
+        )
+        size = (f_eps - teacher_eps).detach().norm(dim=1)
+        weight = pool.weight[rows] * (FARTHEST / size).clamp(max=1)
+        a = config.a - ALONE * near[torch.arange(len(rows)), rows, None]
+        found.append(score_matching_loss(f_eps, teacher_eps, layer_eps, weight, a))
+        bound = divergence_bound(f_eps.detach(), teacher_eps.detach(), layer_eps.detach())
+        bounds.append(weight * bound)
+    return found, bounds
 
 
 def student_loss(
@@ -191,8 +246,11 @@ def student_loss(
     noise = torch.randn(size, dim, generator=draw).to(pool.x[k])
     level = levels_of_rows(networks, config, k, size, draw).to(noise)
     if config.objective == "lb":
-        losses = lower_bound_losses(networks, config, pool, k, noise, level)
+        losses = lower_bound_losses(networks, pool, k, noise, level)
         return torch.cat(losses).mean() / dim, losses[-1].mean()
+    if by_mixture(config):
+        losses, bounds = mixture_losses(networks, config, pool, k, noise, level)
+        return torch.cat(losses).mean() / dim, bounds[-1].mean()
     ratio = level / bridge.tempering[k - 1]
     normal = family[k](pool.x[k][:size], pool.u[k][:size])
     unit = unit_of(config, normal, ratio)
