@@ -21,8 +21,11 @@ MEAN, COV = torch.tensor([0.8, -0.5]), torch.tensor([[1.0, 0.6], [0.6, 0.8]])
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param({"objective": "sm", "layers": 1}, marks=pytest.mark.slow),
-        {"objective": "sm", "layers": 2},
+        pytest.param({"objective": "sm", "layers": 1, "mixing": 500}, marks=pytest.mark.slow),
+        {"objective": "sm", "layers": 2, "mixing": 500},
+        pytest.param(
+            {"objective": "sm", "layers": 1, "fake_score": "network"}, marks=pytest.mark.slow
+        ),
         {"objective": "lb", "layers": 1},
         {"objective": "lb", "layers": 2, "order": "sequential", "noise_dim": 1},
         {"objective": "ksivi", "layers": 1, "levels": "own"},
@@ -35,7 +38,7 @@ def test_a_gaussians_mean_and_covariance_are_recovered(options):
     target = targets.GaussianMixture(MEAN[None], COV)
     family = fit(
         target, 2, False, width=32, depth=1, batch_size=128, steps=400, student_rate=3e-3,
-        fake_rate=3e-3, fake_updates=5, mixing=50, sines=0, path_steps=0, **options,
+        fake_rate=3e-3, fake_updates=5, sines=0, path_steps=0, **{"mixing": 50} | options,
     )  # fmt: skip
     x = family.sample(20_000)
     # 400 updates of 128 samples leave some .05 in the weights; sampling adds 3/sqrt(20,000) = .02
