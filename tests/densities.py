@@ -16,6 +16,13 @@ def tilted(x):
     return -(10 * x.square().sum(1) - 9 / 2.8 * x.sum(1).square()) / 2
 
 
+def apart(x):
+    """Two standard normals, 12 apart along the first axis."""
+    return torch.logaddexp(
+        *(-(x - torch.eye(len(x.T))[0] * at).square().sum(1) / 2 for at in (-6, 6))
+    )
+
+
 def steep(x):
     return -x[:, 0].square() + x[:, 1].where(x[:, 1] > 0, x[:, 1] * torch.nan)
 

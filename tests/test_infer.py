@@ -417,6 +417,19 @@ def test_samples_that_are_not_finite_are_refused_before_anything_is_written(tmp_
         assert (tmp_path / "y" / name).read_bytes() == before[Path(name)]
 
 
+def test_modes_further_apart_than_the_base_are_warned_of(tmp_path):
+    warned = warnings_of(infer("densities:apart", tmp_path / "y", "--dim", 3))
+    assert any("end where no sample lies: the target has mass further out" in w for w in warned)
+    near = warnings_of(infer("densities:tilted", tmp_path / "z", "--dim", 3))
+    assert not any("where no sample lies" in w for w in near)
+
+
+def test_a_density_of_one_coordinate_is_sampled(tmp_path):
+    infer("densities:normal", tmp_path / "y", "--dim", 1, "--path-steps", 100)
+    x = np.load(tmp_path / "y" / "samples.npz")["x"]
+    assert x.shape == (500, 1) and abs(x.mean()) < 0.3 and abs(x.std() - 1) < 0.2
+
+
 def test_samples_that_have_gone_far_away_are_warned_of(tmp_path):
     infer("densities:tilted", tmp_path / "y", "--dim", 3)
     assert "beyond" not in infer("densities:tilted", tmp_path / "y", "--dim", 3).stderr

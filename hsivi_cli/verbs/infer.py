@@ -29,6 +29,7 @@ from .. import __version__
 from ..config import InferConfig
 from ..density import against, halves, quality
 from ..density.bridge import check_density
+from ..density.elsewhere import missed
 from ..density.family import Family
 from ..density.fit import check_target, first_round, last_round, not_finite
 from ..density.named import fingerprint, load_target, probe
@@ -281,7 +282,8 @@ def report(out: Path, networks: Networks, config: InferConfig, target: Target, r
     write_json(out / "summary.json", about)
     say(quality.in_words(divergence, seeds))
     unsettled = halves.doubt(marks, config.patience) if config.auto else None
-    for doubt in (unsettled, quality.doubt(divergence), quality.strayed(samples)):
+    unseen = missed(networks, config.seed)
+    for doubt in (unsettled, unseen, quality.doubt(divergence), quality.strayed(samples)):
         if doubt:
             say(f"warning: {doubt}")
     if samples.shape[1] == 2:

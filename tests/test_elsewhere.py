@@ -1,0 +1,52 @@
+"""Mass that a family has not found, told by particles down the tempering path."""
+
+import pytest
+import torch
+from densities import touchy
+
+from hsivi_cli.config import InferConfig
+from hsivi_cli.density import targets
+from hsivi_cli.density.elsewhere import missed, particles
+from hsivi_cli.density.named import guarded
+from hsivi_cli.density.networks import make_networks, resolved
+from hsivi_cli.method.steps import rng
+
+
+def modes(dim, apart, share=0.5):
+    mean = torch.zeros(2, dim)
+    mean[:, 0] = torch.tensor([-apart / 2, apart / 2])
+    return targets.GaussianMixture(mean, 1.0, torch.tensor([share, 1 - share]))
+
+
+@pytest.mark.parametrize("dim", [1, 3, 30])
+def test_particles_of_a_gaussian_have_its_moments(dim):
+    cov = 0.5 * torch.eye(dim) + 0.5
+    target = targets.GaussianMixture(torch.full((1, dim), 2.0), cov)
+    x = torch.cat([particles(target, 5.0, rng(seed, "particles")) for seed in range(10)])
+    # 2,000 of which some have the same ancestor
+    torch.testing.assert_close(x.mean(0), torch.full((dim,), 2.0), rtol=0, atol=0.25)
+    torch.testing.assert_close(x.std(0), torch.ones(dim), rtol=0.2, atol=0)
+
+
+def test_modes_further_apart_than_the_base_are_told_and_near_ones_are_not():
+    for apart, share, told in ((12.0, 0.5, True), (12.0, 0.2, True), (3.0, 0.5, False)):
+        target = modes(4, apart, share)
+        config = resolved(InferConfig(layers=1, width=16, bridge="geometric"), target)
+        networks = make_networks(config, target)
+        found = missed(networks, 0)
+        assert (found is not None) == told
+        if told:
+            assert "modes far apart are; try --frame none" in found
+
+
+def test_a_posterior_of_one_mode_is_not_doubted():
+    target = targets.diffusion_path(20)
+    networks = make_networks(resolved(InferConfig(layers=1, width=16), target), target)
+    assert missed(networks, 0) is None
+
+
+def test_a_function_that_fails_so_far_away_leaves_the_run_as_it_is():
+    target = targets.Density(guarded(touchy), 3)
+    config = resolved(InferConfig(layers=1, width=4, frame="none"), target)
+    networks = make_networks(config, target)
+    assert missed(networks, 0) is None
