@@ -64,7 +64,8 @@ def test_a_density_has_its_own_defaults_of_what_both_runs_say_alike():
     shared &= {item.name for item in option_fields(InferConfig)}
     differ = {name for name in shared if getattr(images, name) != getattr(density, name)}
     rates = {"student_rate", "fake_rate", "student_beta1", "clip", "ema"}
-    assert differ == rates | {"steps", "batch_size", "checkpoint_every", "objective", "levels"}
+    kinds = {"steps", "batch_size", "checkpoint_every", "objective", "levels", "a"}
+    assert differ == rates | kinds
     assert (density.student_rate, density.ema, density.clip) == (None, 0.99, 10.0)
 
 

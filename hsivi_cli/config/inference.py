@@ -82,8 +82,8 @@ class InferConfig(RunConfig):
     )
     fake_score: str = option(
         "auto",
-        "where sm has the layers' own score from: a network, or the mixture of a roll-out's "
-        "normals; auto: the mixture up to two coordinates",
+        "what knows the layers' own score for sm: a network, or a roll-out's mixture; auto: the "
+        "mixture in the plane",
         choices=("auto", "network", "mixture"),
     )
     a: float | None = option(
