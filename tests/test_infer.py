@@ -369,7 +369,7 @@ def test_a_round_that_is_not_finite_is_skipped_or_rolled_back_in_inference_too(
         return play_round(networks, config, round_) | ({"norm": math.nan} if at_fault else {})
 
     monkeypatch.setattr(infer_module, "play_round", diverging)
-    options = ("--objective", "sm", "--checkpoint-every", 1, "--count", 9)
+    options = ("--objective", "reverse-kl", "--checkpoint-every", 1, "--count", 9)
     assert "norm not finite at step 3: skipped" in infer("banana", tmp_path / "y", *options).stderr
     assert rows(tmp_path / "y" / "metrics.jsonl")[2] == {"step": 3, "skipped": ["norm"]}
     rates.clear()

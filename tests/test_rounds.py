@@ -283,6 +283,22 @@ def test_a_function_is_fitted_in_three_lines():
     assert family.sample(7, seed=1).equal(family.sample(7, seed=1))
 
 
+@pytest.mark.parametrize("objective", ["lb", "sm"])
+def test_a_fit_goes_on_after_a_draw_so_far_out_that_the_density_overflows(objective):
+    calls = []
+
+    def density(x):
+        calls.append(len(x))
+        overflow = 1e38 * 1e38 if len(calls) in faults else 1.0
+        return -(overflow * x.square().sum(1)) / 2
+
+    faults = ()
+    fit(density, 2, False, **SMALL, objective=objective)
+    faults, calls = (len(calls) - 1,), []  # within the last step
+    family = fit(density, 2, False, **SMALL, objective=objective)
+    assert len(calls) > faults[0] and family.sample(9).isfinite().all()
+
+
 def test_settings_of_a_fit_that_mean_nothing_are_refused():
     def density(x):
         return -x.square().sum(1)

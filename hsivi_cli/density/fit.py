@@ -11,8 +11,9 @@ from tqdm import tqdm
 from ..config import InferConfig
 from ..errors import HsiviError
 from ..files.device import pick_device
+from ..files.run import MOST, WINDOW
 from ..method.steps import warmup_rounds
-from .bridge import check_density
+from .bridge import check_density, check_score
 from .family import Family
 from .halves import marks, measure, part_at, settled
 from .named import probe
@@ -47,12 +48,14 @@ def fit(log_prob: Callable | Target, dim: int, progress: bool = True, **options)
     probe(config, target, device)
     networks = make_networks(config, target, None, device)
     first = first_round(config)
-    found = []
+    found, skipped = [], []
     for round_ in tqdm(range(first, last_round(config)), disable=not progress, unit="step"):
         step = max(0, round_ - warmup_rounds(config))
         measured = play_round(networks, part_at(config, step), round_)
         if not all(map(math.isfinite, measured.values())):
-            raise not_finite(networks, "the loss is not finite", step, "nothing was kept")
+            skipped = [one for one in skipped if one > round_ - WINDOW] + [round_]
+            if len(skipped) > MOST:
+                raise not_finite(networks, "the loss is not finite", step, "nothing was kept")
         if config.auto and step + 1 in marks(config):
             found.append(measure(networks, config, step + 1))
             if settled(found, config.patience):
@@ -63,7 +66,7 @@ def fit(log_prob: Callable | Target, dim: int, progress: bool = True, **options)
 def check_target(networks: Networks) -> None:
     """Refuse a target whose density or score is not finite where the layers draw."""
     for k, x in enumerate(networks.ema.marginals(1000)[:-1]):
-        networks.bridge.score(x, k)
+        check_score(networks.bridge.score(x, k), x)
         check_density(networks.bridge.log_prob(x, k), x)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..config import InferConfig
 from ..method.steps import cosine, rng
-from .bridge import Bridge
+from .bridge import Bridge, check_score
 from .even import even_normals
 from .family import Family
 
@@ -74,7 +74,7 @@ def paths(bridge: Bridge, x: Tensor) -> Tensor:
 
 def flow(bridge: Bridge, x: Tensor, sigma: float) -> Tensor:
     """dy/ds at a level, the noise prediction [N, dim]."""
-    return -sigma * bridge.score(x, 0, 1 - sigma**2)
+    return -sigma * check_score(bridge.score(x, 0, 1 - sigma**2), x)
 
 
 def carried(x: Tensor, sigma: float, other: float, slope: Tensor) -> Tensor:
