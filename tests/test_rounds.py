@@ -322,6 +322,7 @@ def test_settings_of_a_fit_that_mean_nothing_are_refused():
         (targets.banana(), {"base_scale": 2.0}, ("geometric", "none", "lb", 3e-3)),
         (targets.banana(), {"frame": "gaussian"}, ("geometric", "gaussian", "lb", 3e-3)),
         (targets.circles(), {"student_rate": 1e-4}, ("diffusion", "none", "lb", 1e-4)),
+        (targets.funnel(), {}, ("geometric", "none", "lb", 3e-3)),
         (targets.funnel(3), {}, ("geometric", "gaussian", "reverse-kl", 1e-3)),
     ],
 )
