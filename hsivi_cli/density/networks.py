@@ -25,7 +25,7 @@ def resolved(config: InferConfig, target: Target) -> InferConfig:
     bridge = config.bridge
     if bridge == "auto":
         points = plane and config.base_scale == 1 and config.frame != "gaussian"
-        known = target.levels or points and by_points(target, config.seed)
+        known = target.levels or (points and by_points(target, config.seed))
         bridge = "diffusion" if known else "geometric"
     whitening = "none" if plane or bridge == "diffusion" else "gaussian"
     objective = (
