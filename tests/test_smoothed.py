@@ -4,19 +4,20 @@ import pytest
 import torch
 
 from hsivi_cli.density import targets
-from hsivi_cli.density.smoothed import Smoothed, weighted_points
+from hsivi_cli.density.smoothed import MOST_LOST, Smoothed, weighted_points
 from hsivi_cli.errors import HsiviError
 from hsivi_cli.method.steps import rng
 
 
 def test_points_have_the_targets_moments_tails_included():
     for target in (targets.banana(), targets.x_shape(), targets.uneven_gaussians()):
-        points, log_weight = weighted_points(target, 0)
+        points, log_weight, log_mass = weighted_points(target, 0)
         weight, exact = log_weight.exp()[:, None], target.sample(200_000, rng(0, "truth"))
         mean = (weight * points).sum(0)
         sd = (weight * (points - mean).square()).sum(0).sqrt()
         torch.testing.assert_close(mean, exact.mean(0), rtol=0, atol=0.02)
         torch.testing.assert_close(sd, exact.std(0), rtol=0.02, atol=0)
+        assert abs(log_mass) < 0.03  # these densities are normalised
 
 
 @pytest.mark.parametrize("sigma", [0.3, 0.7, 0.95])
@@ -43,6 +44,13 @@ def test_rows_without_noise_are_the_targets_own_and_scores_are_gradients():
     x.requires_grad_()
     (gradient,) = torch.autograd.grad(smooth.log_prob(x, level).sum(), x)
     torch.testing.assert_close(smooth.score(x, level), gradient, rtol=1e-3, atol=1e-3)
+
+
+def test_points_of_one_width_stand_for_modes_and_curves_and_not_for_a_funnel():
+    named = {name: targets.TARGETS[name]() for name in ("banana", "25-gaussians", "funnel")}
+    plain = {name: targets.Density(target.log_prob, 2) for name, target in named.items()}
+    lost = {name: Smoothed(target).lost() for name, target in plain.items()}
+    assert 0 < lost["banana"] < lost["25-gaussians"] < MOST_LOST < lost["funnel"]
 
 
 def test_a_line_has_levels_too():

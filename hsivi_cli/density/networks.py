@@ -14,7 +14,7 @@ from ..method.steps import make_optimizer, rng
 from .bridge import Bridge, tempering_schedule
 from .family import Family, mlp
 from .gaussian import fit_gaussian
-from .smoothed import PLANE, Smoothed
+from .smoothed import MOST_LOST, PLANE, Smoothed
 from .start import follow_paths
 from .targets import Target
 
@@ -22,9 +22,11 @@ from .targets import Target
 def resolved(config: InferConfig, target: Target) -> InferConfig:
     """The settings with each `auto` decided for a target."""
     plane = target.dim <= PLANE
-    points = plane and config.base_scale == 1 and config.frame != "gaussian"
-    bridge = "diffusion" if target.levels or points else "geometric"
-    bridge = bridge if config.bridge == "auto" else config.bridge
+    bridge = config.bridge
+    if bridge == "auto":
+        points = plane and config.base_scale == 1 and config.frame != "gaussian"
+        known = target.levels or (points and by_points(target, config.seed))
+        bridge = "diffusion" if known else "geometric"
     whitening = "none" if plane or bridge == "diffusion" else "gaussian"
     objective = (
         ("lb" if plane else "reverse-kl") if config.objective == "auto" else config.objective
@@ -44,6 +46,16 @@ def resolved(config: InferConfig, target: Target) -> InferConfig:
         student_rate=rate if config.student_rate is None else config.student_rate,
         sines=(6 if plane else 0) if config.sines is None else config.sines,
     )
+
+
+def by_points(target: Target, seed: int) -> bool:
+    """Whether points of one width stand for a target in the plane; a funnel's neck and mouth have
+    no width in common. A target without points is left to what refuses it.
+    """
+    try:
+        return Smoothed(target, seed).lost() < MOST_LOST
+    except Exception:  # whatever a user's function raises is told of by `probe`
+        return True
 
 
 SCALE_FACTOR = 10  # of the rate, for log_scale: it has units to go where weights have hundredths
