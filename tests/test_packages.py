@@ -1,8 +1,11 @@
-"""Packages of the extra that are missing, or fail when they are imported."""
+"""Packages: those of an extra that are missing, or fail when they are imported; which versions."""
 
+import re
 import sys
+import tomllib
 
 import pytest
+from command import ROOT
 
 from hsivi_cli.density.packages import quietly
 from hsivi_cli.errors import HsiviError
@@ -25,3 +28,18 @@ def test_a_package_that_fails_when_imported_is_one_line_with_its_reason(
     with pytest.raises(HsiviError, match=r"broken_package cannot be imported .*Error: ") as found:
         quietly("broken_package")
     assert "\n" not in str(found.value)
+
+
+def test_the_lowest_versions_that_were_tried_are_the_bounds():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["infer"], *extras["boost"], *extras["dev"][1:]]
+    bounds = [re.fullmatch(r"([\w-]+)>=([\d.]+)", one).groups() for one in wanted]
+    for name in ("lowest", "newest"):
+        lines = (ROOT / "constraints" / f"{name}.txt").read_text().splitlines()[1:]
+        tried = [tuple(line.split("==")) for line in lines]
+        assert [package for package, _ in tried] == [package for package, _ in bounds]
+        for (package, version), (_, least) in zip(tried, bounds, strict=True):
+            found, parts = ([int(part) for part in v.split(".")] for v in (version, least))
+            same = found[: len(parts)] == parts
+            assert same if name == "lowest" else found >= parts, package

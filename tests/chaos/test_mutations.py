@@ -48,6 +48,7 @@ def place(tiny_unet, tmp_path_factory):
     save_npz(real, folder / "real.npz")
     judged = ("--reference", folder / "real.npz", "--detector", folder / "detector")
     train(folder / "teacher", folder / "run", *judged, "--eval-count", 9)
+    hsivi(*gone_on(folder))
     hsivi("sample", folder / "run", "--count", 3, *CPU, "--out", folder / "drawn")
     hsivi("fid", folder / "real.npz", *judged[2:], "--save-stats", folder / "stats.npz", *CPU)
     hsivi(*INFER, *CPU, "--out", folder / "inferred")
@@ -78,6 +79,10 @@ def predicted(place):
     return ("boost", place / "learned", "--predict", place / "table.csv", "--draws", 2)
 
 
+def gone_on(place):
+    return ("train", place / "teacher", "--out", place / "begun", *QUICK)  # without a judge
+
+
 # by file, or a pattern that it alone fits: a command that reads it
 READERS = {
     "run/hsivi.json": lambda p: ("info", p / "run"),
@@ -90,8 +95,10 @@ READERS = {
     "run/evaluations.jsonl": compared,
     "run/timing.jsonl": compared,
     "run/checkpoint/*3/state.json": again,
-    "run/checkpoint/*3/tensors.safetensors": again,
-    "run/checkpoint/*3/SHA256SUMS": again,
+    "begun/checkpoint/*3/tensors.safetensors": gone_on,
+    "begun/checkpoint/*3/SHA256SUMS": gone_on,
+    "teacher/unet/config.json": lambda p: ("info", p / "teacher"),
+    "teacher/scheduler/scheduler_config.json": lambda p: ("info", p / "teacher"),
     "drawn/hsivi-samples.json": lambda p: ("info", p / "drawn"),
     "drawn/00001.png": lambda p: ("fid", p / "drawn", p / "stats.npz", *detector(p)),
     "real.npz": lambda p: ("fid", p / "real.npz", p / "stats.npz", *detector(p)),
