@@ -41,7 +41,7 @@ from .config import (
     settings_of,
 )
 from .errors import HsiviError
-from .files.network import go_offline
+from .files.network import go_offline, is_offline
 from .files.places import name_of
 from .files.stderr import settle_streams
 
@@ -145,7 +145,7 @@ def verb(name: str):
 )
 def main(offline: bool) -> None:
     """Distil diffusion models into samplers of 1 to 15 network calls."""
-    if offline:
+    if offline or is_offline():
         go_offline()
 
 

@@ -2,11 +2,12 @@
 
 import hashlib
 import json
+import os
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from command import refusal
+from command import hsivi, refusal
 from conftest import edit_json
 from huggingface_hub import constants
 
@@ -139,6 +140,14 @@ def test_the_flag_forbids_the_network_too(hub):
     _, asked = hub
     assert "forbids to fetch it" in refusal("--offline", "info", NAME)
     assert asked == [] and is_offline()
+
+
+@pytest.mark.parametrize("how", ["flag", "variable", "neither"])
+def test_what_wandb_logs_stays_here_where_the_network_is_forbidden(monkeypatch, how):
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1" if how == "variable" else "0")
+    hsivi(*(["--offline"] if how == "flag" else []), "info")
+    assert os.environ["WANDB_MODE"] == ("online" if how == "neither" else "offline")
 
 
 PIPELINE = [*NEEDED, *MORE, "README.md", f"unet/{STEM}.bin"]
