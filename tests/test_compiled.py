@@ -77,6 +77,7 @@ def test_a_rounds_draws_travel_as_one_buffer_a_dtype(teacher):
         assert torch.equal(view, tensor)
 
 
+@pytest.mark.filterwarnings("ignore:Warning. Profiler clears events")  # torch 2.11 says so
 def test_a_round_waits_once_for_its_device(teacher):
     config = replace(TrainConfig(), **SMALL)
     networks = made(teacher, config)

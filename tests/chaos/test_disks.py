@@ -1,4 +1,4 @@
-"""train, sample and infer on full and read-only disks: a line, and nothing is lost.
+"""train, sample, infer and boost on full and read-only disks: a line, and nothing is lost.
 
 python -m pytest -m slow -s tests/chaos/test_disks.py
 """
@@ -11,7 +11,8 @@ import pytest
 from .attack import Harm, Tally, begin, half_written, no_room, status, undisturbed
 from .settings import SEED, TRIES, tell
 
-verbs = pytest.mark.parametrize("verb", ["train", "sample", "infer"])
+MOST = {"train": 600_000, "sample": 100_000, "infer": 300_000, "boost": 150_000}  # of bytes
+verbs = pytest.mark.parametrize("verb", MOST)
 
 
 @pytest.fixture
@@ -47,9 +48,8 @@ def test_a_command_whose_files_find_no_room_goes_on_when_they_do(commands, tmp_p
 @pytest.mark.slow
 @verbs
 def test_a_command_on_a_full_disk_goes_on_when_there_is_room(commands, tmp_path, disk, verb):
-    most = {"train": 600_000, "sample": 100_000, "infer": 300_000}[verb]
-    tally = no_room(*commands[verb], tmp_path, TRIES // 2, SEED, most, disk)
-    tell(tally, f"{verb}, on a disk of 0 to {most:,} bytes")
+    tally = no_room(*commands[verb], tmp_path, TRIES // 2, SEED, MOST[verb], disk)
+    tell(tally, f"{verb}, on a disk of 0 to {MOST[verb]:,} bytes")
     assert tally.harmed
 
 

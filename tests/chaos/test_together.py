@@ -16,6 +16,8 @@ PAIRS = [
     ("train", "sample"),
     ("infer", "sample"),
     ("train", "infer"),
+    ("boost", "boost"),
+    ("boost", "train"),
     ("compare", "compare"),
 ]
 pairs = pytest.mark.parametrize("names", PAIRS, ids=" and ".join)
