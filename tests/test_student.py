@@ -16,6 +16,8 @@ from safetensors.torch import load_file, save_file
 
 import hsivi_cli
 from hsivi_cli.errors import HsiviError
+from hsivi_cli.files.places import shipped_students
+from hsivi_cli.method.schedule import Clip
 from hsivi_cli.models.draw import draw, student_sampler
 from hsivi_cli.models.loading import load_teacher
 from hsivi_cli.models.student import HSIVIPipeline, is_student, load_student
@@ -240,3 +242,10 @@ def test_the_embedded_students_are_of_the_embedded_teacher_and_draw_as_pipelines
     images = pixels(pipe, batch_size=4, num_inference_steps=2, generator=generators(0)[0])
     assert images.shape == (4, 1, 28, 28)
     assert 0.15 < images.mean() < 0.45  # the data's mean is 0.286; noise would be 0.5
+
+
+@pytest.mark.parametrize("calls", shipped_students())
+def test_a_shipped_student_is_drawn_with_x0_in_range_if_it_was_trained_so(calls):
+    student = load_student(f"embedded:students/{calls}")
+    told = student.info.get("clip")
+    assert student.model.clip == (told and Clip(**told))

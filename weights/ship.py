@@ -38,7 +38,13 @@ def ship_student(run: str) -> None:
         (Path(run) / "README.md").read_text().replace(str(run), f"embedded:students/{folder.name}")
     )
     save_student(
-        folder, unet, student.model.clipping_scheduler(), student.chains, student.log_scales, info, card
+        folder,
+        unet,
+        student.model.clipping_scheduler(),
+        student.chains,
+        student.log_scales,
+        info,
+        card,
     )
 
 
