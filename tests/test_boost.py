@@ -267,9 +267,11 @@ def test_trees_that_were_damaged_are_refused_before_lightgbm_crashes_on_them(tmp
     sound = file.read_text()
     for damaged in (sound.replace("left_child=", "left_child=9"), sound[:-1000], "tree\n", "\0"):
         file.write_text(damaged)
-        assert "are not the trees that were written: copy the run again" in refusal(*draw)
+        assert "is not as it was written: boost.json or trees/ were changed" in refusal(*draw)
+    file.write_bytes(b"\xff")
+    assert "trees cannot be read" in refusal(*draw)
     file.unlink()
-    assert "are not the trees that were written" in refusal(*draw)
+    assert "is not as it was written" in refusal(*draw)
     boost(table, tmp_path / "r")  # its checkpoint has them
     assert file.read_text() == sound and hsivi(*draw).stdout
 
@@ -285,10 +287,11 @@ def test_a_damaged_description_is_refused_in_a_line(tmp_path):
         file.write_text(json.dumps(info | change))
         assert "boost.json describes no run of this version (" in refusal(*draw)
         assert "boost.json describes no run of this version (" in refused(table, tmp_path / "r")
-    for change in ({"factor": [1]}, {"centre": ["x"]}, {"inputs": []}, {"targets": [{}]},
-                   {"scale": [10**400]}):  # fmt: skip
+    fewer, words = info["config"] | {"calls": 2}, info["targets"][0] | {"words": ["a", "b"]}
+    for change in ({"factor": [1]}, {"centre": ["x"]}, {"inputs": info["inputs"][:1]},
+                   {"targets": [words]}, {"scale": [float("nan")]}, {"config": fewer}):  # fmt: skip
         file.write_text(json.dumps(info | change))
-        assert "boost.json is damaged (" in refusal(*draw)
+        assert "is not as it was written: boost.json or trees/ were changed" in refusal(*draw)
 
 
 @pytest.mark.parametrize(

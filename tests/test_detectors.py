@@ -130,6 +130,7 @@ def test_images_that_do_not_fit_are_refused(tmp_path):
         ({"widths": {"4": 6}}, "widths must be a list of whole numbers"),
         ({"name": 3}, "name must be a word"),
         ({"widths": [4, 7]}, "not the weights that config.json describes"),
+        ({"classes": 2**70}, "not the weights that config.json describes"),
         ({"widths": [4, 10**6]}, "not the weights that config.json describes"),
         ({"widths": [4] * 10**6}, "not the weights that config.json describes"),
         ({"image_size": 10**9}, "not the weights that config.json describes"),

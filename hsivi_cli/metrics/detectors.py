@@ -161,7 +161,8 @@ def _classifier_of(config: dict, state: dict[str, Tensor], folder: Path) -> Clas
     """The network of a configuration with these weights. Nothing larger than they are is made."""
     described = None
     if len(config["widths"]) <= len(state):  # each has several
-        with contextlib.suppress(RuntimeError, OverflowError), torch.device("meta"):
+        beyond = (RuntimeError, OverflowError, TypeError)  # of sizes of more than 64 bits
+        with contextlib.suppress(*beyond), torch.device("meta"):
             described = shapes_of(Classifier(**config).state_dict())
     if described != shapes_of(state):
         raise HsiviError(

@@ -4,6 +4,7 @@ place.
 
 from __future__ import annotations
 
+import json
 import typing
 from dataclasses import fields
 from pathlib import Path
@@ -22,6 +23,7 @@ FIELDS = {
     "table": str, "fingerprint": str, "inputs": list, "targets": list,
     "centre": list, "scale": list, "factor": list, "config": dict, "step": int,
 }  # fmt: skip
+DRAWN_BY = ("inputs", "targets", "centre", "scale", "factor", "config")
 
 
 def read_info(out: Path) -> dict:
@@ -40,63 +42,55 @@ def are_settings(stored: dict) -> bool:
     """Whether a file's values are ones that the options of BoostConfig may have."""
     kinds = typing.get_type_hints(BoostConfig)
     known = {item.name for item in fields(BoostConfig)}
-    if not stored.keys() <= known:
+    if not {"calls"} <= stored.keys() <= known:
         return False
     return all(isinstance(value, kinds[name]) for name, value in stored.items())
 
 
-def digest_of(texts: dict[str, str]) -> str:
-    """A hash of ensembles and their names: LightGBM itself crashes on damaged ones."""
-    return digest(repr(sorted(texts.items())))
+def digest_of(info: dict, texts: dict[str, str]) -> str:
+    """A hash of all that is drawn by: what boost.json tells of it, and the ensembles by name.
+    LightGBM itself crashes on damaged ones.
+    """
+    told = {key: info[key] for key in DRAWN_BY}
+    return digest(json.dumps([told, texts], sort_keys=True))
 
 
-def columns_of(told: list) -> tuple[Column, ...]:
-    """Columns as boost.json tells them. Raises KeyError and the like where it tells none."""
+def columns_of(told: list[dict]) -> tuple[Column, ...]:
     return tuple(
-        Column(str(one["name"]), None if one["words"] is None else tuple(map(str, one["words"])))
-        for one in told
+        Column(one["name"], None if one["words"] is None else tuple(one["words"])) for one in told
     )
 
 
 def load(folder: str | Path) -> tuple[Model, tuple[Column, ...], tuple[Column, ...]]:
     """The model of a finished run's folder, and its columns of x and of y. Refuses one that has not
-    learned all its layers, and trees that are not those that were written.
+    learned all its layers, and one that is not as it was written.
     """
     folder = Path(folder)
     if not (folder / "boost.json").is_file():
         raise HsiviError(f"{folder} is no run of hsivi boost: name the folder that --out made")
     info = read_info(folder)
-    config = BoostConfig(**info["config"])
-    if info["step"] < config.calls:
+    if info["step"] < info["config"]["calls"]:
         raise HsiviError(
-            f"{folder} has learned {info['step']} of {counted(config.calls, 'layer')}: type the "
-            "line that began it again"
+            f"{folder} has learned {info['step']} of "
+            f"{counted(info['config']['calls'], 'layer')}: type the line that began it again"
         )
-    texts = read_trees_of(folder, info.get("trees"))
-    try:
-        inputs, targets = columns_of(info["inputs"]), columns_of(info["targets"])
-        numbers = [np.array(info[key], float) for key in ("centre", "scale", "factor")]
-        width = len(targets[0].words or targets)
-        shapes = [one.shape for one in numbers]
-        if shapes != [(width,), (width,), (width, width)] or not inputs:
-            raise ValueError(f"{len(inputs)} inputs, {width} targets, numbers of {shapes}")
-    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
-        raise HsiviError(f"{folder / 'boost.json'} is damaged ({error}): copy it again") from error
+    texts = read_texts(folder / "trees")
+    if digest_of(info, texts) != info.get("digest"):
+        raise HsiviError(
+            f"{folder} is not as it was written: boost.json or trees/ were changed. Copy it again, "
+            "or type the line that learned it again"
+        )
+    inputs, targets = columns_of(info["inputs"]), columns_of(info["targets"])
     categories = tuple(i for i, column in enumerate(inputs) if column.words is not None)
-    trees = Trees(config, len(inputs), categories)
+    numbers = (np.array(info[key]) for key in ("centre", "scale", "factor"))
+    trees = Trees(BoostConfig(**info["config"]), len(inputs), categories)
     return Model(trees, len(targets[0].words or ()), *numbers, texts), inputs, targets
 
 
-def read_trees_of(folder: Path, told: str | None) -> dict[str, str]:
-    """The ensembles in trees/, by name. Refuses others than the hash `told` is of."""
+def read_texts(folder: Path) -> dict[str, str]:
+    """The ensembles in a folder, by name."""
     try:
-        files = sorted((folder / "trees").glob("*.txt"))
-        texts = {file.stem: file.read_text(encoding="utf-8") for file in files}
+        files = sorted(folder.glob("*.txt"))
+        return {file.stem: file.read_text(encoding="utf-8") for file in files}
     except (OSError, ValueError) as error:
-        raise HsiviError(f"{folder / 'trees'} cannot be read ({error}): copy it again") from error
-    if digest_of(texts) != told:
-        raise HsiviError(
-            f"{folder / 'trees'} are not the trees that were written: copy the run again, or type "
-            "the line that learned it again"
-        )
-    return texts
+        raise HsiviError(f"{folder} cannot be read ({error}): copy it again") from error

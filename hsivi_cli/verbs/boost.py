@@ -201,12 +201,12 @@ class Boosting:
             "centre": model.centre.tolist(),
             "scale": model.scale.tolist(),
             "factor": model.factor.tolist(),
-            "trees": digest_of(model.texts),
             "config": asdict(model.config),
             "step": run.step,
             "seconds": round(run.state["seconds"], 1),
             "cpu_seconds": round(run.state["cpu_seconds"], 2),
         }
+        info["digest"] = digest_of(info, model.texts)
         write_json(self.out / "boost.json", info)  # first: it says whose folder this is
         with replacing(self.out / "trees") as temporary:
             temporary.mkdir()
