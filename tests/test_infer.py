@@ -205,7 +205,8 @@ def test_a_run_ends_with_a_line_on_its_quality_and_a_warning_where_it_is_poor(tm
     assert f"ESS {found['importance_ess']:.0f} of 2000" in said and "warning" not in said
     # four steps from N(0, 1) do not reach the funnel's sd of 3
     poor = infer("funnel", tmp_path / "z").stderr
-    (warning,) = [line for line in poor.splitlines() if line.startswith("warning: ")]
+    # particles from further out tell of it too
+    *_, warning = [line for line in poor.splitlines() if line.startswith("warning: ")]
     assert "the samples miss parts of the target" in warning and "--steps" in warning
 
 
