@@ -192,3 +192,9 @@ def test_a_run_that_has_no_student_yet_says_so(teacher, tmp_path):
     train(teacher, run, "--steps", 0)
     (run / "chain.safetensors").unlink()
     assert "no student yet" in refusal("info", run)
+
+
+def test_a_damaged_label_of_a_sample_is_told_as_it_stands(tmp_path):
+    save_png(torch.zeros(1, 8, 8, 1, dtype=torch.uint8), [0], tmp_path / "drawn")
+    (tmp_path / "drawn" / "hsivi-samples.json").write_text('{"labels": {"0": {}, "1": 2}}')
+    assert told_of(tmp_path / "drawn")["labels"] == "2, {}"

@@ -78,7 +78,7 @@ def describe_images(path: Path) -> dict:
         known = ("network", "nfe", "solver", "dtype")
         facts |= {"kind": "samples"} | {key: mark[key] for key in known if mark.get(key)}
         if isinstance(mark.get("labels"), dict):
-            facts["labels"] = ", ".join(map(str, sorted({*mark["labels"].values()}, key=str)))
+            facts["labels"] = ", ".join(sorted({*map(str, mark["labels"].values())}))
     return facts
 
 
