@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from hsivi_cli.files.places import embedded
 from hsivi_cli.metrics.frechet import (
     Moments,
     MomentSum,
@@ -16,6 +17,7 @@ from hsivi_cli.metrics.frechet import (
     precision_recall,
     standard_error,
 )
+from hsivi_cli.metrics.statistics import load_statistics
 
 
 def rng(seed=0):
@@ -261,3 +263,12 @@ def test_moments_of_parts_are_those_of_the_whole():
     assert found.count == 50
     torch.testing.assert_close(found.mean, features.mean(0))
     torch.testing.assert_close(found.cov, features.T.cov())
+
+
+def test_a_distance_of_shipped_features_stays_what_it_was():
+    """Of the first 1,000 kept features to all training images; recorded on 2026-11-27."""
+    reference, found = load_statistics(embedded("embedded:reference.npz")), MomentSum()
+    for batch in reference.features[:1000].split(300):
+        found.update(batch)
+    distance = frechet_distance(found.result(), reference.moments)
+    assert distance == pytest.approx(0.3016435204, rel=1e-6)
