@@ -28,10 +28,9 @@ import numpy as np
 import torch
 from across import EMBEDDED, add_verbs
 from cifar10 import TRAIN_TEACHER
-from torch import Tensor
 from torch.nn.functional import interpolate
 
-from hsivi_cli.files.images import DATASETS
+from hsivi_cli.files.images import labelled_images, read_labels, read_npz
 from hsivi_cli.files.whole import replacing
 
 TRAIN_DETECTOR = TRAIN_TEACHER.with_name("train_detector.py")
@@ -86,25 +85,12 @@ TEACHERS = {
 # --------------------------------------------------------------------------------------- training
 
 
-def labelled_images(data: str, split: str, data_root: Path) -> tuple[Tensor, Tensor]:
-    """One split of a data set, from DATA-SPLIT.npz where there is one, else through torchvision.
-
-    Returns uint8 [N, H, W, C] and labels [N]
-    """
-    file = data_root / f"{data}-{split}.npz"
-    if file.exists():
-        arrays = np.load(file)
-        return torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"])
-    from torchvision import datasets  # which scoring does without
-
-    found = getattr(datasets, DATASETS[data])(data_root, train=split == "train", download=True)
-    images = torch.as_tensor(found.data)
-    return images.view(*images.shape[:3], -1), torch.as_tensor(found.targets)
-
-
 def prepare(recipe: Recipe, split: str, data_root: Path, file: Path) -> None:
     """Write one split's images, shrunk without aliasing, and labels to an .npz file."""
-    images, labels = labelled_images(recipe.data, split, data_root)
+    name = f"{recipe.data}-{split}"
+    own = data_root / f"{name}.npz"
+    found = (read_npz(own), read_labels(own)) if own.exists() else labelled_images(name, data_root)
+    images, labels = found
     pixels = images.permute(0, 3, 1, 2).float()
     small = interpolate(pixels, [recipe.size] * 2, mode="bilinear", antialias=True)
     small = small.round().clamp(0, 255).to(torch.uint8)

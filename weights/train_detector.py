@@ -18,14 +18,13 @@ import os
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.datasets import FashionMNIST
 
-from hsivi_cli.files.images import read_npz
+from hsivi_cli.files.images import read_labels, read_npz
 from hsivi_cli.metrics.detectors import EMBEDDED, Classifier, Detector, load_detector
 from hsivi_cli.metrics.frechet import frechet_distance
 from hsivi_cli.metrics.statistics import Statistics, moments_of, save_statistics
@@ -108,7 +107,7 @@ def train(images: Tensor, labels: Tensor, shape: dict, epochs: int, device: str)
 
 def labelled(file: str) -> tuple[Tensor, Tensor]:
     """The images of an .npz file, uint8 [N, H, W, C], and their labels [N]."""
-    return read_npz(Path(file)), torch.from_numpy(np.load(file)["labels"])
+    return read_npz(Path(file)), read_labels(Path(file))
 
 
 @torch.inference_mode()

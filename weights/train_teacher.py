@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from safetensors import safe_open
@@ -31,6 +30,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hsivi_cli.files.capture import Parcel, performer
+from hsivi_cli.files.images import read_labels
 from hsivi_cli.method.steps import Shard, cosine, ema_update, make_optimizer, set_rate, update
 from hsivi_cli.metrics.statistics import image_batches
 from hsivi_cli.models.compiled import compiled, forward
@@ -281,7 +281,7 @@ def main(words: list[str] | None = None) -> None:
 
     torch.set_float32_matmul_precision("high")
     images = torch.cat(list(image_batches(args.images, args.data_root)[1])).permute(0, 3, 1, 2)
-    labels = torch.from_numpy(np.load(args.images)["labels"]) if args.classes else None
+    labels = read_labels(Path(args.images)) if args.classes else None
     classes = len(labels.unique()) if args.classes else None
     images, labels = images.to(device), None if labels is None else labels.to(device)
     channels = [int(word) for word in args.channels.split(",")]
