@@ -12,6 +12,7 @@ import json
 import sys
 import types
 import typing
+from collections.abc import Set
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from .config import (
     BOOST_OUT,
     DRAWING,
     ORIGIN,
+    PLANNED,
     PRESETS,
     REVISION,
     SUBFOLDER,
@@ -178,9 +180,11 @@ def is_typed(context: click.Context, name: str) -> bool:
     return context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
 
 
-def chosen_by(context: click.Context, preset: str, config: str | None, given: dict) -> dict:
-    """What a user chose for a training: a preset's settings, then the --config file's, then what
-    was typed.
+def chosen_by(
+    context: click.Context, preset: str, config: str | None, given: dict
+) -> tuple[dict, Set[str]]:
+    """What was chosen for a training: a preset's settings, then the --config file's, then what was
+    typed. Returned with the names of what is not the preset's.
     """
     typed = {name: value for name, value in given.items() if is_typed(context, name)}
     read = read_config(config) if config else {}
@@ -204,7 +208,7 @@ def chosen_by(context: click.Context, preset: str, config: str | None, given: di
     for name in ("grid", "grid_top"):  # a preset's last time goes with its own grid
         if name not in own and (solver or "," in own.get("grid", "")):
             chosen.pop(name, None)
-    return chosen
+    return chosen, own.keys()
 
 
 @main.command()
@@ -236,7 +240,7 @@ def train(context, preset, config, dry_run, **given) -> None:
     TEACHER is a diffusers directory or a hub id such as google/ddpm-cifar10-32; left out, the
     embedded Fashion-MNIST teacher. docs/options.md has the defaults that depend on --nfe.
     """
-    chosen = chosen_by(context, preset, config, given)
+    chosen, own = chosen_by(context, preset, config, given)
     about = {key: chosen.pop(key, None) for key in ABOUT}
     settings = TrainConfig(**settings_of(chosen, by_nfe=preset == "default"))
     if dry_run:
@@ -246,8 +250,8 @@ def train(context, preset, config, dry_run, **given) -> None:
     calls = "-".join(map(str, settings.budgets))
     out = about["out"] or f"runs/{name_of(about['teacher'])}-{calls}"
     origin = {key: about[key] for key in ORIGIN}
-    named = "steps" in (read_config(config) if config else {}) or is_typed(context, "steps")
-    plans = settings.minutes is not None and settings.steps > 0 and not named
+    plans = PLANNED - own if settings.minutes and "steps" not in own else set()
+    plans = {name for name in plans if getattr(settings, name)}
     verb("train").run(settings, {"source": about["teacher"]} | origin, Path(out), plans)
 
 

@@ -44,3 +44,26 @@ def test_minutes_too_few_for_a_step_say_how_many_it_takes(teacher, tmp_path):
     told = refusal("train", teacher, "--out", tmp_path / "x", *OPTIONS, "--minutes", 1e-3)
     assert "--minutes 0.001 are too few for a step and its evaluations here: give 0." in told
     assert not (tmp_path / "x").exists()
+
+
+def test_minutes_cut_a_regression_short_that_does_not_fit_and_lay_its_rate_into_them(
+    teacher, tmp_path
+):
+    """At one call there is nothing but regression, of 6,000 updates."""
+    command = ("train", teacher, "--nfe", 1, "--minutes", 0.2, "--eval-count", 8)
+    told = hsivi(*command, "--out", tmp_path / "one").stderr
+    made = load_student(tmp_path / "one").info
+    fit = made["config"]["regress_steps"]
+    assert 64 <= fit < 6000 and fit % 64 == 0 and made["config"]["steps"] == 0
+    assert f"--minutes 0.2: {fit} updates of regression fit" in told
+    if "stopped and saved" in told:  # something else took the machine's time
+        hsivi(*command[:-2], "--out", tmp_path / "one", "--minutes", 5)
+        made = load_student(tmp_path / "one").info
+    assert made["regressed"] == fit
+
+
+def test_a_regression_that_is_named_is_not_cut_but_takes_several_sittings(teacher, tmp_path):
+    command = ("train", teacher, "--nfe", 1, "--minutes", 0.02, "--eval-count", 8)
+    told = hsivi(*command, "--regress-steps", 5000, "--out", tmp_path / "x").stderr
+    assert "of 5000 updates of regression" in told and "fit" not in told
+    assert load_student(tmp_path / "x").info["config"]["regress_steps"] == 5000

@@ -21,6 +21,7 @@ from .options import (
 )
 from .training import (
     OWN,
+    PLANNED,
     PRESETS,
     RECIPE,
     REGRESSED,
@@ -42,6 +43,7 @@ __all__ = [
     "FIRST_MARK",
     "ORIGIN",
     "OWN",
+    "PLANNED",
     "PRESETS",
     "RECIPE",
     "REGRESSED",

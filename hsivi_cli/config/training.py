@@ -263,6 +263,7 @@ SOLVED = {"start": "auto", "noise_share": "0.2", "student_rate": 1e-5, "steps": 
 # who chooses one of these, chooses another chain, which has the defaults above
 CHAIN_OPTIONS = {"start", "noise_share", "grid", "grid_top", "regress_steps", "levels"}
 RECIPE = CHAIN_OPTIONS | SOLVED.keys()  # all that differs by the number of calls
+PLANNED = {"steps", "regress_steps"}  # what --minutes decides where nobody names it
 
 
 def is_one(share: str) -> bool:

@@ -41,6 +41,15 @@ def of_evaluation(found: dict, best: dict | None) -> str:
     )
 
 
+def of_length(config: TrainConfig) -> str:
+    """How long a training is: 2000 updates of regression and 120 steps."""
+    parts = [f"{counted(config.regress_steps, 'update')} of regression"] * bool(
+        config.regress_steps
+    )
+    parts += [counted(config.steps, "step")] * bool(config.steps)
+    return " and ".join(parts)
+
+
 def of_end(out: Path, config: TrainConfig, seconds: float, best: dict | None) -> str:
     """What a finished run says of its student."""
     words = (

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import time
+from collections.abc import Set
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -37,7 +38,7 @@ from ..method.steps import Shard
 from ..metrics.evaluation import EVALUATIONS, better, evaluate, has_collapsed
 from ..metrics.judge import OWN_FILE, Judge, make_judge
 from ..metrics.own import start_judge
-from ..metrics.planned import planned, with_steps
+from ..metrics.planned import planned, with_length
 from ..metrics.real import check_same, real_images
 from ..metrics.statistics import save_statistics
 from ..models.clips import find_clip
@@ -62,14 +63,14 @@ from ..models.student import (
     write_info,
 )
 from ..models.teacher import Teacher, difference
-from ..report.card import how_to_go_on, model_card, of_end, of_evaluation
+from ..report.card import how_to_go_on, model_card, of_end, of_evaluation, of_length
 
 
-def run(config: TrainConfig, teacher_options: dict, out: Path, plans: bool = False) -> None:
+def run(config: TrainConfig, teacher_options: dict, out: Path, plans: Set[str]) -> None:
     """Train, or go on training, the student in the folder `out`.
 
     teacher_options  source, revision, variant, subfolder of `load_teacher`
-    plans            whether the steps are as many as fit into config.minutes
+    plans            settings of PLANNED that are to be what fits into config.minutes
     """
     begin = (time.monotonic(), time.process_time())
     if config.log_with and not importlib.util.find_spec(config.log_with):
@@ -92,13 +93,14 @@ def distil(
     images: RealImages | None,
     out: Path,
     accelerator: Accelerator,
-    plans: bool,
+    plans: Set[str],
     begin: tuple,
 ) -> None:
     """`run`, once devices, teacher and folder are there. begin: the two clocks at its start."""
     main = accelerator.is_main_process
     if plans and is_student(out):  # what an earlier part planned
-        config = replace(config, steps=read_info(out)["config"].get("steps", config.steps))
+        then = read_info(out)["config"]
+        config = replace(config, **{name: then[name] for name in plans & then.keys()})
     earlier = check_out(out, config, teacher, images)
     if main:
         sweep(out)  # check_out has found it to be a run's
@@ -126,10 +128,11 @@ def distil(
 
     if plans and not earlier:
         with enough_memory("in a trial of a few rounds", advice(config, shard.world)):
-            length = planned(config, make, teacher, judge, forward, time.monotonic() - begin[0])
-        config = with_steps(config, begun[1](lambda: length))
+            spent = time.monotonic() - begin[0]
+            length = planned(config, plans, make, teacher, judge, forward, spent)
+        config = with_length(config, begun[1](lambda: length))
         if main:
-            say(f"--minutes {config.minutes:g}: {counted(config.steps, 'step')} fit")
+            say(f"--minutes {config.minutes:g}: {of_length(config)} fit")
     networks = make(config)
     if not earlier and main:
         for nfe, name in starts.items():
@@ -212,7 +215,7 @@ class Training:
         """
         if not run.processes.main:
             return
-        told = read_info(self.out).get("best") if run.resumed else None
+        told = run.resumed and read_info(self.out).get("best")
         if told and told["step"] > run.step:  # its checkpoint was damaged: it is exported still
             run.state["best"] = told
         if run.state["best"] and not is_whole(self.out):
