@@ -2,7 +2,7 @@
 
     python bench/adversarial.py --data fashion-mnist-train --out runs/adversarial
 
-From the embedded student of each number of calls, a training with the term and one without, which
+From the student of each number of calls, a training with the term and one without, which
 goes on after as many steps until it has taken as long. Each row is a line of --out/rows.jsonl as
 soon as it is measured; the same command again goes on with those that are missing. Distance,
 precision and recall are of --count images to the data, by the embedded classifier. Seconds are
@@ -71,8 +71,8 @@ class Bench:
         return TrainConfig(**made)
 
     def networks(self, config: TrainConfig) -> Networks:
-        """Those of a training that begins with the embedded student of as many calls."""
-        name = f"embedded:students/{config.nfe}"
+        """Those of a training that begins with the student of as many calls."""
+        name = f"{self.args.students}/{config.nfe}"
         chains = [load_student(name, self.device).chains[int(config.nfe)]]
         images = self.images if config.adversarial else None
         networks = networks_of(config, self.teacher, chains, None, forward, images)
@@ -132,7 +132,7 @@ def measure(bench: Bench, nfe: int, seed: int, share: float) -> None:
             print(json.dumps(row), flush=True)
 
     if not any(key[0] == nfe and key[3] == 0 for key in done):
-        student = student_sampler(load_student(f"embedded:students/{nfe}", bench.device))
+        student = student_sampler(load_student(f"{args.students}/{nfe}", bench.device))
         keep(0.0, 0, 0.0, bench.score(student))
     if (nfe, seed, share, steps) not in done:
         for found in bench.trained(bench.config(nfe, seed, share), marks):
@@ -154,6 +154,9 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--data", required=True, help="real images, as `hsivi train --data`")
     parser.add_argument("--data-root", help="where torchvision's data sets lie")
     parser.add_argument("--out", type=Path, default=Path("runs/adversarial"))
+    parser.add_argument(
+        "--students", default="embedded:students", help="folder of a student for each of --calls"
+    )
     parser.add_argument("--calls", type=int, nargs="+", default=[4, 1, 2])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--shares", type=float, nargs="+", default=[0.5, 0.1], help="of the term")

@@ -504,7 +504,7 @@ def test_the_default_is_trained_and_scored_on_a_teacher_once(save_teacher, tmp_p
     assert own["reference"] == "teacher" and rows[2]["step"] == own["step"]
 
 
-# ---- tables --------------------------------------------------------------------------------------
+# ---- the adversarial term ------------------------------------------------------------------------
 
 
 def test_the_adversarial_term_is_measured_beside_trainings_of_as_many_steps_and_as_long(
@@ -515,6 +515,7 @@ def test_the_adversarial_term_is_measured_beside_trainings_of_as_many_steps_and_
     np.savez(images, images=rng.integers(256, size=(8, 28, 28, 1), dtype=np.uint8))
     words = f"--data {images} --out {tmp_path / 'out'} --calls 1 --seeds 0 --shares 0.5 --count 6"
     words += " --device cpu --steps 2 batch_size=2 fake_warmup=1 adversarial_after=2"
+    words += f" --students {ROOT / 'weights' / 'students'}"
     script.main(words.split())
     rows = script.rows(SimpleNamespace(out=tmp_path / "out"))
     kinds = [(row["share"], row["step"]) for row in rows]
@@ -528,6 +529,9 @@ def test_the_adversarial_term_is_measured_beside_trainings_of_as_many_steps_and_
     (tmp_path / "out" / "rows.jsonl").write_text("\n".join(told[:2]) + "\n")  # cut off
     script.main(words.split())
     assert capsys.readouterr().out.count("\n") >= 3
+
+
+# ---- tables --------------------------------------------------------------------------------------
 
 
 def test_methods_on_tables_are_measured_on_the_same_held_out_rows(monkeypatch, capsys):
