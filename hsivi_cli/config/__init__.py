@@ -19,19 +19,18 @@ from .options import (
     option_fields,
     parse_numbers,
 )
-from .training import (
-    OWN,
+from .recipe import (
     PLANNED,
     PRESETS,
     RECIPE,
     REGRESSED,
     SOLVED,
-    TrainConfig,
     choices_in,
     of_nfe,
     pinned,
     settings_of,
 )
+from .training import OWN, TrainConfig
 from .viewing import CompareConfig, FidConfig, SampleConfig
 
 __all__ = [
