@@ -25,10 +25,11 @@ from hsivi_cli.files.images import save_npz
 pytestmark = pytest.mark.usefixtures("coarse_pictures")
 CONFIGS = (TrainConfig, InferConfig, BoostConfig, SampleConfig, FidConfig, CompareConfig)
 LONG = "9" * 5000  # more digits than Python reads
-COUNTED = ("-1", "0", str(-(2**64)), str(2**64), LONG)
+WIDE = "9" * 400  # Python reads it, and no float is as large
+COUNTED = ("-1", "0", str(-(2**64)), str(2**64), WIDE, LONG)
 MEASURED = (*COUNTED, "nan", "inf", "1e308", "-1e308", "1e-320", "1e-30", "1e30")
-TEXTS = ("²", "-", ",", "0,1", "eta:nan", "eta:1e308", "1e308", "nan", str(2**64), LONG)
-BY_DEFAULT = {"-1", "nan", "1e308", "1e-320", "²", str(2**64), LONG}  # most end at once
+TEXTS = ("²", "-", ",", "0,1", "eta:nan", "eta:1e308", "1e308", "nan", str(2**64), WIDE, LONG)
+BY_DEFAULT = {"-1", "nan", "1e308", "1e-320", "²", str(2**64), WIDE, LONG}  # most end at once
 PATHS = {
     *("--out", "--grid", "--grids", "--json", "--html", "--plot", "--cache", "--save-stats"),
     *("--config", "--data-root", "--reference", "--detector", "--detector-weights", "--init"),
