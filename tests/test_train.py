@@ -384,6 +384,16 @@ def test_a_reference_added_to_a_finished_run_judges_its_student(teacher, tmp_pat
     assert "step 2: distance" not in train(teacher, out, *judged).stderr  # once
 
 
+def test_an_untrained_student_is_judged_by_a_reference_that_is_named(teacher, tmp_path):
+    judged = judged_by(tmp_path, torch.randint(256, (9, 8, 8, 1), dtype=torch.uint8))
+    train(teacher, tmp_path / "later", "--steps", 0)
+    told = train(teacher, tmp_path / "later", "--steps", 0, *judged).stderr
+    assert f"the student in {tmp_path / 'later'} has not been judged" in told
+    assert "start: distance" in train(teacher, tmp_path / "now", "--steps", 0, *judged).stderr
+    best = [load_student(tmp_path / name).info["best"] for name in ("later", "now")]
+    assert best[0]["distance"] == best[1]["distance"] and best[1]["step"] == 0
+
+
 def test_a_collapse_is_told_once_and_the_best_is_kept(teacher, tmp_path, monkeypatch):
     save_detector(tmp_path / "detector")
     save_npz(torch.randint(256, (9, 8, 8, 1), dtype=torch.uint8), tmp_path / "real.npz")
