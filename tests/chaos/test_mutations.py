@@ -33,8 +33,10 @@ from .settings import SEED
 
 MUTATIONS = int(os.environ.get("HSIVI_CHAOS_MUTATIONS", 1000))
 LAYERS = ("--layers", 2, "--width", 8, "--depth", 1, "--batch-size", 8, "--mixing", 8)
-# a step, and no more: pictures take a hundred times as long as to read a run and go on
-INFER = ("infer", "banana", *LAYERS, "--path-steps", 1, "--steps", 9, "--minutes", 1e-9)
+# a step, and no more: pictures take a hundred times as long as to read a run and go on, and to
+# choose a bridge ten times
+BRIEF = ("--bridge", "geometric", "--path-steps", 1, "--steps", 9, "--minutes", 1e-9)
+INFER = ("infer", "banana", *LAYERS, *BRIEF)
 CPU = ("--device", "cpu")
 
 
