@@ -522,12 +522,23 @@ def test_a_damaged_description_of_a_run_is_one_line(teacher, tmp_path):
     train(teacher, out, "--steps", 0)
     whole = json.loads((out / "hsivi.json").read_text())
     best = {"step": 3, "distance": math.nan, "count": 9, "detector": "d", "moments": ["x"]}
-    best["distances"] = {"2": "x"}
+    best["distances"] = {"2": 9**400}  # no float is as large
     (out / "hsivi.json").write_text(json.dumps(whole | {"best": best}))
     assert "no usable distance, distances, moments" in refusal("info", out)
     (out / "hsivi.json").write_text(json.dumps(whole | {"best": {"step": 3}}))
     for verb in (("train", teacher, *QUICK, "--out"), ("info",)):
         assert "no usable distance, count, detector" in refusal(*verb, out)
+    parts = {
+        "teacher": [{"name": ["a"]}, {"digest": 3}, {"subfolder": 1}],
+        "starts": [{"x": "ddim"}, {"9" * 5000: "ddim"}, {"2": 1}],
+        "clip": [{"reach": 0}, {"reach": "1"}, {"reach": 1, "quantile": -4}, {"range": 1}],
+        "seconds": [-1, 1e308],
+    }
+    for key, value in ((key, value) for key, values in parts.items() for value in values):
+        other = whole[key] | value if key == "teacher" else value
+        (out / "hsivi.json").write_text(json.dumps(whole | {key: other}))
+        told = refusal("train", teacher, "--out", out, *QUICK)
+        assert f"hsivi.json describes no run ({key} is" in told
     for content in ("{", "[]", "[" * 100_000, '{"format": 1}'):
         (out / "hsivi.json").write_text(content)
         assert "hsivi.json" in refusal("train", teacher, "--out", out, *QUICK)
