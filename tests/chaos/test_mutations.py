@@ -229,6 +229,9 @@ def attack(place, folder, name, reader, count, begin):
     """Mutate a file `count` times; how often the command that reads it ended how."""
     file, ended = sorted(place.glob(name))[-1], Counter()
     target, whole = folder / file.relative_to(place), file.read_bytes()
+    own = (
+        name.split("/")[0] if "/" in name else ""
+    )  # where the command writes, as far as it matters
     words = reader(folder)
     writes = words[0] not in ("info", "fid") and "--predict" not in words
 
@@ -240,8 +243,9 @@ def attack(place, folder, name, reader, count, begin):
     @given(mutants(whole, name), st.booleans())
     def try_one(mutant, summed):
         if writes or not folder.exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            shutil.copytree(place, folder)
+            part = own if folder.exists() else ""
+            shutil.rmtree(folder / part, ignore_errors=True)
+            shutil.copytree(place / part, folder / part)
         if not summed and "learned" not in name:  # as earlier versions of train and infer wrote
             (target.parent / "SHA256SUMS").unlink(missing_ok=True)
         target.write_bytes(mutant)
