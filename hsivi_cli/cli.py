@@ -42,7 +42,7 @@ from .config import (
     pinned,
     settings_of,
 )
-from .errors import HsiviError
+from .errors import HsiviError, in_a_line
 from .files.network import go_offline, is_offline
 from .files.places import name_of
 from .files.stderr import settle_streams
@@ -113,7 +113,7 @@ class Group(click.Group):
         try:
             return super().invoke(context)
         except HsiviError as error:
-            click.echo(f"error: {error}", err=True)
+            click.echo(f"error: {in_a_line(str(error))}", err=True)
             sys.exit(1)
         except (RuntimeError, MemoryError) as error:
             # torch's kinds, which is not loaded here: on a GPU, and on a CPU
@@ -126,7 +126,7 @@ class Group(click.Group):
             if error.errno in (None, errno.EPIPE):  # click ends quietly when a reader has gone
                 raise
             about = f"{error.filename}: " if error.filename else ""
-            click.echo(f"error: {about}{error.strerror}", err=True)
+            click.echo(f"error: {in_a_line(about)}{error.strerror}", err=True)
             sys.exit(1)
         except KeyboardInterrupt:
             click.echo("stopped; all that was written is whole: type the same line again", err=True)
@@ -172,6 +172,8 @@ def read_config(path: str) -> dict:
     for name, value in given.items():
         if value == "":
             raise HsiviError(f"--config {path}: {name} is empty; leave it out, or say null")
+        if "\0" in str(value):
+            raise HsiviError(f"--config {path}: {name} holds a zero byte, which no name has")
     return given
 
 

@@ -270,6 +270,7 @@ def test_presets_name_settings_that_exist_and_pass(preset):
         ("[1, 2]", "list"),
         ("{", "cannot be read as JSON"),
         ({"teacher": ""}, "teacher is empty"),
+        ({"out": "a\0b"}, "out holds a zero byte"),
     ],
 )
 def test_a_config_file_that_is_none_is_refused_by_name(tmp_path, content, told):
@@ -361,6 +362,14 @@ def test_a_problem_the_user_can_solve_is_one_line_and_exit_1(monkeypatch):
     result = run_verb(monkeypatch, act)
     assert (result.exit_code, result.stderr) == (1, "error: this is wrong: do that\n")
     assert result.stdout == ""
+
+
+def test_what_a_problem_quotes_stays_in_its_line_and_commands_no_terminal(monkeypatch):
+    def act(*args):
+        raise HsiviError("no teacher at a\nb\x1b[2J\udcff é")
+
+    result = run_verb(monkeypatch, act)
+    assert result.stderr == "error: no teacher at a\\nb\\x1b[2J\\udcff é\n"
 
 
 def test_out_of_memory_outside_training_names_the_batch_size(monkeypatch):

@@ -356,6 +356,7 @@ def test_the_cache_lies_where_the_environment_says(home, measure, tmp_path, monk
         ("two", "--teacher-calls 4 --teacher-solver heun", "ask for 3 or 5"),
         ("two", "--reference nowhere.npz", "nowhere.npz"),
         ("nowhere", "", "nowhere"),
+        ("two", "--subfolder x --variant y", "--variant and --subfolder tell of a teacher"),
     ],
 )
 def test_refusals_name_what_is_wrong(home, tmp_path, source, options, told):

@@ -374,6 +374,8 @@ def test_pytorch_fids_own_statistics_files_are_read(tmp_path):
         ({"images": np.zeros(3)}, "holds mu and sigma; found images"),
         ({"mu": np.zeros(3), "sigma": np.zeros((2, 2))}, r"found \(3,\) and \(2, 2\)"),
         ({"mu": np.array([0, np.nan]), "sigma": np.eye(2)}, "NaN or infinite"),
+        ({"mu": np.array([0, 1e308]), "sigma": np.eye(2)}, "NaN or infinite"),
+        ({"mu": np.zeros(0), "sigma": np.zeros((0, 0))}, r"mu \[D\] and sigma \[D, D\] are"),
         (
             {"mu": np.zeros(2), "sigma": np.eye(2), "features": np.zeros((4, 3))},
             r"must be \[N, 2\]; found \(4, 3\)",

@@ -1,7 +1,11 @@
-"""Every option of every verb with values far out: each ends as it should, or in one line."""
+"""Every option of every verb with values far out: each ends as it should, or in one line.
+
+python -m pytest -m slow -s tests/test_extremes.py prints the table of docs/experiments/chaos.md.
+"""
 
 import contextlib
 import typing
+from collections import Counter
 
 import click
 import diffusers
@@ -25,10 +29,11 @@ from hsivi_cli.files.images import save_npz
 pytestmark = pytest.mark.usefixtures("coarse_pictures")
 CONFIGS = (TrainConfig, InferConfig, BoostConfig, SampleConfig, FidConfig, CompareConfig)
 LONG = "9" * 5000  # more digits than Python reads
-COUNTED = ("-1", "0", str(-(2**64)), str(2**64), LONG)
+WIDE = "9" * 400  # Python reads it, and no float is as large
+COUNTED = ("-1", "0", str(-(2**64)), str(2**64), WIDE, LONG)
 MEASURED = (*COUNTED, "nan", "inf", "1e308", "-1e308", "1e-320", "1e-30", "1e30")
-TEXTS = ("²", "-", ",", "0,1", "eta:nan", "eta:1e308", "1e308", "nan", str(2**64), LONG)
-BY_DEFAULT = {"-1", "nan", "1e308", "1e-320", "²", str(2**64), LONG}  # most end at once
+TEXTS = ("²", "-", ",", "0,1", "eta:nan", "eta:1e308", "1e308", "nan", str(2**64), WIDE, LONG)
+BY_DEFAULT = {"-1", "nan", "1e308", "1e-320", "²", str(2**64), WIDE, LONG}  # most end at once
 PATHS = {
     *("--out", "--grid", "--grids", "--json", "--html", "--plot", "--cache", "--save-stats"),
     *("--config", "--data-root", "--reference", "--detector", "--detector-weights", "--init"),
@@ -48,6 +53,17 @@ def home(tiny_unet, tmp_path_factory):
     rows = (f"{x},{x % 5}" for x in range(40))
     (folder / "table.csv").write_text("\n".join(["x,y", *rows]) + "\n")
     return folder
+
+
+@pytest.fixture(scope="module")
+def tally():
+    """Options tried, values, and those that ended in a line, by verb; printed in the end."""
+    found = {verb: Counter() for verb in main.commands}
+    yield found
+    print("\n| verb | options | values | ended in a line | survived |\n|---|---|---|---|---|")
+    for verb, counts in found.items() if any(found.values()) else ():
+        cells = (verb, counts["options"], counts["values"], counts["refused"], counts["survived"])
+        print(f"| {' | '.join(map(str, cells))} |")
 
 
 def words_of(home, verb):
@@ -108,25 +124,31 @@ each_option = pytest.mark.parametrize(
 
 
 @each_option
-def test_a_value_far_out_is_taken_or_refused_in_a_line(home, tmp_path, verb, option):
-    try_values(home, tmp_path, verb, option, sorted(BY_DEFAULT & {*values_of(verb, option)}))
+def test_a_value_far_out_is_taken_or_refused_in_a_line(home, tally, tmp_path, verb, option):
+    try_values(
+        home, tally[verb], tmp_path, verb, option, sorted(BY_DEFAULT & {*values_of(verb, option)})
+    )
 
 
 @pytest.mark.slow
 @each_option
-def test_every_value_far_out_is_taken_or_refused_in_a_line(home, tmp_path, verb, option):
-    try_values(home, tmp_path, verb, option, values_of(verb, option))
+def test_every_value_far_out_is_taken_or_refused_in_a_line(home, tally, tmp_path, verb, option):
+    try_values(home, tally[verb], tmp_path, verb, option, values_of(verb, option))
 
 
-def try_values(home, folder, verb, option, values):
+def try_values(home, counts, folder, verb, option, values):
     """Each ends as it should, or in one line."""
+    counts["options"] += 1
     for number, value in enumerate(values):
         (folder / str(number)).mkdir()
         words = [*words_of(home, verb), option.opts[0], value]
         with contextlib.chdir(folder / str(number)):
             result = CliRunner().invoke(main, words, catch_exceptions=False)
         told = [line for line in result.stderr.splitlines() if line.lower().startswith("error: ")]
+        counts["values"] += 1
         assert result.exit_code in (0, 1, 2) and len(told) == (result.exit_code > 0), value[:20]
+        counts["refused"] += result.exit_code > 0
+        counts["survived"] += 1
 
 
 def test_the_smallest_command_of_every_verb_ends_well(home, tmp_path):

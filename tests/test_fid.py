@@ -273,6 +273,12 @@ def test_two_statistics_files_need_no_detector(sets, capsys, monkeypatch):
     assert saved["fid"] == direct["fid"] and saved["detector"] == direct["detector"]
 
 
+def test_a_statistics_file_is_at_no_distance_from_itself(tmp_path):
+    np.savez(tmp_path / "s.npz", mu=np.zeros(3), sigma=np.eye(3))
+    told = hsivi("fid", tmp_path / "s.npz", tmp_path / "s.npz").stdout
+    assert told.startswith("frechet 0.0000")
+
+
 def test_statistics_of_two_detectors_are_refused_with_both_names(sets, capsys):
     moments = load_statistics(REFERENCE).moments
     np.savez(sets / "other.npz", mu=moments.mean, sigma=moments.cov, count=9, stamp="other net")

@@ -133,7 +133,8 @@ def test_a_hub_name_offline_is_one_clear_line():
     told = refusal("info", "someone/teacher")  # conftest sets HF_HUB_OFFLINE
     assert "someone/teacher is neither a folder here nor in the hub's cache" in told
     assert "--offline, or HF_HUB_OFFLINE, forbids to fetch it" in told
-    assert "there is no teacher at" in refusal("info", "neither/a/hub/id")
+    for none in ("neither/a/hub/id", "runs/my student", "runs/a--b", "runs/-2", "runs/\udcff"):
+        assert "there is no teacher at" in refusal("info", none)
 
 
 def test_the_flag_forbids_the_network_too(hub):

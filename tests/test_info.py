@@ -1,6 +1,7 @@
 """`hsivi info`: what it says of runs, teachers and statistics files."""
 
 import json
+import shutil
 
 import diffusers
 import numpy as np
@@ -100,6 +101,22 @@ def test_a_teachers_variant_and_subfolder_are_options(save_teacher, tmp_path):
     origin = ("--subfolder", "teacher", "--variant", "fp16")
     told = json.loads(hsivi("info", tmp_path / "deep", *origin, "--json").stdout)
     assert told["kind"] == "teacher" and told["image"] == "1x8x8"
+
+
+def test_folders_that_lead_to_a_teacher_are_told_as_such(teacher, tmp_path):
+    cache, training = tmp_path / "models--x--y", tmp_path / "training"
+    shutil.copytree(teacher, cache / "snapshots" / "aa11")
+    shutil.copytree(teacher, training / "checkpoint-10")
+    assert told_of(cache)["weights"] == load_teacher(str(teacher)).digest
+    assert "give --subfolder checkpoint-10" in refusal("info", training)
+
+
+def test_what_tells_of_a_teacher_is_refused_of_anything_else(teacher, tmp_path):
+    train(teacher, tmp_path / "run", "--steps", 0)
+    save_npz(torch.zeros(2, 8, 8, 1, dtype=torch.uint8), tmp_path / "images.npz")
+    for path in (tmp_path / "run", tmp_path / "images.npz"):
+        told = refusal("info", path, "--variant", "fp16")
+        assert "--variant tells of a teacher" in told and f"{path} is none" in told
 
 
 def test_a_statistics_file_tells_its_detector_and_count():

@@ -384,6 +384,16 @@ def test_a_reference_added_to_a_finished_run_judges_its_student(teacher, tmp_pat
     assert "step 2: distance" not in train(teacher, out, *judged).stderr  # once
 
 
+def test_an_untrained_student_is_judged_by_a_reference_that_is_named(teacher, tmp_path):
+    judged = judged_by(tmp_path, torch.randint(256, (9, 8, 8, 1), dtype=torch.uint8))
+    train(teacher, tmp_path / "later", "--steps", 0)
+    told = train(teacher, tmp_path / "later", "--steps", 0, *judged).stderr
+    assert f"the student in {tmp_path / 'later'} has not been judged" in told
+    assert "start: distance" in train(teacher, tmp_path / "now", "--steps", 0, *judged).stderr
+    best = [load_student(tmp_path / name).info["best"] for name in ("later", "now")]
+    assert best[0]["distance"] == best[1]["distance"] and best[1]["step"] == 0
+
+
 def test_a_collapse_is_told_once_and_the_best_is_kept(teacher, tmp_path, monkeypatch):
     save_detector(tmp_path / "detector")
     save_npz(torch.randint(256, (9, 8, 8, 1), dtype=torch.uint8), tmp_path / "real.npz")
@@ -512,12 +522,23 @@ def test_a_damaged_description_of_a_run_is_one_line(teacher, tmp_path):
     train(teacher, out, "--steps", 0)
     whole = json.loads((out / "hsivi.json").read_text())
     best = {"step": 3, "distance": math.nan, "count": 9, "detector": "d", "moments": ["x"]}
-    best["distances"] = {"2": "x"}
+    best["distances"] = {"2": 9**400}  # no float is as large
     (out / "hsivi.json").write_text(json.dumps(whole | {"best": best}))
     assert "no usable distance, distances, moments" in refusal("info", out)
     (out / "hsivi.json").write_text(json.dumps(whole | {"best": {"step": 3}}))
     for verb in (("train", teacher, *QUICK, "--out"), ("info",)):
         assert "no usable distance, count, detector" in refusal(*verb, out)
+    parts = {
+        "teacher": [{"name": ["a"]}, {"digest": 3}, {"subfolder": 1}],
+        "starts": [{"x": "ddim"}, {"9" * 5000: "ddim"}, {"2": 1}],
+        "clip": [{"reach": 0}, {"reach": "1"}, {"reach": 1, "quantile": -4}, {"range": 1}],
+        "seconds": [-1, 1e308],
+    }
+    for key, value in ((key, value) for key, values in parts.items() for value in values):
+        other = whole[key] | value if key == "teacher" else value
+        (out / "hsivi.json").write_text(json.dumps(whole | {key: other}))
+        told = refusal("train", teacher, "--out", out, *QUICK)
+        assert f"hsivi.json describes no run ({key} is" in told
     for content in ("{", "[]", "[" * 100_000, '{"format": 1}'):
         (out / "hsivi.json").write_text(content)
         assert "hsivi.json" in refusal("train", teacher, "--out", out, *QUICK)

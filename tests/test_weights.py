@@ -142,3 +142,19 @@ INDEX = f"{STEM}.safetensors.index"
 )
 def test_the_files_that_are_read_are_one_network_and_safe_where_they_can_be(names, variant, read):
     assert sorted(files_of(chosen(names, variant, "it"), names)) == sorted(read)
+
+
+def test_weights_of_eight_bit_floats_are_read(save_teacher):
+    folder = save_teacher()
+    lowered = {n: t.to(torch.float8_e4m3fn) for n, t in load_file(file_of(folder)).items()}
+    save_file(lowered, file_of(folder))
+    loaded = load_teacher(str(folder)).unet.state_dict()
+    assert all(torch.equal(loaded[name], tensor.float()) for name, tensor in lowered.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64, torch.bool])
+def test_weights_that_are_no_fractions_are_refused(save_teacher, dtype):
+    folder = save_teacher()
+    tensors = load_file(file_of(folder))
+    save_file(tensors | {"conv_in.weight": tensors["conv_in.weight"].to(dtype)}, file_of(folder))
+    assert f"conv_in.weight holds {dtype} numbers" in refused(folder)

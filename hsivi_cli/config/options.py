@@ -79,7 +79,7 @@ def fault(value, default, bounds) -> str | None:
         return f"is none of {', '.join(bounds['choices'])}"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):  # it takes no int beyond floats
         return "must be a finite number"
     if value < bounds.get("least", value):
         return f"must be at least {bounds['least']}"

@@ -196,7 +196,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def not_finite_in(tensors: dict[str, Tensor]) -> str | None:
     """The first tensor that is not finite throughout, in words."""
     for name, tensor in tensors.items():
-        if bad := (~torch.isfinite(tensor)).sum().item():
+        numbers = tensor.float() if tensor.itemsize == 1 else tensor  # 8-bit floats cannot be asked
+        if bad := (~torch.isfinite(numbers)).sum().item():
             return f"{name} holds NaN or infinite values ({bad} of {tensor.numel()})"
     return None
 

@@ -27,6 +27,8 @@ from ..files.places import embedded
 from .detectors import EMBEDDED, INCEPTION, Detector
 from .frechet import Moments, MomentSum, merged
 
+FAR = 1e100  # what no feature comes near, and whose square is a number still
+
 
 @dataclass(frozen=True)
 class Statistics:
@@ -101,7 +103,7 @@ def load_statistics(path: Path) -> Statistics:
     count = arrays.get("count", np.zeros(()))
     if count.size != 1 or not 0 <= count.item() < np.inf:
         raise HsiviError(f"{path}: count must be one number from 0 up, not {count}")
-    if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
+    if mean.ndim != 1 or not mean.size or cov.shape != (len(mean), len(mean)):
         raise HsiviError(
             f"{path}: mu [D] and sigma [D, D] are wanted; found {mean.shape} and {cov.shape}"
         )
@@ -114,7 +116,7 @@ def load_statistics(path: Path) -> Statistics:
         raise HsiviError(
             f"{path}: image must be a height, a width and a number of channels, not {image}"
         )
-    if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
+    if not all((abs(part) < FAR).all() for part in (mean, cov)):
         raise HsiviError(f"{path}: mu or sigma hold NaN or infinite values; make the file anew")
     var = np.diagonal(cov)
     slack = 1e-6 * abs(cov).max(initial=0)  # of what was rounded

@@ -16,6 +16,17 @@ from .layouts import AVERAGED, INDEX, NETWORK, find_parts, schedule_places, snap
 from .weights import chosen, files_of
 
 
+def is_hub_id(source: str) -> bool:
+    """Whether the hub could have a teacher of this name."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id  # slow
+
+    try:
+        validate_repo_id(source)
+    except HFValidationError:
+        return False
+    return source.count("/") == 1
+
+
 def fetch(source: str, revision: str | None, variant: str | None, subfolder: str | None) -> Path:
     """The hub's snapshot of a teacher: its descriptions first and then, where they are a teacher's,
     its weights.

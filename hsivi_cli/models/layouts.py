@@ -90,6 +90,11 @@ def last_checkpoint(folder: Path) -> str | None:
     return found[max(found)] if found else None
 
 
+def leads_to_teacher(folder: Path) -> bool:
+    """Whether a teacher lies further down: in the hub's cache, or in a training's checkpoints."""
+    return is_cache(folder) or last_checkpoint(folder) is not None
+
+
 def check_index(index: dict, name: str) -> None:
     """Refuse a pipeline that is not a UNet2DModel and a scheduler alone. A class that diffusers has
     not is a user's own, and known by its parts.
@@ -120,10 +125,15 @@ def is_part(value) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value)
 
 
+def is_cache(folder: Path) -> bool:
+    """Whether a folder is the hub's cache of one repository."""
+    return folder.name.startswith(CACHE) and (folder / "snapshots").is_dir()
+
+
 def snapshot_of(folder: Path, revision: str | None = None) -> Path:
     """Of a folder of the hub's cache, the snapshot of a revision; any other folder is itself."""
     snapshots = folder / "snapshots"
-    if not folder.name.startswith(CACHE) or not snapshots.is_dir():
+    if not is_cache(folder):
         return folder
     ref = folder / "refs" / (revision or "main")
     wanted = ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision or ""

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from ..config import ORIGIN
+from ..config import ORIGIN, flag_of
 from ..errors import HsiviError
 from ..files.places import embedded, embedded_names
 from ..files.progress import say
 from ..files.whole import read_json
-from .hub import fetch
+from .hub import fetch, is_hub_id
 from .layouts import find_parts, snapshot_of
 from .schedules import clip_of, load_schedule, unlike_noise
 from .teacher import Teacher, digest_of
@@ -67,6 +67,15 @@ def read_teacher(
     )
 
 
+def refuse_origin(origin: dict[str, str | None], source: str) -> None:
+    """Refuse what tells of a teacher where the source is none."""
+    if told := [flag_of(name) for name in ORIGIN if origin.get(name)]:
+        verb = "tell" if len(told) > 1 else "tells"
+        raise HsiviError(
+            f"{' and '.join(told)} {verb} of a teacher, and {source} is none: leave it out"
+        )
+
+
 def find_folder(
     source: str, revision: str | None, variant: str | None, subfolder: str | None
 ) -> Path:
@@ -76,7 +85,7 @@ def find_folder(
     path = embedded(source)
     if path.is_dir():
         path = snapshot_of(path, revision)
-    elif path.exists() or source.startswith((".", "/", "~")) or source.count("/") != 1:
+    elif path.exists() or source.startswith((".", "/", "~")) or not is_hub_id(source):
         raise HsiviError(
             f"there is no teacher at {source}: give a diffusers directory, a hub id such as "
             f"google/ddpm-cifar10-32, or one of {', '.join(embedded_names())}"

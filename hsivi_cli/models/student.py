@@ -8,7 +8,7 @@ below. docs/formats.md lists every field.
 from __future__ import annotations
 
 import json
-import math
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -18,6 +18,7 @@ import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from torch import Tensor
 
+from ..config import COUNTS
 from ..errors import HsiviError, counted
 from ..files.places import embedded
 from ..files.whole import (
@@ -116,13 +117,32 @@ def read_info(folder: Path) -> dict:
         )
     wrong = [key for key, kind in FIELDS.items() if not isinstance(info.get(key), kind)]
     wrong += [k for k, kind in MAY_BE.items() if not isinstance(info.get(k), (kind, type(None)))]
-    if wrong or not {"name", "digest"} <= info["teacher"].keys():
+    if wrong := wrong or faults_of(info):
         raise HsiviError(
-            f"{file} describes no run ({', '.join(wrong) or 'teacher'} is missing or damaged): "
-            "copy it again, or choose another folder"
+            f"{file} describes no run ({', '.join(wrong)} is missing or damaged): copy it again, "
+            "or choose another folder"
         )
     check_best(info.get("best"))
     return info
+
+
+def faults_of(info: dict) -> list[str]:
+    """What of a hsivi.json whose parts are of their kinds holds what no run writes."""
+    teacher, clip = info["teacher"], info.get("clip") or {"reach": 1.0}
+    named = all(isinstance(teacher.get(key), str) for key in ("name", "digest"))
+    sound = {
+        "teacher": named and all(isinstance(value, str) for value in teacher.values()),
+        "seconds": 0 <= info["seconds"] < COUNTS * 3600,
+        "starts": all(
+            nfe.isdecimal() and len(nfe) < 9 and isinstance(start, str)
+            for nfe, start in (info.get("starts") or {}).items()
+        ),
+        "clip": clip.keys() <= {"reach", "quantile"}
+        and all_finite([clip.get("reach")])
+        and clip["reach"] > 0
+        and (clip.get("quantile") is None or is_part(clip["quantile"])),
+    }
+    return [key for key, so in sound.items() if not so]
 
 
 BEST = {"step": int, "distance": (int, float), "count": int, "detector": str}
@@ -148,8 +168,13 @@ def check_best(best: dict | None) -> None:
 def all_finite(numbers: object) -> bool:
     """Whether a value from a JSON file is a list of finite numbers."""
     return isinstance(numbers, list) and all(
-        isinstance(one, int | float) and math.isfinite(one) for one in numbers
+        isinstance(one, int | float) and abs(one) <= sys.float_info.max for one in numbers
     )
+
+
+def is_part(number: object) -> bool:
+    """Whether a value from a JSON file is a number above 0 and up to 1."""
+    return isinstance(number, int | float) and 0 < number <= 1
 
 
 def load_chains(folder: Path) -> tuple[dict[int, Chain], dict[int, Tensor]]:

@@ -87,9 +87,7 @@ def files_of(weights: Weights, names: Collection[str]) -> list[str]:
 
 
 def read_weights(folder: Path, variant: str | None) -> dict[str, Tensor]:
-    """A network's weights by their names of today, in float32 where they are numbers with a
-    fraction.
-    """
+    """A network's weights by their names of today, in float32. Refuses what has no fractions."""
     names = [file.name for file in folder.iterdir() if file.is_file()]
     weights = chosen(names, variant, str(folder))
     tensors = {}
@@ -97,8 +95,13 @@ def read_weights(folder: Path, variant: str | None) -> dict[str, Tensor]:
         tensors |= read_tensors(file) if weights.kind == "safetensors" else read_bin(file)
     if all(WRAPPED.search(name) for name in tensors):
         tensors = {WRAPPED.sub("", name): tensor for name, tensor in tensors.items()}
-    tensors = {name_of_today(name): tensor for name, tensor in tensors.items()}
-    return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise HsiviError(
+                f"the weights in {folder} cannot be loaded: {name} holds {tensor.dtype} numbers, "
+                "which are no weights; save them as float32"
+            )
+    return {name_of_today(name): tensor.float() for name, tensor in tensors.items()}
 
 
 def shards_of(folder: Path, weights: Weights) -> list[Path]:

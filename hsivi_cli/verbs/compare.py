@@ -32,7 +32,7 @@ from ..metrics.recorded import recorded, recorded_samplers, shipped
 from ..metrics.ruler import Ruler, cache_of
 from ..metrics.statistics import few_images, unlike_images, unsure_of
 from ..models.draw import Sampler, chain_digest, solver_sampler, student_sampler
-from ..models.loading import load_teacher
+from ..models.loading import load_teacher, refuse_origin
 from ..models.spacings import SOLVERS, parse_solver, solver_names
 from ..models.student import Student, is_student, load_student
 from ..models.teacher import Teacher, difference
@@ -206,6 +206,8 @@ def open_sources(
     teachers = [
         load_teacher(path, device, **origin) for path in config.sources if not is_student(path)
     ]
+    if not teachers:
+        refuse_origin(origin, " and ".join(config.sources))
     for other in teachers[1:]:
         if unlike := difference(other.identity, teachers[0].identity):
             raise HsiviError(

@@ -57,7 +57,7 @@ def run(config: FidConfig) -> None:
     check_output(config.save_stats, STATISTICS, read, config.force)
     sources = [source for source in (config.a, config.b) if source is not None]
     files, detector = read_files(*sources), None
-    if config.detector is not None or len(files) < len(sources):  # statistics alone need none
+    if config.detector is not None or files.keys() < {*sources}:  # statistics alone need none
         detector = open_detector(config, files, drawing(config.device)[1])
     a = files.get(config.a) or _seen(config.a, detector, config)
     main = PartialState().is_main_process

@@ -11,7 +11,8 @@ from ..files.images import MARK, open_images
 from ..files.places import embedded, embedded_names
 from ..files.whole import read_json
 from ..metrics.statistics import kind_of, load_statistics, mark_words
-from ..models.loading import load_teacher
+from ..models.layouts import leads_to_teacher
+from ..models.loading import load_teacher, refuse_origin
 from ..models.student import is_student, load_student
 from ..models.teacher import Teacher
 
@@ -33,6 +34,18 @@ def run(path: str | None, as_json: bool, origin: dict[str, str | None]) -> None:
 def describe(path: str | None, **origin: str | None) -> dict:
     if path is None:
         return describe_teacher(None, **origin) | {"comes with hsivi": ", ".join(embedded_names())}
+    facts = describe_own(path, within=bool(origin.get("subfolder")))
+    if facts is None:
+        return describe_teacher(path, **origin)
+    refuse_origin(origin, path)
+    return facts
+
+
+def describe_own(path: str, within: bool) -> dict | None:
+    """The facts of a run, images or statistics; None where it is a teacher if anything.
+
+    within  whether a teacher is looked for in a folder of it
+    """
     place = embedded(path)
     if is_student(place):
         return describe_student(path)
@@ -43,12 +56,12 @@ def describe(path: str | None, **origin: str | None) -> dict:
     if path.endswith(".npz"):
         statistics = kind_of(place) == "statistics"
         return describe_statistics(place) if statistics else describe_images(place)
-    kind = kind_of(path) if place.is_dir() and not origin.get("subfolder") else None
-    if kind == "folder":
+    kind = kind_of(path) if place.is_dir() and not within else None
+    if kind == "folder" and not leads_to_teacher(place):
         return describe_images(place)
     if kind == "both":
         return describe_images(place) | {"and of a network": mark_words(path)}
-    return describe_teacher(path, **origin)
+    return None
 
 
 def describe_statistics(file: Path) -> dict:

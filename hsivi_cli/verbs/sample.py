@@ -40,7 +40,7 @@ from ..models.draw import (
     solver_sampler,
     student_sampler,
 )
-from ..models.loading import load_teacher
+from ..models.loading import load_teacher, refuse_origin
 from ..models.spacings import solver_names
 from ..models.starts import FINALISTS, choose_starts
 from ..models.student import is_student, load_student
@@ -169,10 +169,7 @@ def open_sampler(config: SampleConfig, device: torch.device) -> tuple[Sampler, s
         source = shipped(SHIPPED if config.nfe is None else config.nfe)
     name = name_of(source)
     if config.solver is None and source is not None and is_student(source):
-        if told := [flag_of(name) for name in ORIGIN if getattr(config, name)]:
-            raise HsiviError(
-                f"{' and '.join(told)} tell of a teacher, and {source} is a run: leave them out"
-            )
+        refuse_origin({name: getattr(config, name) for name in ORIGIN}, source)
         student = load_student(source, device)
         sampler = student_sampler(student, config.nfe, config.dtype)
         return sampler, f"{name}-{sampler.nfe}" if len(student.chains) > 1 else name

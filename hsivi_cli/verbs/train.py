@@ -116,7 +116,8 @@ def distil(
     with enough_memory("in finding the start", why), bar:
         starts, chains = find_chains(config, teacher, *begun, start_judge(teacher), bar.update)
     with enough_memory("in seeing the reference", "--reference none judges by nothing"):
-        judge = make_judge(config, whole, out) if main and plan_of(config).last else None
+        judged = plan_of(config).last or config.reference != OWN  # the teacher's images take long
+        judge = make_judge(config, whole, out) if main and judged else None
     shard = Shard(
         accelerator.process_index, accelerator.num_processes, lambda t: reduce(t, reduction="mean")
     )
