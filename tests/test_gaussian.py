@@ -22,7 +22,8 @@ COV = torch.tensor([[100.0, 9.0, 0.0], [9.0, 1.0, 0.0], [0.0, 0.0, 0.01]])
 
 def test_newtons_mode_and_curvature_of_a_gaussian_are_its_own():
     target = GaussianMixture(MEAN[None], COV)
-    mean, factor = laplace(target, torch.zeros(3), 1.0)
+    mean, factor, ended = laplace(target, torch.zeros(3), 1.0)
+    assert ended
     torch.testing.assert_close(mean, MEAN, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(factor @ factor.T, COV, rtol=1e-3, atol=1e-4)  # float32 scores
 
@@ -42,7 +43,8 @@ def test_the_nearest_gaussian_has_the_mean_and_the_precisions_diagonal(full):
 
 def test_a_start_where_the_density_curves_upward_still_climbs():
     two = GaussianMixture(torch.tensor([[-3.0], [3.0]]), 1.0)  # x = 0.1 lies in the valley
-    mean, factor = laplace(two, torch.tensor([0.1]), 1.0)
+    mean, factor, ended = laplace(two, torch.tensor([0.1]), 1.0)
+    assert ended
     assert mean.item() == pytest.approx(3, abs=0.01)
     assert factor.item() == pytest.approx(1, abs=0.01)
 
@@ -85,3 +87,20 @@ def test_a_density_that_does_not_end_is_told_of():
     for log_prob in (flat_along_one, lambda x: 0 * x.sum(1)):
         with pytest.raises(HsiviError, match=r"bound runs away: .* the density is improper"):
             fit_gaussian(Density(log_prob, 3), torch.zeros(3), True, rng())
+
+
+@pytest.mark.parametrize(
+    "log_prob", [lambda x: x.sum(1), lambda x: x.square().sum(1), lambda x: (x**4).sum(1)]
+)
+@pytest.mark.parametrize("full", [True, False])
+def test_a_density_that_rises_and_rises_is_told_of(log_prob, full):
+    with pytest.raises(HsiviError, match=r"runs away: its log density rises .* is improper"):
+        fit_gaussian(Density(log_prob, 3), 0.1 * torch.ones(3), full, rng())
+
+
+def test_a_mode_far_from_the_mass_is_no_density_without_end():
+    # a narrow peak, 60 of its sds from the rest
+    peak = GaussianMixture(torch.tensor([[0.0] * 3, [3.0] * 3]), torch.eye(3), torch.ones(2))
+    peak.variance = torch.tensor([[0.05**2] * 3, [1.0] * 3]).double()
+    mean, _ = fit_gaussian(peak, torch.zeros(3), True, rng())
+    assert mean.isfinite().all()

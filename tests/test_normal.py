@@ -31,6 +31,12 @@ def test_densities_scores_and_draws_are_those_of_a_multivariate_normal(dim, tilt
     weight = torch.rand(N, generator=rng).double()
     mixture = (weight * truth.log_prob(x[:, None]).exp()).mean(1).log()
     torch.testing.assert_close(normal.mixture_log_prob(x, weight), mixture)
+    (gradient,) = torch.autograd.grad(mixture.sum(), x, retain_graph=True)
+    score, near = normal.mixture_score(x, weight)
+    torch.testing.assert_close(score, gradient)
+    part = weight * truth.log_prob(x[:, None]).exp()
+    torch.testing.assert_close(near, (part / part.sum(1, keepdim=True)).detach())
+    torch.testing.assert_close(normal.precision(), truth.precision_matrix)
     (score,) = torch.autograd.grad(truth.log_prob(x).sum(), x)
     torch.testing.assert_close(normal.eps(noise), -score)
 

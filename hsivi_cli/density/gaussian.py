@@ -55,7 +55,8 @@ class Affine(Target):
 
 
 RATE, BATCH, CLIP = 0.02, 64, 5.0
-RUNAWAY = 7.0  # of a log sd beyond Laplace's; a bound without end takes it to 10 in 1,000 steps
+# a log sd, or a mean in sds, beyond Laplace's: a bound without end takes them to 10 in 1,000 steps
+RUNAWAY = 7.0
 
 
 def fit_gaussian(
@@ -77,7 +78,8 @@ def fit_gaussian(
     start  [dim]  where the search for a mode begins
     scale         sd of q where log p says nothing of its own
     """
-    white = Affine(target, *laplace(target, start, scale))
+    mode, spread, ended = laplace(target, start, scale)
+    white = Affine(target, mode, spread)
     if not full:
         white = Affine(target, white.centre, white.factor.square().sum(1).sqrt().diag())
     mean, log_sd = (nn.Parameter(torch.zeros_like(start)) for _ in range(2))
@@ -107,17 +109,26 @@ def fit_gaussian(
             f"the target's bound runs away: along one direction the best Gaussian's sd grows by "
             f"{widest.exp():.3g} and on; the density is improper, or flat over that far"
         )
+    if not ended and mean.detach().abs().max() > RUNAWAY:
+        at = ", ".join(f"{value:.3g}" for value in white.out(mean.detach()[None])[0, :8].tolist())
+        raise HsiviError(
+            f"the target's bound runs away: its log density rises and rises, at x = ({at}) too; "
+            "the density is improper, or its coordinates have to be scaled"
+        )
     with torch.no_grad():
         return white.out(mean[None])[0], white.factor @ factor()
 
 
-def laplace(target: Target, start: Tensor, scale: float, steps: int = 50) -> tuple[Tensor, Tensor]:
-    """A mode of the target [dim] and a factor of the inverse negative Hessian there [dim, dim].
+def laplace(
+    target: Target, start: Tensor, scale: float, steps: int = 50
+) -> tuple[Tensor, Tensor, bool]:
+    """A mode of the target [dim], a factor of the inverse negative Hessian there [dim, dim], and
+    whether the search has ended there: in a density without end it never does.
 
     Directions of positive curvature are climbed too, their curvature's sign turned.
     """
     x = start[None]
-    value, damping = target.log_prob(x).item(), 0.0
+    value, damping, ended = target.log_prob(x).item(), 0.0, False
     for _ in range(steps):
         gradient, values, axes = curvature(target, x, scale)
         along = (gradient @ axes) / (values + damping)
@@ -125,12 +136,12 @@ def laplace(target: Target, start: Tensor, scale: float, steps: int = 50) -> tup
         found = target.log_prob(proposed).item()
         if found >= value:
             gain, x, value, damping = found - value, proposed, found, damping / 5
-            if gain < 1e-4:
+            if ended := gain < 1e-4:
                 break
         else:  # also where it is nan
             damping = max(10 * damping, 1e-3 * values.max().item())
     _, values, axes = curvature(target, x, scale)
-    return x[0], (axes / values.sqrt()).to(x)
+    return x[0], (axes / values.sqrt()).to(x), ended
 
 
 def curvature(target: Target, x: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -69,6 +69,15 @@ class Normal:
         last = self.tilt.square() + second.square()
         return torch.stack([first.square(), off, off, last], 1).view(-1, 2, 2)
 
+    def precision(self) -> Tensor:
+        """The inverse of cov [N, dim, dim]"""
+        own = self.std.square().reciprocal()
+        if self.tilt is None:
+            return torch.diag_embed(own)
+        lean = self.tilt / self.std[:, 0]  # the second noise is (x_1 - lean x_0) / std_1
+        first, off = own[:, 0] + lean.square() * own[:, 1], -lean * own[:, 1]
+        return torch.stack([first, off, off, own[:, 1]], 1).view(-1, 2, 2)
+
     def log_prob(self, x: Tensor) -> Tensor:
         """log density of each row at its own point x [N, dim]."""
         if self.tilt is not None:
@@ -102,3 +111,16 @@ class Normal:
         1.
         """
         return (self.pairs(x) + weight.log()).logsumexp(1) - math.log(weight.shape[-1])
+
+    def mixture_score(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Score at points x [B, dim] of the mixture of the rows, weights [N] or [B, N]; and each
+        row's share of the density there [B, N], without gradient.
+        """
+        middle = self.mean.mean(0)
+        near = (self.pairs(x) + weight.log()).softmax(1)
+        precision = self.precision()
+        pull = (precision @ (self.mean - middle)[:, :, None])[:, :, 0]
+        sums = near @ torch.cat([pull, precision.flatten(1)], 1)
+        pull, precision = sums.split([x.shape[1], x.shape[1] ** 2], 1)
+        turned = precision.view(-1, *[x.shape[1]] * 2) @ (x - middle)[:, :, None]
+        return pull - turned[:, :, 0], near.detach()

@@ -83,7 +83,7 @@ def wide_weight(x: Tensor) -> Tensor:
 
 ABOVE = 0.5  # of the rows are judged at a higher level than the layer's own
 SCORED_ABOVE, PARTS = 0.75, 4  # by a mixture's score: more of them, at so many levels
-RANGE = (0.05, 10.0)  # of sigma / sqrt(alpha_bar) at these
+RANGE = (0.2, 10.0)  # of sigma / sqrt(alpha_bar) at these
 
 
 def levels_of_rows(networks: Networks, config: InferConfig, k: int, count: int, draw) -> Tensor:
@@ -166,19 +166,15 @@ def fake_loss(
     return losses.mean() / family.dim
 
 
-def mixtures(networks: Networks, pool: Pool, k: int, level: Tensor) -> Iterator[tuple]:
+def mixtures(networks: Networks, pool: Pool, k: int, level: Tensor, own: float) -> Iterator[tuple]:
     """Layer k's marginal by all normals of a roll-out, held, at each level of the first rows, from
     the noisiest to the layer's own: these rows, the level, the normals there, and their weights
-    for each of the rows.
-
-    With N normals, the one that a draw came from among them, the mean of log q is too high by
-    R / 2N, R = E q(x | z) / q(x), without it too low by as much. So it counts half, or sparse parts
-    of q would lose mass.
+    for each of the rows; the one that a row came from counts `own`.
     """
     for one in level.unique():
         rows = (level[:, 0] == one).nonzero()[:, 0]
         share = pool.weight.expand(len(rows), -1).clone()
-        share[torch.arange(len(rows)), rows] /= 2
+        share[torch.arange(len(rows)), rows] *= own
         yield rows, one, pool.normal[k].at(one / networks.bridge.tempering[k - 1]), share
 
 
@@ -187,17 +183,21 @@ def lower_bound_losses(
 ) -> list[Tensor]:
     """Weighted log q - log p of layer k's draws at each level of the rows. q is held, so that the
     gradient is the path's alone: its noise vanishes as q reaches p [Roeder et al. 2017].
+
+    With N normals, the one that a draw came from among them, the mean of log q is too high by
+    R / 2N, R = E q(x | z) / q(x), without it too low by as much. So it counts half, or sparse parts
+    of q would lose mass.
     """
     bridge, found = networks.bridge, []
     layer = networks.family[k](pool.x[k][: len(noise)], pool.u[k][: len(noise)])
-    for rows, one, normals, share in mixtures(networks, pool, k, level):
+    for rows, one, normals, share in mixtures(networks, pool, k, level, 0.5):
         x = layer[rows].at(one / bridge.tempering[k - 1]).draw(noise[rows])
         q = normals.mixture_log_prob(x, share)
         found.append(pool.weight[rows] * (q - bridge.log_prob(x, k - 1, one)))
     return found
 
 
-ALONE = 0.25  # how much a falls for a draw that its own normal alone reaches
+ALONE = 0.1  # how much a falls for a draw that its own normal alone reaches
 FARTHEST = 10.0  # gap of scores, in local sds, from which on it pulls with one force
 
 
@@ -208,27 +208,29 @@ def mixture_losses(
     divergence; with q's score from all normals of the roll-out, held.
 
     Scores are multiplied by a factor of the covariance of the normals about x (diffusion score
-    matching [Barp et al. 2019]): so gaps are of one size in a funnel's neck and in its mouth. Where
-    a draw is reached by its own normal alone, q's score is that one's, and a = 1 would see nothing:
-    there a falls.
+    matching [Barp et al. 2019]): so gaps are of one size in a funnel's neck and in its mouth.
+
+    N normals err by V = E |q's score - theirs|^2 = E q(x | z) |layer_eps - q's|^2 / N q(x). Where
+    the one that a draw came from counts w, the loss is wrong by (w - a) V, which pulls tails in or
+    throws them out: so it counts a. A draw weighs the less the more its own normal is alone there,
+    as q's score is then that one's, whatever q is.
     """
     bridge, found, bounds = networks.bridge, [], []
     layer = networks.family[k](pool.x[k][: len(noise)], pool.u[k][: len(noise)])
-    for rows, one, normals, share in mixtures(networks, pool, k, level):
+    for rows, one, normals, share in mixtures(networks, pool, k, level, max(config.a, 0.5)):
         normal = layer[rows].at(one / bridge.tempering[k - 1])
         x, layer_eps = normal.draw(noise[rows]), normal.eps(noise[rows])
         teacher_eps = -bridge.score(x, k - 1, one)
-        each = normals.pairs(x) + share.log()
-        (score,) = torch.autograd.grad(each.logsumexp(1).sum(), x, create_graph=True)
-        near = each.detach().softmax(1)
+        score, near = normals.mixture_score(x, share)
+        alone = near[torch.arange(len(rows)), rows]
         cov = torch.einsum("bn,nij->bij", near, normals.cov())
         factor = torch.linalg.cholesky_ex(cov).L  # nan where there is none
         f_eps, teacher_eps, layer_eps = (
             (eps[:, None] @ factor)[:, 0] for eps in (-score, teacher_eps, layer_eps)
         )
         size = (f_eps - teacher_eps).detach().norm(dim=1)
-        weight = pool.weight[rows] * (FARTHEST / size).clamp(max=1)
-        a = config.a - ALONE * near[torch.arange(len(rows)), rows, None]
+        weight = pool.weight[rows] * (FARTHEST / size).clamp(max=1) * (1 - alone)
+        a = config.a - ALONE * alone[:, None]
         found.append(score_matching_loss(f_eps, teacher_eps, layer_eps, weight, a))
         bound = divergence_bound(f_eps.detach(), teacher_eps.detach(), layer_eps.detach())
         bounds.append(weight * bound)
