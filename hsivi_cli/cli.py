@@ -22,6 +22,7 @@ from . import __version__
 from .config import (
     BOOST_OUT,
     DRAWING,
+    FORCE,
     ORIGIN,
     PLANNED,
     PRESETS,
@@ -323,20 +324,24 @@ def infer(target, out, dim, **given) -> None:
 @click.argument("source", metavar="TABLE.csv|RUN")
 @click.option("--target", multiple=True, help="the column to learn; once more for each further one")
 @click.option("--out", help=BOOST_OUT)
+@click.option("--force", is_flag=True, help=FORCE)
 @options_of(BoostConfig)
 @click.pass_context
-def boost(context, source, target, out, **given) -> None:
+def boost(context, source, target, out, force, **given) -> None:
     """Learn p(target | other columns) of TABLE.csv by boosted trees, or draw from a RUN of it."""
     config = BoostConfig(**given)
     if config.predict is None:
         if not target:
             raise click.UsageError("Missing option '--target' of a table, or '--predict' of a run.")
+        for name in ("draws", "force"):
+            if is_typed(context, name):
+                raise click.UsageError(f"{flag_of(name)} is for --predict.")
         place = Path(out or f"runs/{Path(source).stem}-{config.calls}")
         return verb("boost").run(config, Path(source), target, place)
     for name in {"target", *given} - {*DRAWING}:
         if is_typed(context, name):
             raise click.UsageError(f"{flag_of(name)} is for learning; --predict draws.")
-    verb("boost").predict(config, Path(source), Path(out) if out else None)
+    verb("boost").predict(config, Path(source), Path(out) if out else None, force)
 
 
 @main.command()

@@ -259,6 +259,38 @@ def test_what_cannot_be_drawn_is_refused(tmp_path):
     assert "is named twice" in refusal(*draw, "--out", table)
 
 
+@pytest.mark.parametrize("target", ["y", "colour"])
+@pytest.mark.parametrize("name", ["mine.csv", "mine.npz"])
+def test_draws_take_the_place_of_draws_and_of_what_is_not_ours_by_force_alone(
+    tmp_path, name, target
+):
+    table, mine = written(tmp_path), tmp_path / name
+    table.write_text(table.read_text().replace(",,", ",none,"))
+    boost(table, tmp_path / "r", "--target", target)
+    if mine.suffix == ".csv":
+        shutil.copy(table, mine)
+    else:
+        np.savez(mine, y=np.zeros(3))
+    before = mine.read_bytes()
+    draw = ("boost", tmp_path / "r", "--predict", table, "--draws", 5, "--out", mine)
+    assert "mine" in (told := refusal(*draw)) and "or say --force" in told
+    assert mine.read_bytes() == before
+    hsivi(*draw, "--force")
+    drawn = mine.read_bytes()
+    hsivi(*draw, "--seed", 1)
+    assert len({before, drawn, mine.read_bytes()}) == 3
+    inside = tmp_path / "r" / name
+    shutil.copy(mine, inside)
+    assert "in which nothing is written over" in refusal(*draw[:-1], inside, "--force")
+
+
+def test_a_run_is_not_learned_into_a_file(tmp_path):
+    table = written(tmp_path)
+    before = table.read_bytes()
+    assert "t.csv is a file: name a folder for the run" in refused(table, table)
+    assert table.read_bytes() == before
+
+
 def test_trees_that_were_damaged_are_refused_before_lightgbm_crashes_on_them(tmp_path):
     table = written(tmp_path)
     boost(table, tmp_path / "r")
@@ -297,7 +329,9 @@ def test_a_damaged_description_is_refused_in_a_line(tmp_path):
 @pytest.mark.parametrize(
     ("options", "told"),
     [(("t.csv",), "'--target'"), (("r", "--predict", "n.csv", "--calls", "3"), "--calls is for"),
-     (("r", "--predict", "n.csv", "--target", "y"), "--target is for learning")],
+     (("r", "--predict", "n.csv", "--target", "y"), "--target is for learning"),
+     (("t.csv", "--target", "y", "--draws", "9"), "--draws is for --predict"),
+     (("t.csv", "--target", "y", "--force"), "--force is for --predict")],
 )  # fmt: skip
 def test_what_does_not_go_together_is_a_line_on_usage(options, told):
     assert told in hsivi("boost", *options, exit_code=2).stderr

@@ -101,11 +101,13 @@ def test_a_folder_of_ones_own_pictures_takes_no_grids(home):
         ("--out", "link.npz"),
         ("--save-stats", "detector/config.json"),
         ("--json", "cache/x.json"),
+        ("--json", "boosted/boost.json"),
     ],
 )
 def test_nothing_in_a_run_a_model_or_what_is_read_is_ever_written_over(home, option, name):
-    for folder in ("run/eval", "cache"):
+    for folder in ("run/eval", "cache", "boosted"):
         (home / folder).mkdir()
+    (home / "boosted" / "boost.json").write_text("{}")
     hsivi("sample", home / "run", "--count", 2, "--device", "cpu", "--grid", home / "grid.png")
     (home / "grid.png").rename(home / "run/eval/step-000001-2.png")
     table = {"rows": [], "training": [], "about": {}}

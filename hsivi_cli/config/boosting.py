@@ -29,7 +29,8 @@ class BoostConfig(Options):
     )
     classes: bool = option(False, "the target's values are classes even where they are numbers")
     categories: str | None = option(
-        None, "columns of numbers that are categories, separated by commas; text always is"
+        None,
+        "columns of numbers that are categories, separated by commas; text always is",
     )
 
     # the trees
@@ -69,7 +70,7 @@ class BoostConfig(Options):
 
     # drawing
     predict: str | None = option(
-        None, "a table to draw the target for, by the run in SOURCE", run_only=True
+        None, "a table to draw the target for, by the run named before it", run_only=True
     )
     draws: int = option(
         1000, "draws of each row of --predict", run_only=True, least=1, below=COUNTS

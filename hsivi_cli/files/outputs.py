@@ -1,11 +1,12 @@
 """Files that a user names to be written, and what of older ones they may take the place of.
 
 What is ours says so: a PNG in its Software text, a page in its generator, an .npz file in its
-comment, a comparison's JSON by its keys.
+comment, a comparison's JSON by its keys, a table of draws by the names of its columns.
 """
 
 from __future__ import annotations
 
+import re
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,19 +17,20 @@ from ..errors import HsiviError
 from .places import check_file, embedded, weights_folder
 from .whole import read_json, replacing
 
-PICTURE, PAGE, COMPARISON, IMAGES, STATISTICS = (
-    "picture", "page", "comparison", "images", "statistics"
+PICTURE, PAGE, COMPARISON, IMAGES, STATISTICS, DRAWS, SUMMARIES = (
+    "picture", "page", "comparison", "images", "statistics", "draws", "summaries of draws"
 )  # fmt: skip
 SOFTWARE = "hsivi"  # of pictures
 HEADS = {
-    PICTURE: b"tEXtSoftware\0" + SOFTWARE.encode(),
-    PAGE: b'<meta name="generator" content="hsivi">',
+    PICTURE: re.compile(rb"tEXtSoftware\0" + SOFTWARE.encode()),
+    PAGE: re.compile(b'<meta name="generator" content="hsivi">'),
+    SUMMARIES: re.compile(rb'\A[^\n]*( q0\.95|,"?p\()'),  # of numbers, of classes
 }
 HEAD_SIZE = 1000  # bytes in which they stand
 COMPARISON_KEYS = {"rows", "training", "about"}
-COMMENTS = {IMAGES: b"hsivi images", STATISTICS: b"hsivi statistics"}
+COMMENTS = {kind: b"hsivi " + kind.encode() for kind in (IMAGES, STATISTICS, DRAWS)}
 # what a run or a pipeline holds
-MARKED = ("hsivi.json", "infer.json", "model_index.json")
+MARKED = ("hsivi.json", "infer.json", "boost.json", "model_index.json")
 
 
 def write_npz(path: Path, kind: str, arrays: Mapping[str, np.ndarray], small: bool = False) -> None:
@@ -49,7 +51,7 @@ def is_own(file: Path, kind: str) -> bool:
             with zipfile.ZipFile(file) as archive:
                 return archive.comment == COMMENTS[kind]
         with open(file, "rb") as opened:
-            return HEADS[kind] in opened.read(HEAD_SIZE)
+            return HEADS[kind].search(opened.read(HEAD_SIZE)) is not None
     except (HsiviError, OSError, zipfile.BadZipFile):
         return False
 

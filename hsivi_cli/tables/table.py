@@ -16,6 +16,7 @@ import numpy as np
 
 from ..errors import HsiviError, counted
 
+WIDEST = 1e100  # of a target, and 1 / it the narrowest: beyond, its variance is no float64
 MISSING = {"", "na", "n/a", "nan", "null"}  # in small letters
 
 
@@ -206,8 +207,15 @@ def check_target(cells: Cells, column: Column) -> None:
             f"{cells.path} lacks the target {column.name} in {counted(len(missing), 'row')}, the "
             f"first in line {cells.lines[missing[0]]}: leave such rows out"
         )
-    if len(set(values_of(cells, column))) == 1:
+    values = values_of(cells, column)
+    low, high = float(values.min()), float(values.max())
+    if low == high:
         raise HsiviError(
             f"the target {column.name} is {found[0]} in all rows of {cells.path}: there is nothing "
             "to learn"
+        )
+    if not 1 / WIDEST <= high - low <= WIDEST:
+        raise HsiviError(
+            f"the target {column.name} of {cells.path} runs from {low:g} to {high:g}, of which "
+            "there is no variance: scale the column"
         )

@@ -25,7 +25,7 @@ from ..files.checkpoint import checkpoints
 from ..files.digest import digest
 from ..files.folder import check_resumable, holding
 from ..files.logs import trim
-from ..files.places import check_file
+from ..files.outputs import DRAWS, SUMMARIES, check_output, write_npz
 from ..files.progress import Bar, say
 from ..files.run import Plan, Run
 from ..files.whole import (
@@ -56,6 +56,8 @@ SHOWN = 1000  # most rows and draws that a finished run is measured on
 def run(config: BoostConfig, path: Path, targets: Sequence[str], out: Path) -> None:
     """Learn, or go on learning, the layers in the folder `out`."""
     begin = (time.monotonic(), time.process_time())
+    if out.is_file():
+        raise HsiviError(f"--out {out} is a file: name a folder for the run")
     quietly("lightgbm", "boost")
     named = [name.strip() for name in (config.categories or "").split(",") if name.strip()]
     table = read_table(path, tuple(dict.fromkeys(targets)), named, config.classes)
@@ -248,14 +250,17 @@ def report(out: Path, model: Model, held: Table, config: BoostConfig) -> None:
 # ---- drawing -------------------------------------------------------------------------------------
 
 
-def predict(config: BoostConfig, folder: Path, out: Path | None) -> None:
+def predict(config: BoostConfig, folder: Path, out: Path | None, force: bool = False) -> None:
     """Draw the target for every row of --predict: into OUT.csv or on stdout a line a row, into
     OUT.npz the draws themselves.
+
+    force  write over a file that holds something else
     """
     quietly("lightgbm", "boost")
-    check_file(out, config.predict)
     if out and out.suffix not in (".csv", ".npz"):
         raise HsiviError(f"--out {out} must be a .csv file, or an .npz file for the draws")
+    kind = DRAWS if out and out.suffix == ".npz" else SUMMARIES
+    check_output(out, kind, [config.predict, folder], force)
     model, inputs, targets = load(folder)
     model.trees = replace(model.trees, config=replace(model.config, threads=config.threads))
     cells = read_cells(Path(config.predict))
@@ -296,5 +301,4 @@ def write_draws(out: Path, drawn: np.ndarray, targets: Sequence[Column]) -> None
         content = {"y": drawn.argmax(2), "classes": np.array(targets[0].words)}
     else:
         content = {"y": drawn, "targets": np.array([column.name for column in targets])}
-    with replacing(out) as temporary:
-        np.savez_compressed(temporary, **content)
+    write_npz(out, DRAWS, content, small=True)
