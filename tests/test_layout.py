@@ -22,6 +22,7 @@ FLOORS = [
     "tables",
     "report",
     "verbs",
+    "arguments",
     "cli",
     "__main__",
 ]
