@@ -21,6 +21,7 @@ FLOORS = [
     "density",
     "tables",
     "report",
+    "runs",
     "verbs",
     "arguments",
     "cli",

@@ -41,6 +41,7 @@ from hsivi_cli.models.loading import load_teacher
 from hsivi_cli.models.networks import networks_of, training_tensors
 from hsivi_cli.models.starts import make_chain
 from hsivi_cli.models.student import HSIVIPipeline, load_student
+from hsivi_cli.runs import training as training_module
 from hsivi_cli.verbs import train as train_module
 
 
@@ -423,7 +424,7 @@ def test_a_best_student_outlives_its_checkpoint(teacher, tmp_path, monkeypatch, 
         found = evaluate(*arguments)
         return found | {"distance": falls[found["step"]]}
 
-    monkeypatch.setattr(train_module, "evaluate", judge)
+    monkeypatch.setattr(training_module, "evaluate", judge)
     out, options = tmp_path / "run", (*judged, "--eval-count", 9, "--eval-every", 1)
     train(teacher, out, *options, "--steps", 3, "--decay", "none")
     best = tree(out / "unet")
@@ -444,7 +445,7 @@ def test_a_kill_before_the_best_student_is_exported_leaves_its_checkpoint_to_men
     options = (*judged, "--eval-count", 9, "--eval-every", 1, "--steps", 3)
     train(teacher, tmp_path / "whole", *options)
     best = load_student(tmp_path / "whole").info["best"]["step"]
-    save = train_module.save_student
+    save = training_module.save_student
 
     def killed(out, unet, scheduler, chains, scales, info, card):
         if info["step"] == best:
@@ -452,7 +453,7 @@ def test_a_kill_before_the_best_student_is_exported_leaves_its_checkpoint_to_men
         save(out, unet, scheduler, chains, scales, info, card)
 
     with monkeypatch.context() as context:
-        context.setattr(train_module, "save_student", killed)
+        context.setattr(training_module, "save_student", killed)
         train(teacher, tmp_path / "broken", *options, exit_code=9)
     train(teacher, tmp_path / "broken", *options)
     assert student_files(tmp_path / "broken") == student_files(tmp_path / "whole")
@@ -700,7 +701,7 @@ def test_nothing_that_is_not_finite_is_kept(teacher, tmp_path, monkeypatch, name
         tensors = training_tensors(networks)
         return tensors | {name: torch.full_like(tensors[name], float("inf"))}
 
-    monkeypatch.setattr(train_module, "training_tensors", spoiled)
+    monkeypatch.setattr(training_module, "training_tensors", spoiled)
     line = refusal("train", teacher, "--out", out, *QUICK)
     assert f"{name} holds NaN or infinite values" in line and "step-000001 is the last good" in line
     after = tree(out)

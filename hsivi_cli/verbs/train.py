@@ -51,7 +51,7 @@ from ..models.student import (
 )
 from ..models.teacher import Teacher, difference
 from ..report.card import of_length
-from .training import Training
+from ..runs.training import Training
 
 
 def run(config: TrainConfig, teacher_options: dict, out: Path, plans: Set[str]) -> None:
