@@ -110,6 +110,8 @@ def test_what_a_killed_run_left_half_written_goes_when_it_is_resumed(save_teache
     before = tree(out)
     (out / "checkpoint" / ".step-000004.123.tmp").mkdir()
     (out / ".hsivi.json.123.tmp.json").write_text("{")
+    (out / "eval").mkdir()
+    (out / "eval" / ".step-000002.png.123.tmp.png").write_text("")
     (out / ".export-abc").mkdir()
     (out / ".export-abc" / "half").write_text("")
     train(teacher, out)
