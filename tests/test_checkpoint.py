@@ -321,6 +321,17 @@ def test_a_checkpoint_of_another_number_is_not_believed(tmp_path):
     assert load_checkpoint(tmp_path)[1] == {"round": 5}
 
 
+@pytest.mark.parametrize("name", ["SHA256SUMS", "state.json", "tensors.safetensors"])
+def test_a_pipe_in_a_checkpoint_is_not_waited_for(tmp_path, name, capsys):
+    save_checkpoint(tmp_path, 1, {"x": torch.zeros(1)}, {"round": 1})
+    save_checkpoint(tmp_path, 2, {"x": torch.ones(1)}, {"round": 2})
+    (tmp_path / "step-000002" / name).unlink()
+    os.mkfifo(tmp_path / "step-000002" / name)
+    tensors, state = load_checkpoint(tmp_path)
+    assert state["round"] == 1 and not tensors["x"].any()
+    assert f"{name} is no file, but a pipe" in capsys.readouterr().err
+
+
 def test_the_sums_are_those_of_sha256sum(tmp_path):
     save_checkpoint(tmp_path, 5, TENSORS, {"round": 5})
     for line in (tmp_path / "step-000005" / "SHA256SUMS").read_text().splitlines():
