@@ -110,6 +110,8 @@ def test_what_a_killed_run_left_half_written_goes_when_it_is_resumed(save_teache
     before = tree(out)
     (out / "checkpoint" / ".step-000004.123.tmp").mkdir()
     (out / ".hsivi.json.123.tmp.json").write_text("{")
+    (out / "eval").mkdir()
+    (out / "eval" / ".step-000002.png.123.tmp.png").write_text("")
     (out / ".export-abc").mkdir()
     (out / ".export-abc" / "half").write_text("")
     train(teacher, out)
@@ -317,6 +319,17 @@ def test_a_checkpoint_of_another_number_is_not_believed(tmp_path):
         save_checkpoint(tmp_path, number, TENSORS, {"round": number})
     (tmp_path / "step-000006").rename(tmp_path / "step-000009")
     assert load_checkpoint(tmp_path)[1] == {"round": 5}
+
+
+@pytest.mark.parametrize("name", ["SHA256SUMS", "state.json", "tensors.safetensors"])
+def test_a_pipe_in_a_checkpoint_is_not_waited_for(tmp_path, name, capsys):
+    save_checkpoint(tmp_path, 1, {"x": torch.zeros(1)}, {"round": 1})
+    save_checkpoint(tmp_path, 2, {"x": torch.ones(1)}, {"round": 2})
+    (tmp_path / "step-000002" / name).unlink()
+    os.mkfifo(tmp_path / "step-000002" / name)
+    tensors, state = load_checkpoint(tmp_path)
+    assert state["round"] == 1 and not tensors["x"].any()
+    assert f"{name} is no file, but a pipe" in capsys.readouterr().err
 
 
 def test_the_sums_are_those_of_sha256sum(tmp_path):

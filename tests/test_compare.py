@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import shutil
 import statistics
@@ -338,6 +339,15 @@ def test_the_cache_lies_where_the_environment_says(home, measure, tmp_path, monk
     arguments = [a for a in small(home, tmp_path) if a not in ("--cache", tmp_path / "cache")]
     hsivi("compare", home / "two", "--solvers", "none", *arguments)
     assert len(list((tmp_path / "environment").glob("*.json"))) == 1
+
+
+def test_a_user_without_a_home_is_asked_for_a_cache(home, tmp_path, monkeypatch):
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("HSIVI_CACHE", raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 5)  # whom the system does not know
+    arguments = [a for a in small(home, tmp_path) if a not in ("--cache", tmp_path / "cache")]
+    told = refusal("compare", home / "two", "--solvers", "none", *arguments)
+    assert "--cache" in told and "HSIVI_CACHE" in told
 
 
 @pytest.mark.parametrize(

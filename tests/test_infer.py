@@ -445,3 +445,22 @@ def test_a_damaged_description_of_a_run_is_one_line(tmp_path, content):
     (tmp_path / "y" / "infer.json").write_text(content, encoding="latin-1")
     assert "infer.json" in refused("banana", tmp_path / "y")
     assert "infer.json" in refusal("info", tmp_path / "y")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"target": 7}, {"dim": 2.5}, {"dim": 0}, {"step": -1}, {"seconds": 9**400},
+        {"cpu_seconds": None}, {"fingerprint": "x"}, {"fingerprint": [1, "x"]}, {"format": 1},
+        {"config": None}, {"config": {"steps": "x"}}, {"config": {"layers": []}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_part_of_a_description_that_no_run_writes_is_refused(tmp_path, change):
+    infer("banana", tmp_path / "y")
+    file = tmp_path / "y" / "infer.json"
+    whole = json.loads(file.read_text())
+    config = {"config": whole["config"] | change["config"]} if change.get("config") else {}
+    file.write_text(json.dumps(whole | change | config))
+    for line in (refused("banana", tmp_path / "y"), refusal("info", tmp_path / "y")):
+        assert f"infer.json describes no run of this version ({next(iter(change))} is" in line

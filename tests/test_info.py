@@ -92,6 +92,9 @@ def test_a_run_of_boosted_trees_tells_its_columns_and_layers(tmp_path):
     facts = told_of(tmp_path / "r")
     assert (facts["kind"], facts["targets"], facts["columns"]) == ("boosted trees", "y", "a, b")
     assert (facts["layers"], facts["rows"]) == ("2 of 2", 36)
+    whole = json.loads((tmp_path / "r" / "boost.json").read_text())
+    (tmp_path / "r" / "boost.json").write_text(json.dumps(whole | {"seconds": 9**400}))
+    assert "describes no run" in refusal("info", tmp_path / "r")
     (tmp_path / "r" / "boost.json").write_text("{}")
     assert "describes no run" in refusal("info", tmp_path / "r")
 

@@ -534,6 +534,7 @@ def test_a_damaged_description_of_a_run_is_one_line(teacher, tmp_path):
         "starts": [{"x": "ddim"}, {"9" * 5000: "ddim"}, {"2": 1}],
         "clip": [{"reach": 0}, {"reach": "1"}, {"reach": 1, "quantile": -4}, {"range": 1}],
         "seconds": [-1, 1e308],
+        "regressed": ["x"],
     }
     for key, value in ((key, value) for key, values in parts.items() for value in values):
         other = whole[key] | value if key == "teacher" else value

@@ -8,6 +8,7 @@ torch, so that `hsivi --help` is instant, or opens a file.
 from __future__ import annotations
 
 import math
+import typing
 from dataclasses import Field, dataclass, field, fields
 
 from ..errors import HsiviError
@@ -88,6 +89,20 @@ def fault(value, default, bounds) -> str | None:
     if "below" in bounds and value >= bounds["below"]:
         return f"must be below {bounds['below']}"
     return None
+
+
+def are_settings(stored: object, config: type) -> bool:
+    """Whether what a file holds are values of the kinds that a configuration's options have."""
+    kinds = typing.get_type_hints(config)
+    known = {item.name for item in fields(config)}
+    return (
+        isinstance(stored, dict)
+        and stored.keys() <= known
+        and all(
+            isinstance(value, kinds[name]) or (type(value) is int and isinstance(1.0, kinds[name]))
+            for name, value in stored.items()
+        )
+    )
 
 
 def is_whole(word: str, least: int, below: int) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import HsiviError
 from .progress import say
-from .whole import read_json, read_tensors, replacing, write_tensors
+from .whole import check_kind, read_json, read_tensors, replacing, write_tensors
 
 KEEP = 2
 TENSORS, STATE, SUMS = "tensors.safetensors", "state.json", "SHA256SUMS"
@@ -42,6 +42,7 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: 
 
 
 def sha256(file: Path) -> str:
+    check_kind(file)
     with open(file, "rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
@@ -112,6 +113,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict]:
     were, it is believed.
     """
     if (path / SUMS).exists():
+        check_kind(path / SUMS)
         lines = (path / SUMS).read_text(encoding="utf-8").splitlines()
         sums = {name: told for told, _, name in (line.partition("  ") for line in lines)}
         for name in (STATE, TENSORS):

@@ -9,6 +9,7 @@ import math
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -146,6 +147,11 @@ def check_kind(path: Path) -> None:
     path = Path(path)
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise HsiviError(f"{path} is no file, but a pipe or a device: take it out")
+
+
+def is_finite(value: object) -> bool:
+    """Whether a value from a JSON file is a number that a float can hold."""
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def read_json(path: Path) -> dict:

@@ -50,8 +50,14 @@ GRID_COUNT = 36
 
 def cache_of(config: CompareConfig) -> Path:
     """Where what was drawn is kept."""
-    chosen = config.cache or os.environ.get("HSIVI_CACHE")
-    return Path(chosen) if chosen else Path.home() / ".cache" / "hsivi"
+    if chosen := config.cache or os.environ.get("HSIVI_CACHE"):
+        return Path(chosen)
+    try:
+        return Path.home() / ".cache" / "hsivi"
+    except RuntimeError as error:  # of a user that the system does not know, as in a container
+        raise HsiviError(
+            "there is no home folder to keep images in: give --cache, or set HSIVI_CACHE"
+        ) from error
 
 
 def device_name(device: torch.device) -> str:

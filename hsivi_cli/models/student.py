@@ -8,7 +8,6 @@ below. docs/formats.md lists every field.
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -23,6 +22,7 @@ from ..errors import HsiviError, counted
 from ..files.places import embedded
 from ..files.whole import (
     check_finite,
+    is_finite,
     let_read,
     read_json,
     read_tensors,
@@ -103,7 +103,7 @@ def load_student(path: str | Path, device: str | torch.device = "cpu") -> Studen
 
 # of hsivi.json: what must be there, and of which kind
 FIELDS = {"teacher": dict, "config": dict, "step": int, "seconds": (int, float)}
-MAY_BE = {"best": dict, "starts": dict, "clip": dict}
+MAY_BE = {"best": dict, "starts": dict, "clip": dict, "regressed": int}
 
 
 def read_info(folder: Path) -> dict:
@@ -138,7 +138,7 @@ def faults_of(info: dict) -> list[str]:
             for nfe, start in (info.get("starts") or {}).items()
         ),
         "clip": clip.keys() <= {"reach", "quantile"}
-        and all_finite([clip.get("reach")])
+        and is_finite(clip.get("reach"))
         and clip["reach"] > 0
         and (clip.get("quantile") is None or is_part(clip["quantile"])),
     }
@@ -167,9 +167,7 @@ def check_best(best: dict | None) -> None:
 
 def all_finite(numbers: object) -> bool:
     """Whether a value from a JSON file is a list of finite numbers."""
-    return isinstance(numbers, list) and all(
-        isinstance(one, int | float) and abs(one) <= sys.float_info.max for one in numbers
-    )
+    return isinstance(numbers, list) and all(map(is_finite, numbers))
 
 
 def is_part(number: object) -> bool:

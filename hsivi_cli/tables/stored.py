@@ -5,13 +5,11 @@ place.
 from __future__ import annotations
 
 import json
-import typing
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 
-from ..config import BoostConfig
+from ..config import BoostConfig, are_settings
 from ..errors import HsiviError, counted
 from ..files.digest import digest
 from ..files.whole import read_json
@@ -30,21 +28,13 @@ def read_info(out: Path) -> dict:
     """boost.json of a run's folder. Refuses other versions' and damaged ones."""
     info = read_json(out / "boost.json")
     wrong = [key for key, kind in FIELDS.items() if not isinstance(info.get(key), kind)]
-    if wrong or not are_settings(info["config"]):
+    settings = info.get("config")
+    if wrong or "calls" not in settings or not are_settings(settings, BoostConfig):
         raise HsiviError(
             f"{out / 'boost.json'} describes no run of this version ({', '.join(wrong) or 'config'}"
             " is missing or damaged): copy it again, or learn it anew in another --out"
         )
     return info
-
-
-def are_settings(stored: dict) -> bool:
-    """Whether a file's values are ones that the options of BoostConfig may have."""
-    kinds = typing.get_type_hints(BoostConfig)
-    known = {item.name for item in fields(BoostConfig)}
-    if not {"calls"} <= stored.keys() <= known:
-        return False
-    return all(isinstance(value, kinds[name]) for name, value in stored.items())
 
 
 def digest_of(info: dict, texts: dict[str, str]) -> str:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import time
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,7 @@ from ..density.named import fingerprint, load_target, probe
 from ..density.networks import Networks, make_networks, resolved
 from ..density.packages import quietly
 from ..density.rounds import play_round
+from ..density.stored import FORMAT, read_info
 from ..density.targets import Target
 from ..errors import HsiviError
 from ..files.checkpoint import (
@@ -53,7 +54,6 @@ from ..files.progress import say
 from ..files.run import Plan, Run, slowed, until_done
 from ..files.whole import (
     is_fresh,
-    read_json,
     read_tensors,
     remove,
     replacing,
@@ -66,7 +66,6 @@ from ..method.steps import warmup_rounds
 from ..report.figures import band_png, densities_png, layers_png, pairs_png
 from ..report.methods import table
 
-FORMAT = 2  # of infer.json and model.safetensors
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)  # of the summary's quantiles
 
 
@@ -76,20 +75,6 @@ def load(folder: str | Path) -> Family:
     family = Family(info["dim"], InferConfig(**info["config"]))
     family.load_state_dict(read_tensors(Path(folder) / "model.safetensors"))
     return family.requires_grad_(False)
-
-
-def read_info(out: Path) -> dict:
-    try:
-        info = read_json(out / "infer.json")
-        names = {item.name for item in fields(InferConfig)}
-        if {"target", "dim", "config", "step", "cpu_seconds"} <= info.keys() and (
-            info["config"].keys() <= names and info.get("format") == FORMAT
-        ):
-            return info
-        reason = "it describes no run of this version"
-    except (HsiviError, AttributeError) as error:
-        reason = error
-    raise HsiviError(f"{out / 'infer.json'} cannot be used ({reason}): choose another folder")
 
 
 def run(config: InferConfig, name: str, dim: int | None, out: Path) -> None:

@@ -6,6 +6,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..config import InferConfig
+from ..density.stored import read_info
 from ..errors import HsiviError, counted
 from ..files.images import MARK, open_images
 from ..files.places import embedded, embedded_names
@@ -50,7 +52,7 @@ def describe_own(path: str, within: bool) -> dict | None:
     if is_student(place):
         return describe_student(path)
     if (place / "infer.json").is_file():
-        return describe_inference(place / "infer.json")
+        return describe_inference(place)
     if (place / "boost.json").is_file():
         return describe_boosting(place / "boost.json")
     if path.endswith(".npz"):
@@ -95,22 +97,19 @@ def describe_images(path: Path) -> dict:
     return facts
 
 
-def describe_inference(file: Path) -> dict:
-    info = read_json(file)
-    try:
-        config = info["config"]
-        return {
-            "kind": "inference",
-            "target": info["target"],
-            "coordinates": info["dim"],
-            "layers": config["layers"],
-            "objective": config["objective"],
-            "bridge": config["bridge"],
-            "steps": f"{info['step']} of {config['steps']}",
-            "minutes": round(info["seconds"] / 60, 1),
-        }
-    except (KeyError, TypeError) as error:
-        raise HsiviError(f"{file} describes no run of this version ({error})") from error
+def describe_inference(folder: Path) -> dict:
+    info = read_info(folder)
+    config = InferConfig(**info["config"])
+    return {
+        "kind": "inference",
+        "target": info["target"],
+        "coordinates": info["dim"],
+        "layers": config.layers,
+        "objective": config.objective,
+        "bridge": config.bridge,
+        "steps": f"{info['step']} of {config.steps}",
+        "minutes": round(info["seconds"] / 60, 1),
+    }
 
 
 def describe_boosting(file: Path) -> dict:
@@ -127,7 +126,7 @@ def describe_boosting(file: Path) -> dict:
             "trees": config["trees"],
             "minutes": round(info["seconds"] / 60, 1),
         }
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, OverflowError) as error:
         raise HsiviError(f"{file} describes no run of this version ({error})") from error
 
 
