@@ -29,7 +29,8 @@ def test_particles_of_a_gaussian_have_its_moments(dim):
 
 
 def test_modes_further_apart_than_the_base_are_told_and_near_ones_are_not():
-    for apart, share, told in ((12.0, 0.5, True), (12.0, 0.2, True), (3.0, 0.5, False)):
+    cases = ((12.0, 0.5, True), (12.0, 0.2, True), (70.0, 0.5, True), (3.0, 0.5, False))
+    for apart, share, told in cases:
         target = modes(4, apart, share)
         config = resolved(InferConfig(layers=1, width=16, bridge="geometric"), target)
         networks = make_networks(config, target)

@@ -16,7 +16,7 @@ from ..method.steps import rng
 from .networks import Networks
 from .targets import Target
 
-WIDER = 5.0  # the particles' first sd, in sds of the base
+WIDER = (5.0, 50.0)  # the particles' first sd, in sds of the base; the next where one finds nothing
 COUNT, MOST, MOVES = 200, 60, 5  # particles, temperatures, moves at each
 ACCEPTED = 0.57  # of Langevin moves, the best share [Roberts & Rosenthal 1998]
 BEYOND = 1.5  # times the farthest of the samples from their mean, along a coordinate
@@ -102,21 +102,23 @@ def missed(networks: Networks, seed: int) -> str | None:
     family, bridge = networks.ema, networks.bridge
     if bridge.kind != "geometric":
         return None
-    sd, device = WIDER * bridge.base_scale, family.centre.device
-    try:
-        found = particles(bridge.target, sd, rng(seed, "elsewhere"), device)
-    except HsiviError:  # a user's function may fail so far away, and the run is over
-        found = None
-    if found is None:
-        return None
     samples = family.marginals(10_000, seed)[0]
     middle = samples.mean(0)
     reach = BEYOND * (samples - middle).abs().amax(0)
-    share = ((found - middle).abs() > reach).any(1).double().mean().item()
-    if share <= FEW:
-        return None
-    return (
-        f"of particles that come down the tempering path from {WIDER:g} times the base's sd, "
-        f"{share:.0%} end where no sample lies: the target has mass further out than the base, as "
-        "modes far apart are; try --frame none with a --base-scale that reaches them"
-    )
+    for wider in WIDER:
+        sd, draw = wider * bridge.base_scale, rng(seed, "elsewhere")
+        try:
+            found = particles(bridge.target, sd, draw, family.centre.device)
+        except HsiviError:  # a user's function may fail so far away, and the run is over
+            found = None
+        if found is None:
+            continue
+        share = ((found - middle).abs() > reach).any(1).double().mean().item()
+        if share > FEW:
+            return (
+                f"of particles that come down the tempering path from {wider:g} times the base's "
+                f"sd, {share:.0%} end where no sample lies: the target has mass further out than "
+                "the base, as modes far apart are; try --frame none with a --base-scale that "
+                "reaches them"
+            )
+    return None
