@@ -244,6 +244,40 @@ def over_normal(rows: list[dict]) -> dict[tuple[str, str], float]:
     return {key: float(np.divide(*np.mean(pairs, axis=0))) for key, pairs in groups.items()}
 
 
+def differences(
+    rows: Iterable[dict], method: str
+) -> dict[tuple[str, str], tuple[float, float, int]]:
+    """By data set and other method, how much larger its CRPS is than `method`'s on the same splits:
+    the mean, its standard error over splits (NaN of one), and how many they are. Splits share most
+    of their rows, so it is not that over data sets.
+    """
+    own = {(row["data"], row["split"]): row["crps"] for row in rows if row["method"] == method}
+    found: dict[tuple[str, str], list[float]] = {}
+    for row in rows:
+        at = (row["data"], row["split"])
+        if at in own and row["method"] != method:
+            found.setdefault((row["data"], row["method"]), []).append(row["crps"] - own[at])
+    return {
+        key: (
+            float(np.mean(each)),
+            float(np.std(each, ddof=1) / np.sqrt(len(each))) if len(each) > 1 else np.nan,
+            len(each),
+        )
+        for key, each in found.items()
+    }
+
+
+def show_differences(rows: list[dict], method: str) -> None:
+    """A table in Markdown of `differences`, a line a data set: in brackets the standard errors."""
+    found = differences(rows, method)
+    others = list(dict.fromkeys(name for _, name in found))
+    print(f"| data | splits | {' | '.join(others)} |\n|{'---|' * (len(others) + 2)}")
+    for data in dict.fromkeys(data for data, _ in found):
+        own = {name: found[data, name] for name in others if (data, name) in found}
+        cells = [f"{own[n][0]:.4f} ({own[n][1]:.4f})" if n in own else "" for n in others]
+        print(f"| {data} | {max(each[2] for each in own.values())} | {' | '.join(cells)} |")
+
+
 def show(rows: list[dict]) -> None:
     """A table in Markdown."""
     print(f"| data | method | splits | {' | '.join(MEASURES)} |\n|{'---|' * (len(MEASURES) + 3)}")
@@ -298,6 +332,7 @@ def main() -> None:
     parser.add_argument("--read", nargs="+", help="show these files' rows in place of measuring")
     parser.add_argument("--common", action="store_true", help="of splits that all methods have")
     parser.add_argument("--brief", action="store_true", help="a line a method, over data sets")
+    parser.add_argument("--against", help="show how much larger CRPS is than this method's")
     parser.add_argument("--plot", help="with --read, quality by calls into this PNG file")
     args = parser.parse_args()
     first, last = map(int, args.splits.split("-"))
@@ -306,7 +341,10 @@ def main() -> None:
         found = [json.loads(line) for text in texts for line in text.splitlines()]
         rows = [row for row in found if first <= row["split"] <= last]
         shown = in_common(rows) if args.common else rows
-        (show_briefly if args.brief else show)(shown)
+        if args.against:
+            show_differences(shown, args.against)
+        else:
+            (show_briefly if args.brief else show)(shown)
         if args.plot:
             plot(rows, args.plot)
         return

@@ -560,3 +560,21 @@ def test_methods_on_tables_are_measured_on_the_same_held_out_rows(monkeypatch, c
     assert tables.in_common([*rows, alone]) == rows
     ratio = tables.over_normal([*rows, alone])
     assert ratio["line", "mean"] == pytest.approx(crps["mean"] / crps["normal"])
+
+
+def test_methods_on_tables_are_set_against_one_split_by_split(capsys):
+    """Differences .1, .3 and .2: mean .2, sd .1."""
+    tables = load_bench("tables")
+    crps = {"a": (1.0, 2.0, 3.0), "b": (1.1, 2.3, 3.2), "c": (0.5,)}
+    rows = [
+        {"data": "line", "split": split, "method": method, "crps": value}
+        for method, values in crps.items()
+        for split, value in enumerate(values)
+    ]
+    found = tables.differences(rows, "a")
+    assert found["line", "b"] == pytest.approx((0.2, 0.1 / math.sqrt(3), 3))
+    assert found["line", "c"] == pytest.approx((-0.5, math.nan, 1), nan_ok=True)
+    tables.show_differences(rows, "a")
+    assert (
+        capsys.readouterr().out.splitlines()[-1] == "| line | 3 | 0.2000 (0.0577) | -0.5000 (nan) |"
+    )

@@ -163,7 +163,8 @@ def test_draws_are_summed_up_a_line_a_row_or_kept_all(tmp_path):
     assert warnings_of(said) == [f"warning: {new} has columns that the run does not know: id"]
     found = read(said.stdout)
     assert len(found) == 70 and list(found[0])[:3] == ["y mean", "y sd", "y q0.05"]
-    hsivi(*options, "--out", tmp_path / "o.csv")
+    told = hsivi(*options, "--out", tmp_path / "o.csv").stderr.splitlines()[-1]
+    assert told == f"{tmp_path / 'o.csv'}: 70 rows, 50 draws each"
     assert (tmp_path / "o.csv").read_text() == said.stdout
     hsivi(*options, "--out", tmp_path / "o.npz")
     with np.load(tmp_path / "o.npz") as file:

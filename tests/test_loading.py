@@ -212,6 +212,8 @@ def test_a_folder_that_is_not_there_or_no_teacher_is_refused(tmp_path, save_teac
     (tmp_path / "file").write_text("")
     assert "there is no teacher at" in refused(tmp_path / "file")
     (tmp_path / "empty").mkdir()
+    assert "empty is an empty folder: a training leaves one that" in refused(tmp_path / "empty")
+    (tmp_path / "empty" / "notes.txt").write_text("")
     assert "is no diffusers teacher" in refused(tmp_path / "empty")
     folder = save_teacher()
     shutil.rmtree(folder / "scheduler")

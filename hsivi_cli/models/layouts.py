@@ -10,7 +10,7 @@ from typing import NamedTuple
 import diffusers
 
 from ..errors import HsiviError
-from ..files.whole import read_json
+from ..files.whole import is_fresh, read_json
 
 INDEX, NETWORK, SCHEDULE = "model_index.json", "config.json", "scheduler_config.json"
 PIPELINES = ("DDPMPipeline", "DDIMPipeline", "PNDMPipeline", "HSIVIPipeline")
@@ -54,6 +54,11 @@ def find_parts(folder: Path, name: str, subfolder: str | None = None) -> Parts:
             f"{within}{last}"
         )
     unet = folder / part
+    if folder.is_dir() and is_fresh(folder):
+        raise HsiviError(
+            f"{name} is an empty folder: a training leaves one that stopped before anything was "
+            "kept; type its line again"
+        )
     if not (unet / NETWORK).exists():
         raise HsiviError(f"{name} is no diffusers teacher: {unet / NETWORK} is missing")
     places = schedule_places(folder.absolute())

@@ -231,7 +231,7 @@ class Boosting:
 def report(out: Path, model: Model, held: Table, config: BoostConfig) -> None:
     """summary.json, calibration.png and bands.png, of rows that were held out; a line on stderr."""
     rows = slice(0, SHOWN)
-    drawn = np.concatenate([*model.sample(held.x[rows], min(config.draws, SHOWN), config.seed)])
+    drawn = np.concatenate([*model.sample(held.x[rows], SHOWN, config.seed)])
     y = held.y[rows]
     if held.classes:
         found = {held.targets[0].name: scores.of_classes(drawn, y)}
@@ -267,14 +267,14 @@ def predict(config: BoostConfig, folder: Path, out: Path | None, force: bool = F
     x = encode(cells, inputs)
     tell_of_columns(cells, inputs, targets)
     blocks = bar_over(model.sample(x, config.draws, config.seed), len(x))
-    if out and out.suffix == ".npz":
-        write_draws(out, np.concatenate(list(blocks)), targets)
+    if out is None:
+        print(csv_of(blocks, targets), end="")
         return
-    text = csv_of(blocks, targets)
-    if out:
-        write_text(out, text)
+    if kind == DRAWS:
+        write_draws(out, np.concatenate(list(blocks)), targets)
     else:
-        print(text, end="")
+        write_text(out, csv_of(blocks, targets))
+    say(f"{out}: {counted(len(x), 'row')}, {counted(config.draws, 'draw')} each")
 
 
 def tell_of_columns(cells, inputs: Sequence[Column], targets: Sequence[Column]) -> None:
