@@ -523,12 +523,13 @@ def test_a_damaged_description_of_a_run_is_one_line(teacher, tmp_path):
     train(teacher, out, "--steps", 0)
     whole = json.loads((out / "hsivi.json").read_text())
     best = {"step": 3, "distance": math.nan, "count": 9, "detector": "d", "moments": ["x"]}
-    best["distances"] = {"2": 9**400}  # no float is as large
+    best |= {"distances": {"2": 9**400}, "reference": "r", "start": {}}  # no float is as large
     (out / "hsivi.json").write_text(json.dumps(whole | {"best": best}))
-    assert "no usable distance, distances, moments" in refusal("info", out)
+    assert "no usable distance, distances, moments, start" in refusal("info", out)
     (out / "hsivi.json").write_text(json.dumps(whole | {"best": {"step": 3}}))
     for verb in (("train", teacher, *QUICK, "--out"), ("info",)):
-        assert "no usable distance, count, detector" in refusal(*verb, out)
+        told = refusal(*verb, out)
+        assert "no usable distance, distances, count, detector, reference" in told
     parts = {
         "teacher": [{"name": ["a"]}, {"digest": 3}, {"subfolder": 1}],
         "starts": [{"x": "ddim"}, {"9" * 5000: "ddim"}, {"2": 1}],

@@ -36,5 +36,5 @@ def rows_of(path: Path, *keys: str) -> list[dict]:
 def trim(path: Path, done: int, key: str = "step") -> None:
     """Drop a log's lines of later steps, or rounds, than a checkpoint's."""
     if path.exists():
-        kept = [row for row in rows_of(path) if row.get(key, 0) <= done]
+        kept = [r for r in rows_of(path) if type(r.get(key, 0)) is int and r.get(key, 0) <= done]
         write_text(path, "".join(f"{json.dumps(row)}\n" for row in kept))

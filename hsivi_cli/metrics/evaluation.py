@@ -20,10 +20,12 @@ from ..config import OWN, TrainConfig
 from ..files.device import enough_memory
 from ..files.images import has_picture, save_grid
 from ..files.logs import append, rows_of
+from ..files.whole import is_finite
 from ..method.networks import Networks
 from ..method.steps import student_rate
 from ..models.draw import draw
 from ..models.networks import averaged_sampler
+from ..models.student import all_finite
 from ..models.teacher import Teacher
 from .frechet import NEIGHBOURS, Moments, frechet_distance, precision_recall, standard_error
 from .judge import Judge
@@ -145,8 +147,9 @@ def same_ruler(one: dict, best: dict) -> bool:
         return False
     if not one.get("moments") or not best.get("moments"):
         return one["reference"] == best.get("reference")
-    pairs = zip(one["moments"], best["moments"], strict=True)
-    return all(math.isclose(a, b, rel_tol=SAME) for a, b in pairs)
+    pairs = list(zip(one["moments"], best["moments"], strict=False))
+    alike = all(math.isclose(a, b, rel_tol=SAME) for a, b in pairs)
+    return alike and len(pairs) == len(one["moments"]) == len(best["moments"])
 
 
 def has_collapsed(file: Path, best: dict) -> bool:
@@ -155,7 +158,8 @@ def has_collapsed(file: Path, best: dict) -> bool:
     """
     distances = {}
     for row in rows_of(file, "distance", "count", "detector", "reference"):
-        if same_ruler(row, best):
+        sound = is_finite(row["distance"]) and all_finite(row.get("moments") or [])
+        if sound and same_ruler(row, best):
             distances.setdefault(row["step"], []).append(max(0.0, row["distance"]))
     means = [math.prod(each) ** (1 / len(each)) for each in distances.values()]
     worse = [mean > COLLAPSED * best["distance"] for mean in means[-EVALUATIONS - 1 :]]

@@ -145,7 +145,10 @@ def faults_of(info: dict) -> list[str]:
     return [key for key, so in sound.items() if not so]
 
 
-BEST = {"step": int, "distance": (int, float), "count": int, "detector": str}
+BEST = {
+    "step": int, "distance": (int, float), "distances": dict, "count": int, "detector": str,
+    "reference": str,
+}  # fmt: skip
 
 
 def check_best(best: dict | None) -> None:
@@ -154,11 +157,14 @@ def check_best(best: dict | None) -> None:
         return
     told = best if isinstance(best, dict) else {}
     wrong = [key for key, kind in BEST.items() if not isinstance(told.get(key), kind)]
-    distances = told.get("distances", {})
+    distances, start = told.get("distances"), told.get("start", {"distance": 0, "recall": 0})
     numbers = {
         "distance": [told.get("distance")],
         "distances": list(distances.values()) if isinstance(distances, dict) else None,
         "moments": told.get("moments") or [],
+        "start": [start.get("distance"), start.get("recall", start) or 0]
+        if isinstance(start, dict)
+        else None,
     }
     wrong += [key for key in numbers if key not in wrong and not all_finite(numbers[key])]
     if wrong:

@@ -24,7 +24,7 @@ from ..files.logs import rows_of
 from ..files.outputs import COMPARISON, PAGE, PICTURE, check_output
 from ..files.places import check_place, embedded
 from ..files.progress import command_line
-from ..files.whole import write_bytes, write_json, write_text
+from ..files.whole import is_finite, write_bytes, write_json, write_text
 from ..method.schedule import Clip
 from ..metrics.detectors import Detector
 from ..metrics.judge import open_judge
@@ -331,10 +331,11 @@ def training_curve(student: Student, nfe: int, detector: Detector) -> dict:
     """Distances that a run measured in training by this detector: points of (minutes, distance)."""
     folder, points, counts = embedded(student.name), [], set()
     timing = rows_of(folder / "timing.jsonl", "seconds")
-    seconds = {row["step"]: row["seconds"] for row in timing}
+    seconds = {row["step"]: row["seconds"] for row in timing if is_finite(row["seconds"])}
     for row in rows_of(folder / "evaluations.jsonl", "detector", "distance", "count"):
         mine = row.get("nfe", nfe) == nfe and row["detector"] == detector.stamp
-        if mine and row["step"] in seconds:
+        sound = is_finite(row["distance"]) and type(row["count"]) is int
+        if mine and sound and row["step"] in seconds:
             points.append([round(seconds[row["step"]] / 60, 2), row["distance"]])
             counts.add(row["count"])
     return {"name": student.name, "nfe": nfe, "points": points, "counts": sorted(counts)}

@@ -194,6 +194,11 @@ def mutants(draw, whole, name):
         path = draw(st.sampled_from(sorted(places_in(content), key=str)))
         made = changed(content, path, draw(STRANGE), draw(st.booleans()))
         return json.dumps(made).encode()
+    if name.endswith(".jsonl") and draw(st.booleans()):
+        lines = whole.splitlines()
+        at = draw(st.integers(0, len(lines) - 1))
+        lines[at] = draw(mutants(lines[at], "line.json"))
+        return b"\n".join(lines)
     if name.endswith((".npz", ".safetensors")) and draw(st.booleans()):
         return others(draw, whole, name)
     at = draw(st.integers(0, len(whole) - 1))
