@@ -542,6 +542,10 @@ def test_a_damaged_description_of_a_run_is_one_line(teacher, tmp_path):
         (out / "hsivi.json").write_text(json.dumps(whole | {key: other}))
         told = refusal("train", teacher, "--out", out, *QUICK)
         assert f"hsivi.json describes no run ({key} is" in told
+    for steps in (None, "3", []):
+        (out / "hsivi.json").write_text(json.dumps(whole | {"config": {"steps": steps}}))
+        told = refusal("train", teacher, "--out", out, *QUICK)
+        assert "was begun with" in told
     for content in ("{", "[]", "[" * 100_000, '{"format": 1}'):
         (out / "hsivi.json").write_text(content)
         assert "hsivi.json" in refusal("train", teacher, "--out", out, *QUICK)

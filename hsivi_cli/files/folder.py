@@ -62,7 +62,7 @@ def check_resumable(out: Path, info: dict, config) -> None:
     old = info["config"]
     for item in fields(config):
         new_value, old_value = getattr(config, item.name), old.get(item.name, item.default)
-        more_steps = item.name == "steps" and new_value >= old_value
+        more_steps = item.name == "steps" and type(old_value) is int and new_value >= old_value
         if not item.metadata.get("run_only") and new_value != old_value and not more_steps:
             raise HsiviError(
                 f"{out} was begun with {flag_of(item.name)} {old_value}, not {new_value}: use that "
