@@ -171,10 +171,13 @@ def test_training_without_out_makes_a_run_and_the_same_line_resumes_it(
     assert load_student("runs/teacher-2").info["step"] == 2
 
 
-def test_inference_without_out_is_named_after_its_target_and_layers(tmp_path, monkeypatch):
+def test_inference_without_out_is_named_after_its_target_and_layers(
+    tmp_path, monkeypatch, coarse_pictures
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text("def log_prob(x):\n    return -(x**2).sum(1) / 2\n")
     small = ("--width", 4, "--steps", 0, "--count", 20, "--mixing", 4, "--path-steps", 0)
+    small = (*small, "--bridge", "geometric")
     hsivi("infer", "banana", "--layers", 3, *small)
     hsivi("infer", "mine:log_prob", "--dim", 2, "--layers", 1, *small)
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from command import QUICK, hsivi, refusal, save_detector
+from command import QUICK, TINY, hsivi, refusal, save_detector
 from conftest import edit_json
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from safetensors.torch import load_file, save_file
@@ -111,8 +111,8 @@ def trained(teacher, out, *options):
 
 def test_auto_clips_where_the_teachers_images_are_others_with_it(save_teacher, tmp_path):
     """A random network leaves the range by far; one that predicts an x0 of zero never does."""
-    wide = save_teacher(scheduler=DDPMScheduler(clip_sample_range=0.9), folder="wide")
-    still = save_teacher(scheduler=DDPMScheduler(prediction_type="sample"), folder="still")
+    wide = save_teacher(scheduler=DDPMScheduler(clip_sample_range=0.9), folder="wide", **TINY)
+    still = save_teacher(scheduler=DDPMScheduler(prediction_type="sample"), folder="still", **TINY)
     file = still / "unet" / "diffusion_pytorch_model.safetensors"
     save_file({name: 0 * tensor for name, tensor in load_file(file).items()}, file)
     assert trained(wide, tmp_path / "a", "--clip-x0", "auto").model.clip == Clip(0.9)
@@ -124,7 +124,7 @@ def test_auto_clips_where_the_teachers_images_are_others_with_it(save_teacher, t
 
 
 def test_a_run_goes_on_clipped_as_it_began(save_teacher, tmp_path, monkeypatch):
-    wide = save_teacher(scheduler=DDPMScheduler())
+    wide = save_teacher(scheduler=DDPMScheduler(), **TINY)
     whole = trained(wide, tmp_path / "whole", "--steps", 2, "--clip-x0", "auto")
     options = ("--steps", 2, "--clip-x0", "auto")
     trained(wide, tmp_path / "broken", *options, "--minutes", 1e-9)
