@@ -30,7 +30,7 @@ from .checkpoint import go_back, last_good, restore, save_checkpoint
 from .interrupt import Interrupt
 from .logs import append
 from .progress import Bar, command_line, say
-from .whole import not_finite_in
+from .whole import is_finite, not_finite_in
 
 # ---- processes -----------------------------------------------------------------------------------
 
@@ -159,7 +159,7 @@ class Run:
         """The state of a checkpoint, whose tensors have been loaded."""
         found = {key: (MAY_LACK | stored)[key] for key in self.state}
         for clock in CLOCKS:
-            if not math.isfinite(found[clock]):
+            if not (is_finite(found[clock]) and found[clock] >= 0):
                 raise HsiviError(f"{clock} are {found[clock]}")
         skipped, rollbacks = found["skipped"], found["rollbacks"]
         if not isinstance(skipped, list) or not all(isinstance(one, int) for one in skipped):
