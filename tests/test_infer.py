@@ -64,7 +64,7 @@ def test_a_run_leaves_its_layers_samples_summary_and_plots(tmp_path, objective):
 
 
 def test_more_coordinates_have_marginals_and_pairs(tmp_path):
-    infer("logistic-waveform", tmp_path / "y", "--objective", "lb")
+    infer("densities:tilted", tmp_path / "y", "--dim", 3, "--objective", "lb")
     assert {"pairs.png", "marginals.png"} <= {p.name for p in (tmp_path / "y").iterdir()}
 
 
@@ -153,11 +153,11 @@ def test_steps_auto_and_a_number_of_steps_are_other_runs(tmp_path, monkeypatch):
 
 
 def test_a_framed_run_goes_on_in_its_frame_without_searching_it_anew(tmp_path, monkeypatch):
-    infer("logistic-waveform", tmp_path / "y")
+    infer("densities:tilted", tmp_path / "y", "--dim", 3)
     frame = load(tmp_path / "y").factor
-    assert frame.shape == (22, 22) and not frame.equal(torch.eye(22))
+    assert frame.shape == (3, 3) and not frame.equal(torch.eye(3))
     monkeypatch.setattr("hsivi_cli.density.networks.fit_gaussian", None)
-    infer("logistic-waveform", tmp_path / "y", "--steps", 5)
+    infer("densities:tilted", tmp_path / "y", "--dim", 3, "--steps", 5)
     assert load(tmp_path / "y").factor.equal(frame)
 
 
