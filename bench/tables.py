@@ -275,6 +275,7 @@ def show_differences(rows: list[dict], method: str) -> None:
     for data in dict.fromkeys(data for data, _ in found):
         own = {name: found[data, name] for name in others if (data, name) in found}
         cells = [f"{own[n][0]:.4f} ({own[n][1]:.4f})" if n in own else "" for n in others]
+        cells = [cell.replace(" (nan)", "") for cell in cells]  # of one split
         print(f"| {data} | {max(each[2] for each in own.values())} | {' | '.join(cells)} |")
 
 

@@ -190,6 +190,8 @@ def test_classes_have_their_shares_and_the_likeliest(tmp_path):
     table.write_text("x,answer\n" + "\n".join(lines) + "\n")
     said = boost(table, tmp_path / "r", "--target", "answer", "--calls", 5, "--trees", 20).stderr
     assert "accuracy" in said and not (tmp_path / "r" / "bands.png").exists()
+    card = (tmp_path / "r" / "README.md").read_text()
+    assert "tabular-classification" in card and "Its classes are no, yes." in card
     table.write_text("x\n0\n1\n")
     found = read(hsivi("boost", tmp_path / "r", "--predict", table).stdout)
     assert [row["answer"] for row in found] == ["no", "yes"]

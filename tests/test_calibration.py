@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from hsivi_cli.report import calibration
 
@@ -39,6 +40,15 @@ def test_calibrated_draws_lie_on_the_diagonal_and_narrow_ones_across_it():
     np.testing.assert_allclose(came, told, atol=0.04)  # 4 standard errors
     ax = calibration.calibration_png(0.2 * draws, y, ["a"]).axes[0]
     assert ax.lines[-1].get_ydata()[0] > 0.3  # below the 5 % quantile
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_names_of_targets_lie_within_the_figure(count):
+    told = RNG.random((50, count))
+    names = [f"target {i}" for i in range(count)]
+    figure = calibration.calibration_png(told, np.round(told), names)
+    FigureCanvasAgg(figure).draw()
+    assert all(ax.title.get_window_extent().y1 < figure.bbox.y1 for ax in figure.axes)
 
 
 def test_classes_come_as_often_as_their_shares_tell():

@@ -312,13 +312,19 @@ def test_seconds_add_up_over_the_parts_of_a_run_and_the_one_before(tmp_path):
 def test_into_a_pipe_a_bar_writes_whole_lines(monkeypatch):
     monkeypatch.setattr(progress, "PAUSE", 0)
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    with Bar(total=3, unit="round") as bar:
+    with Bar(total=3, unit="rounds") as bar:
         for step in range(3):
             bar.set_description(f"step {step}", refresh=False)
             bar.update()
     told = sys.stderr.getvalue()
-    assert any(line.startswith("step 1: 2 of 3 round,") for line in told.split("\n"))
+    assert any(line.startswith("step 1: 2 of 3 rounds,") for line in told.split("\n"))
     assert "\r" not in told and "\n\n" not in told
+
+
+def test_a_run_tells_how_many_of_its_rounds_are_over(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "PAUSE", 0)
+    count = go(tmp_path / "x").plan.last
+    assert f"{count} of {count} rounds, " in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_short_run_says_nothing_into_a_pipe(tmp_path, capsys):

@@ -201,7 +201,7 @@ class Run:
         bar = Bar(
             total=self.plan.last,
             initial=self.state["round"],
-            unit="round",
+            unit="rounds",
             disable=not self.processes.main,
         )
         with Interrupt() as interrupt, bar as self.bar:

@@ -18,6 +18,9 @@ def card(info: dict, out: Path) -> str:
     """The README.md of a run. `info` is its boost.json."""
     config = info["config"]
     targets = ", ".join(column["name"] for column in info["targets"])
+    words = info["targets"][0]["words"]
+    kind = "regression" if words is None else "classification"
+    known = f"Its classes are {', '.join(words)}. " if words else ""
     kinds = {True: "a category", False: "a number"}
     columns = "\n".join(
         f"| {column['name']} | {kinds[column['words'] is not None]} |" for column in info["inputs"]
@@ -26,7 +29,7 @@ def card(info: dict, out: Path) -> str:
         f"| {key} | {value} |" for key, value in config.items() if value is not None
     )
     return f"""---
-tags: [hsivi, tabular-regression, lightgbm]
+tags: [hsivi, tabular-{kind}, lightgbm]
 ---
 # {targets} given {counted(len(info["inputs"]), "column")}
 
@@ -36,7 +39,8 @@ p(y given x) by {counted(config["calls"], "layer")} of boosted trees: {info["ste
 
     {how_to_draw(out).partition(":  ")[2]}
 
-Where rows were held out, summary.json has the scores on them. `trees/` are LightGBM's text files.
+{known}Where rows were held out, summary.json has the scores on them.
+`trees/` are LightGBM's text files.
 
 | column | what it holds |
 |---|---|

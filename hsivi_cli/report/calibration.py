@@ -44,6 +44,7 @@ def calibration_png(told: np.ndarray, y: np.ndarray, names: Sequence[str]) -> by
     """
     count = min(MOST, len(names))
     figure, axes = new_figure(1, count, 3.2)
+    figure.set_layout_engine("compressed")  # "constrained" cuts the titles of square axes off
     for d, ax in enumerate(axes[0]):
         if told.ndim == 3:
             at = np.arange(1, 20) / 20

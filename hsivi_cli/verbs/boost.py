@@ -289,7 +289,7 @@ def tell_of_columns(cells, inputs: Sequence[Column], targets: Sequence[Column]) 
 
 
 def bar_over(blocks: Iterator[np.ndarray], rows: int) -> Iterator[np.ndarray]:
-    with Bar(total=rows, unit="row") as bar:
+    with Bar(total=rows, unit="rows") as bar:
         for block in blocks:
             yield block
             bar.update(len(block))
