@@ -67,3 +67,9 @@ def test_a_regression_that_is_named_is_not_cut_but_takes_several_sittings(teache
     told = hsivi(*command, "--regress-steps", 5000, "--out", tmp_path / "x").stderr
     assert "of 5000 updates of regression" in told and "fit" not in told
     assert load_student(tmp_path / "x").info["config"]["regress_steps"] == 5000
+
+
+def test_minutes_that_end_in_the_search_for_a_start_say_so_then(teacher, tmp_path):
+    told = refusal("train", teacher, "--nfe", 4, "--out", tmp_path / "x", "--minutes", 1e-3)
+    assert "--minutes 0.001 are over before a start is found" in told and "--start" in told
+    assert not (tmp_path / "x").exists()

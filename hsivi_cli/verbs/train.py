@@ -100,9 +100,18 @@ def distil(
         disable=not main or earlier or config.start != "auto",
         leave=False,
     )
+
+    def seen() -> None:
+        bar.update()
+        if config.minutes and time.monotonic() - begin[0] > 60 * config.minutes:
+            raise HsiviError(
+                f"--minutes {config.minutes:g} are over before a start is found: give more, or "
+                "name one by --start"
+            )
+
     why = "name one by --start, and leave out --fit-steps"
     with enough_memory("in finding the start", why), bar:
-        starts, chains = find_chains(config, teacher, *begun, start_judge(teacher), bar.update)
+        starts, chains = find_chains(config, teacher, *begun, start_judge(teacher), seen)
     with enough_memory("in seeing the reference", "--reference none judges by nothing"):
         judged = plan_of(config).last or config.reference != OWN  # the teacher's images take long
         judge = make_judge(config, whole, out) if main and judged else None
