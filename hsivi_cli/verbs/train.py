@@ -103,7 +103,7 @@ def distil(
 
     def seen() -> None:
         bar.update()
-        if config.minutes and time.monotonic() - begin[0] > 60 * config.minutes:
+        if plans and time.monotonic() - begin[0] > 60 * config.minutes:
             raise HsiviError(
                 f"--minutes {config.minutes:g} are over before a start is found: give more, or "
                 "name one by --start"
