@@ -50,14 +50,14 @@ def test_minutes_cut_a_regression_short_that_does_not_fit_and_lay_its_rate_into_
     teacher, tmp_path
 ):
     """At one call there is nothing but regression, of 6,000 updates."""
-    command = ("train", teacher, "--nfe", 1, "--minutes", 0.2, "--eval-count", 8)
+    command = ("train", teacher, "--nfe", 1, "--batch-size", 2, "--minutes", 0.2, "--eval-count", 8)
     told = hsivi(*command, "--out", tmp_path / "one").stderr
     made = load_student(tmp_path / "one").info
     fit = made["config"]["regress_steps"]
     assert 64 <= fit < 6000 and fit % 64 == 0 and made["config"]["steps"] == 0
     assert f"--minutes 0.2: {fit} updates of regression fit" in told
     if "stopped and saved" in told:  # something else took the machine's time
-        hsivi(*command[:-2], "--out", tmp_path / "one", "--minutes", 5)
+        hsivi(*command, "--out", tmp_path / "one", "--minutes", 5)
         made = load_student(tmp_path / "one").info
     assert made["regressed"] == fit
 
