@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..config import COUNTS, InferConfig, are_settings
 from ..errors import HsiviError
-from ..files.whole import is_finite, read_json
+from ..files.whole import all_finite, is_finite, read_json
 
 FORMAT = 2  # of infer.json and model.safetensors
 NEEDED = {"layers", "steps", "student_rate"}  # of the configuration
@@ -25,7 +25,7 @@ def read_info(out: Path) -> dict:
         "step": is_count(info.get("step"), 0),
         "seconds": is_finite(seconds[0]),
         "cpu_seconds": is_finite(seconds[1]),
-        "fingerprint": isinstance(marks, list) and all(map(is_finite, marks)),
+        "fingerprint": all_finite(marks),
         "config": are_settings(config, InferConfig) and config.keys() >= NEEDED,
     }
     if wrong := [key for key, so in sound.items() if not so]:

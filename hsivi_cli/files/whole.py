@@ -154,6 +154,11 @@ def is_finite(value: object) -> bool:
     return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
+def all_finite(numbers: object) -> bool:
+    """Whether a value from a JSON file is a list of finite numbers."""
+    return isinstance(numbers, list) and all(map(is_finite, numbers))
+
+
 def read_json(path: Path) -> dict:
     """The object in a JSON file."""
     check_kind(path)

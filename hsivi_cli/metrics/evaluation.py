@@ -20,12 +20,11 @@ from ..config import OWN, TrainConfig
 from ..files.device import enough_memory
 from ..files.images import has_picture, save_grid
 from ..files.logs import append, rows_of
-from ..files.whole import is_finite
+from ..files.whole import all_finite, is_finite
 from ..method.networks import Networks
 from ..method.steps import student_rate
 from ..models.draw import draw
 from ..models.networks import averaged_sampler
-from ..models.student import all_finite
 from ..models.teacher import Teacher
 from .frechet import NEIGHBOURS, Moments, frechet_distance, precision_recall, standard_error
 from .judge import Judge
@@ -147,9 +146,10 @@ def same_ruler(one: dict, best: dict) -> bool:
         return False
     if not one.get("moments") or not best.get("moments"):
         return one["reference"] == best.get("reference")
-    pairs = list(zip(one["moments"], best["moments"], strict=False))
-    alike = all(math.isclose(a, b, rel_tol=SAME) for a, b in pairs)
-    return alike and len(pairs) == len(one["moments"]) == len(best["moments"])
+    mine, theirs = one["moments"], best["moments"]
+    return len(mine) == len(theirs) and all(
+        math.isclose(a, b, rel_tol=SAME) for a, b in zip(mine, theirs, strict=True)
+    )
 
 
 def has_collapsed(file: Path, best: dict) -> bool:

@@ -21,6 +21,7 @@ from ..config import COUNTS
 from ..errors import HsiviError, counted
 from ..files.places import embedded
 from ..files.whole import (
+    all_finite,
     check_finite,
     is_finite,
     let_read,
@@ -169,11 +170,6 @@ def check_best(best: dict | None) -> None:
     wrong += [key for key in numbers if key not in wrong and not all_finite(numbers[key])]
     if wrong:
         raise HsiviError(f"the best evaluation has no usable {', '.join(wrong)}: copy it again")
-
-
-def all_finite(numbers: object) -> bool:
-    """Whether a value from a JSON file is a list of finite numbers."""
-    return isinstance(numbers, list) and all(map(is_finite, numbers))
 
 
 def is_part(number: object) -> bool:
