@@ -1,11 +1,13 @@
 """The adversarial term beside score distillation alone, at equal steps and at equal time.
 
     python bench/adversarial.py --data fashion-mnist-train --out runs/adversarial
+    python bench/adversarial.py --data cifar10-train --teacher DIR --students runs/cifar10 \\
+        --reference stats.npz --detector inception --detector-weights FILE --out runs/adversarial-10
 
 From the student of each number of calls, a training with the term and one without, which
 goes on after as many steps until it has taken as long. Each row is a line of --out/rows.jsonl as
 soon as it is measured; the same command again goes on with those that are missing. Distance,
-precision and recall are of --count images to the data, by the embedded classifier. Seconds are
+precision and recall are of --count images to the data: --reference, by --detector. Seconds are
 those of training alone: of every kind of round the median, times how many there were. A row's
 `share` is the term's in the student's loss, 0 without it.
 
@@ -57,9 +59,10 @@ class Bench:
         self.args, self.chosen = args, chosen
         self.device = pick_device(args.device)
         torch.set_float32_matmul_precision("high")
-        self.teacher = replace(load_teacher(device=self.device), clip=None)  # as the preset has it
-        self.detector = load_detector("fashion-mnist", None, self.device)
-        self.reference = load_statistics(embedded("embedded:reference.npz"))
+        teacher = load_teacher(args.teacher, self.device)
+        self.teacher = replace(teacher, clip=None)  # as the preset has it
+        self.detector = load_detector(args.detector, args.detector_weights, self.device)
+        self.reference = load_statistics(embedded(args.reference))
         self.images = real_images(self.config(1, 0, 0.5), self.teacher)
 
     def config(self, nfe: int, seed: int, share: float) -> TrainConfig:
@@ -157,6 +160,10 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument(
         "--students", default="embedded:students", help="folder of a student for each of --calls"
     )
+    parser.add_argument("--teacher", help="a diffusers directory; default: the embedded one")
+    parser.add_argument("--reference", default="embedded:reference.npz", help="statistics")
+    parser.add_argument("--detector", default="fashion-mnist", help="as `hsivi fid` takes it")
+    parser.add_argument("--detector-weights", type=Path, help="of the Inception network")
     parser.add_argument("--calls", type=int, nargs="+", default=[4, 1, 2])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--shares", type=float, nargs="+", default=[0.5, 0.1], help="of the term")
