@@ -27,6 +27,8 @@ from ..method.networks import Networks
 from .memory import advice
 
 Forward = Callable[..., Tensor]
+# convolutions in channels last, from which inductor's own rule excepts a U-Net
+OPTIONS = {"force_layout_optimization": True}
 REPAID = 600.0  # seconds of network calls from which on their being faster repays the compiling
 
 
@@ -44,7 +46,10 @@ class Compiled:
     """The same forward pass compiled. Where that fails, a line says so, and it is as it was."""
 
     def __init__(self, backend: str = "inductor") -> None:
-        self.compiled = torch.compile(forward, fullgraph=True, dynamic=False, backend=backend)
+        self.compiled = torch.compile(
+            forward, fullgraph=True, dynamic=False, backend=backend,
+            options=OPTIONS if backend == "inductor" else None,
+        )  # fmt: skip
         self.failed = False
 
     def __call__(self, unet, x: Tensor, times: Tensor, labels: Tensor | None) -> Tensor:
