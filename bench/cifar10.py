@@ -43,7 +43,7 @@ from hsivi_cli.models.loading import load_teacher
 from hsivi_cli.models.student import load_student
 
 TRAIN_TEACHER = Path(__file__).parent.parent / "weights" / "train_teacher.py"
-RESERVE = 0.35  # of --minutes, for what is no training: imports, solvers, scores
+RESERVE = 0.45  # of --minutes, for what is no training: imports, solvers, scores
 RECALL_COUNT = 2000  # features a side for precision and recall
 
 
