@@ -18,9 +18,10 @@ import hsivi_cli
 from hsivi_cli.errors import HsiviError
 from hsivi_cli.files.places import shipped_students
 from hsivi_cli.method.schedule import Clip
+from hsivi_cli.models.description import is_student
 from hsivi_cli.models.draw import draw, student_sampler
 from hsivi_cli.models.loading import load_teacher
-from hsivi_cli.models.student import HSIVIPipeline, is_student, load_student
+from hsivi_cli.models.student import HSIVIPipeline, load_student
 
 SCALED = ("--objective", "score-matching", "--noise-share", 0.5, "--log-scale", "pixel")
 

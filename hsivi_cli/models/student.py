@@ -7,7 +7,6 @@ below. docs/formats.md lists every field.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -17,15 +16,11 @@ import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from torch import Tensor
 
-from ..config import COUNTS
 from ..errors import HsiviError, counted
 from ..files.places import embedded
 from ..files.whole import (
-    all_finite,
     check_finite,
-    is_finite,
     let_read,
-    read_json,
     read_tensors,
     write_tensors,
     write_text,
@@ -33,12 +28,11 @@ from ..files.whole import (
 )
 from ..method.chain import Chain, draw_noise, join_noise, sample
 from .compiled import forward
+from .description import is_student, read_info, write_info
 from .loading import read_teacher
 from .schedules import clip_of
 from .teacher import Teacher, eps_network
 from .unets import shape_of
-
-FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -72,10 +66,6 @@ class Student:
         return nfe
 
 
-def is_student(path: str | Path) -> bool:
-    return (embedded(path) / "hsivi.json").is_file()
-
-
 def is_whole(folder: Path) -> bool:
     """Whether all parts of an exported student are there."""
     parts = ("model_index.json", "chain.safetensors", "scheduler/scheduler_config.json", "unet")
@@ -100,81 +90,6 @@ def load_student(path: str | Path, device: str | torch.device = "cpu") -> Studen
     model = read_teacher(str(folder), device)
     check_scales(log_scales, model.shape, folder)
     return Student(str(path), model, chains, log_scales, info)
-
-
-# of hsivi.json: what must be there, and of which kind
-FIELDS = {"teacher": dict, "config": dict, "step": int, "seconds": (int, float)}
-MAY_BE = {"best": dict, "starts": dict, "clip": dict, "regressed": int}
-
-
-def read_info(folder: Path) -> dict:
-    """hsivi.json of a run's folder. Refuses other versions' and damaged ones."""
-    file = folder / "hsivi.json"
-    info = read_json(file)
-    if info.get("format") != FORMAT:
-        raise HsiviError(
-            f"{file} has format {info.get('format')}, this version reads {FORMAT}: use a matching "
-            "version of hsivi"
-        )
-    wrong = [key for key, kind in FIELDS.items() if not isinstance(info.get(key), kind)]
-    wrong += [k for k, kind in MAY_BE.items() if not isinstance(info.get(k), (kind, type(None)))]
-    if wrong := wrong or faults_of(info):
-        raise HsiviError(
-            f"{file} describes no run ({', '.join(wrong)} is missing or damaged): copy it again, "
-            "or choose another folder"
-        )
-    check_best(info.get("best"))
-    return info
-
-
-def faults_of(info: dict) -> list[str]:
-    """What of a hsivi.json whose parts are of their kinds holds what no run writes."""
-    teacher, clip = info["teacher"], info.get("clip") or {"reach": 1.0}
-    named = all(isinstance(teacher.get(key), str) for key in ("name", "digest"))
-    sound = {
-        "teacher": named and all(isinstance(value, str) for value in teacher.values()),
-        "seconds": 0 <= info["seconds"] < COUNTS * 3600,
-        "starts": all(
-            nfe.isdecimal() and len(nfe) < 9 and isinstance(start, str)
-            for nfe, start in (info.get("starts") or {}).items()
-        ),
-        "clip": clip.keys() <= {"reach", "quantile"}
-        and is_finite(clip.get("reach"))
-        and clip["reach"] > 0
-        and (clip.get("quantile") is None or is_part(clip["quantile"])),
-    }
-    return [key for key, so in sound.items() if not so]
-
-
-BEST = {
-    "step": int, "distance": (int, float), "distances": dict, "count": int, "detector": str,
-    "reference": str,
-}  # fmt: skip
-
-
-def check_best(best: dict | None) -> None:
-    """Refuse a best evaluation that is none."""
-    if best is None:
-        return
-    told = best if isinstance(best, dict) else {}
-    wrong = [key for key, kind in BEST.items() if not isinstance(told.get(key), kind)]
-    distances, start = told.get("distances"), told.get("start", {"distance": 0, "recall": 0})
-    numbers = {
-        "distance": [told.get("distance")],
-        "distances": list(distances.values()) if isinstance(distances, dict) else None,
-        "moments": told.get("moments") or [],
-        "start": [start.get("distance"), start.get("recall", start) or 0]
-        if isinstance(start, dict)
-        else None,
-    }
-    wrong += [key for key in numbers if key not in wrong and not all_finite(numbers[key])]
-    if wrong:
-        raise HsiviError(f"the best evaluation has no usable {', '.join(wrong)}: copy it again")
-
-
-def is_part(number: object) -> bool:
-    """Whether a value from a JSON file is a number above 0 and up to 1."""
-    return isinstance(number, int | float) and 0 < number <= 1
 
 
 def load_chains(folder: Path) -> tuple[dict[int, Chain], dict[int, Tensor]]:
@@ -247,11 +162,6 @@ def save_student(
             file.replace(target)
     write_text(folder / "README.md", card)
     write_info(folder, info)
-
-
-def write_info(folder: Path, info: dict) -> None:
-    """hsivi.json: what a run is and how it was made."""
-    write_text(folder / "hsivi.json", json.dumps({"format": FORMAT} | info, indent=1) + "\n")
 
 
 class HSIVIPipeline(DiffusionPipeline):

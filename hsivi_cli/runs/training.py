@@ -20,9 +20,10 @@ from ..method.regress import regress_rounds, regressed
 from ..metrics.evaluation import EVALUATIONS, better, evaluate, has_collapsed
 from ..metrics.judge import OWN_FILE, Judge
 from ..metrics.statistics import save_statistics
+from ..models.description import check_best, read_info, write_info
 from ..models.memory import calmer, where_in
 from ..models.networks import broken_budget, load_training, training_tensors
-from ..models.student import check_best, is_whole, read_info, save_student, write_info
+from ..models.student import is_whole, save_student
 from ..models.teacher import Teacher
 from ..report.card import how_to_go_on, model_card, of_end, of_evaluation
 

@@ -31,10 +31,11 @@ from ..metrics.judge import open_judge
 from ..metrics.recorded import recorded, recorded_samplers, shipped
 from ..metrics.ruler import Ruler, cache_of
 from ..metrics.statistics import few_images, unlike_images, unsure_of
+from ..models.description import is_student
 from ..models.draw import Sampler, chain_digest, solver_sampler, student_sampler
 from ..models.loading import load_teacher, refuse_origin
 from ..models.spacings import SOLVERS, parse_solver, solver_names
-from ..models.student import Student, is_student, load_student
+from ..models.student import Student, load_student
 from ..models.teacher import Teacher, difference
 from ..report import page as pages
 from ..report import plots

@@ -13,9 +13,10 @@ from ..files.images import MARK, open_images
 from ..files.places import embedded, embedded_names
 from ..files.whole import read_json
 from ..metrics.statistics import kind_of, load_statistics, mark_words
+from ..models.description import is_student
 from ..models.layouts import leads_to_teacher
 from ..models.loading import load_teacher, refuse_origin
-from ..models.student import is_student, load_student
+from ..models.student import load_student
 from ..models.teacher import Teacher
 
 

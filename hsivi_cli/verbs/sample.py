@@ -31,6 +31,7 @@ from ..files.progress import Bar, say
 from ..files.whole import create_text, is_fresh, read_json, sweep, write_text
 from ..method.schedule import Clip
 from ..metrics.own import start_judge
+from ..models.description import is_student
 from ..models.draw import (
     Sampler,
     batch_that_fits,
@@ -43,7 +44,7 @@ from ..models.draw import (
 from ..models.loading import load_teacher, refuse_origin
 from ..models.spacings import solver_names
 from ..models.starts import FINALISTS, choose_starts
-from ..models.student import is_student, load_student
+from ..models.student import load_student
 from ..models.teacher import Teacher
 
 SHIPPED = 4  # calls of the student that is drawn where nothing is said

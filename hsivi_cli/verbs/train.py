@@ -37,6 +37,7 @@ from ..metrics.planned import planned, with_length
 from ..metrics.real import check_same, real_images
 from ..models.clips import find_clip
 from ..models.compiled import chosen_forward, quick
+from ..models.description import is_student, read_info
 from ..models.loading import load_teacher
 from ..models.memory import advice, where_in
 from ..models.networks import (
@@ -45,10 +46,6 @@ from ..models.networks import (
 )
 from ..models.spacings import solver_names
 from ..models.starts import FINALISTS, find_chains
-from ..models.student import (
-    is_student,
-    read_info,
-)
 from ..models.teacher import Teacher, difference
 from ..report.card import of_length
 from ..runs.training import Training

@@ -1,0 +1,31 @@
+"""hsivi.json's best evaluation: what of it is used, and what is none."""
+
+import math
+
+import pytest
+
+from hsivi_cli.errors import HsiviError
+from hsivi_cli.models.description import check_best
+
+BEST = {"step": 3, "distance": 2.5, "distances": {"2": 2.5}, "count": 9}
+BEST |= {"detector": "d", "reference": "r"}
+
+
+@pytest.mark.parametrize("recall", [0.25, 0, None])
+def test_a_best_evaluation_may_know_what_the_training_began_with(recall):
+    check_best(None)
+    check_best(BEST)  # an earlier version's
+    check_best(BEST | {"start": {"distance": 7, "recall": recall}, "moments": [1.0, 2.0]})
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        *(None, [], {}, {"distance": 7}, {"recall": 0.25}),
+        *({"distance": 7, "recall": wrong} for wrong in (math.nan, "a", {}, [])),
+        *({"distance": wrong, "recall": None} for wrong in (math.inf, 9**400, None)),
+    ],
+)
+def test_a_start_of_other_kinds_is_named(start):
+    with pytest.raises(HsiviError, match="no usable start: copy it again"):
+        check_best(BEST | {"start": start})
