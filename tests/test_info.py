@@ -192,12 +192,17 @@ def test_trained_betas_are_told_from_first_to_last(save_teacher):
     [
         ("nothing", "embedded:students/4"),
         ("missing.npz", "missing.npz"),
-        ("empty", "no image in this folder"),
+        ("empty", "empty is an empty folder: a training leaves one that stopped before"),
+        ("hidden", "hidden is an empty folder"),  # but for what a kill left half written
+        ("notes", "no image in this folder"),
         ("readme.txt", "there is no teacher at"),
     ],
 )
 def test_anything_else_is_refused_in_a_line(tmp_path, name, told):
-    (tmp_path / "empty").mkdir()
+    for folder, file in (("empty", None), ("hidden", ".x.json.1.tmp.json"), ("notes", "a.txt")):
+        (tmp_path / folder).mkdir()
+        if file:
+            (tmp_path / folder / file).touch()
     (tmp_path / "readme.txt").write_text("text")
     assert told in refusal("info", tmp_path / name)
 
@@ -211,7 +216,7 @@ def test_a_run_that_has_no_student_yet_says_so(teacher, tmp_path):
     run = tmp_path / "run"
     train(teacher, run, "--steps", 0)
     (run / "chain.safetensors").unlink()
-    assert "no student yet" in refusal("info", run)
+    assert "holds no whole student: its training stopped" in refusal("info", run)
 
 
 def test_a_damaged_label_of_a_sample_is_told_as_it_stands(tmp_path):

@@ -167,15 +167,31 @@ def test_a_pipeline_in_half_precision_draws_nearly_the_same(run):
 
 
 def test_a_folder_without_a_student_says_what_it_is(run, tmp_path):
-    assert is_student(run) and not is_student(run.parent / "teacher")
+    teacher = run.parent / "teacher"
+    assert is_student(run) and not is_student(teacher)
     with pytest.raises(HsiviError, match=r"no student: hsivi\.json is missing"):
-        load_student(run.parent / "teacher")
+        load_student(teacher)
+    for place in (teacher, tmp_path):
+        with pytest.raises(HsiviError, match=r"is no student: chain\.safetensors is missing"):
+            HSIVIPipeline.from_pretrained(place)
+    for place in (tmp_path / "nothing", run / "README.md", "someone/student"):
+        with pytest.raises(HsiviError, match=f"there is no student at {place}: give a folder"):
+            HSIVIPipeline.from_pretrained(place)
 
 
-def test_a_run_that_exported_nothing_yet_says_so(run, tmp_path):
-    shutil.copy(run / "hsivi.json", tmp_path)
-    with pytest.raises(HsiviError, match="no student yet"):
-        load_student(tmp_path)
+PARTS = ("chain.safetensors", "model_index.json", "scheduler", "unet")
+
+
+@pytest.mark.parametrize("parts", [*([part] for part in PARTS), ["unet/config.json"], PARTS])
+def test_a_run_that_exported_nothing_or_half_of_it_says_so(run, tmp_path, parts):
+    half = tmp_path / "half"
+    shutil.copytree(run, half)
+    for part in parts:
+        shutil.rmtree(half / part) if (half / part).is_dir() else (half / part).unlink()
+    for read in (load_student, HSIVIPipeline.from_pretrained):
+        with pytest.raises(HsiviError, match="half holds no whole student: its training stopped"):
+            read(half)
+    assert "and the same line again goes on" in refusal("sample", half)
 
 
 def test_another_format_and_a_chain_with_a_missing_part_are_refused(run, tmp_path):

@@ -57,7 +57,7 @@ def find_parts(folder: Path, name: str, subfolder: str | None = None) -> Parts:
     if folder.is_dir() and is_fresh(folder):
         raise HsiviError(
             f"{name} is an empty folder: a training leaves one that stopped before anything was "
-            "kept; type its line again"
+            "kept; type its line again, or name another folder"
         )
     if not (unet / NETWORK).exists():
         raise HsiviError(f"{name} is no diffusers teacher: {unet / NETWORK} is missing")

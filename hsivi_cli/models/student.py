@@ -68,9 +68,33 @@ class Student:
 
 def is_whole(folder: Path) -> bool:
     """Whether all parts of an exported student are there."""
-    parts = ("model_index.json", "chain.safetensors", "scheduler/scheduler_config.json", "unet")
+    parts = (
+        "model_index.json",
+        "chain.safetensors",
+        "scheduler/scheduler_config.json",
+        "unet/config.json",
+    )
     weights = any((folder / "unet").glob("*.safetensors"))
     return weights and all((folder / part).exists() for part in parts)
+
+
+def check_exported(folder: Path, name: str | Path) -> None:
+    """Refuse a place where no whole student lies. name: how the user calls it."""
+    if not folder.is_dir():
+        raise HsiviError(
+            f"there is no student at {name}: give a folder that `hsivi train` or save_pretrained "
+            "wrote; one on the hub is to be fetched first"
+        )
+    if is_student(folder) and not is_whole(folder):
+        raise HsiviError(
+            f"{name} holds no whole student: its training stopped before one was exported, and the "
+            "same line again goes on; or parts of it are missing: copy it again"
+        )
+    if not (folder / "chain.safetensors").exists():
+        raise HsiviError(
+            f"{name} is no student: chain.safetensors is missing (a student is what `hsivi train` "
+            "or save_pretrained wrote)"
+        )
 
 
 def load_student(path: str | Path, device: str | torch.device = "cpu") -> Student:
@@ -81,11 +105,7 @@ def load_student(path: str | Path, device: str | torch.device = "cpu") -> Studen
             "--out` wrote)"
         )
     info = read_info(folder)
-    if not (folder / "chain.safetensors").exists():
-        raise HsiviError(
-            f"{path} holds no student yet: its training stopped before the first one was "
-            "exported; resume it"
-        )
+    check_exported(folder, path)
     chains, log_scales = load_chains(folder)
     model = read_teacher(str(folder), device)
     check_scales(log_scales, model.shape, folder)
@@ -193,6 +213,7 @@ class HSIVIPipeline(DiffusionPipeline):
     @classmethod
     def from_pretrained(cls, path, **kwargs) -> HSIVIPipeline:
         folder = embedded(path)
+        check_exported(folder, path)
         pipeline = super().from_pretrained(folder, **kwargs)
         check_finite(pipeline.unet.state_dict(), folder / "unet")
         pipeline.chains, pipeline.log_scales = load_chains(folder)

@@ -11,7 +11,7 @@ from ..density.stored import read_info
 from ..errors import HsiviError, counted
 from ..files.images import MARK, open_images
 from ..files.places import embedded, embedded_names
-from ..files.whole import read_json
+from ..files.whole import is_fresh, read_json
 from ..metrics.statistics import kind_of, load_statistics, mark_words
 from ..models.description import is_student
 from ..models.layouts import leads_to_teacher
@@ -59,6 +59,8 @@ def describe_own(path: str, within: bool) -> dict | None:
     if path.endswith(".npz"):
         statistics = kind_of(place) == "statistics"
         return describe_statistics(place) if statistics else describe_images(place)
+    if place.is_dir() and is_fresh(place):  # which is told as a teacher's folder that it is not
+        return None
     kind = kind_of(path) if place.is_dir() and not within else None
     if kind == "folder" and not leads_to_teacher(place):
         return describe_images(place)
