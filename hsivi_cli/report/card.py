@@ -43,10 +43,11 @@ def of_evaluation(found: dict, best: dict | None) -> str:
 
 def of_length(config: TrainConfig) -> str:
     """How long a training is: 2000 updates of regression and 120 steps."""
-    parts = [f"{counted(config.regress_steps, 'update')} of regression"] * bool(
-        config.regress_steps
-    )
-    parts += [counted(config.steps, "step")] * bool(config.steps)
+    parts = []
+    if config.regress_steps:
+        parts.append(f"{counted(config.regress_steps, 'update')} of regression")
+    if config.steps:
+        parts.append(counted(config.steps, "step"))
     return " and ".join(parts)
 
 
