@@ -43,6 +43,10 @@ from .files.stderr import settle_streams
 class Command(click.Command):
     """A verb. Text that is empty is a mistake, such as a shell variable that is not set."""
 
+    def get_short_help_str(self, limit=45):
+        """The first line of the help, whole: click's own ends in dots where it is narrow."""
+        return self.help.partition("\n")[0]
+
     def parse_args(self, context, args):
         rest = super().parse_args(context, args)
         for parameter in self.params:
@@ -176,11 +180,11 @@ def fid(**given) -> None:
 @click.argument("sources", nargs=-1, metavar="[RUN|TEACHER ...]")
 @options_of(CompareConfig)
 def compare(**given) -> None:
-    """Students, tuned solvers and the teacher at equal calls, seeds and noises: who wins, and by
-    how much.
+    """Set students, tuned solvers and the teacher side by side.
 
-    Without any, the shipped students and the best solvers: on a CPU by the numbers that were
-    measured before, but for what the cache holds.
+    All at equal calls, seeds and noises: who wins, and by how much. Without any, the shipped
+    students and the best solvers: on a CPU by the numbers that were measured before, but for what
+    the cache holds.
     """
     verb("compare").run(CompareConfig(**given))
 
@@ -217,7 +221,10 @@ def infer(target, out, dim, **given) -> None:
 @options_of(BoostConfig)
 @click.pass_context
 def boost(context, source, target, out, force, **given) -> None:
-    """Learn p(target | other columns) of TABLE.csv by boosted trees, or draw from a RUN of it."""
+    """Learn p(target | other columns) by boosted trees, and draw.
+
+    TABLE.csv is learned from; a RUN of it draws with --predict.
+    """
     config = BoostConfig(**given)
     if config.predict is None:
         if not target:
@@ -238,8 +245,9 @@ def boost(context, source, target, out, force, **given) -> None:
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object")
 @options_of_origin
 def info(path, as_json, **origin) -> None:
-    """What a run, a teacher, a folder or file of images or a statistics file is.
+    """What a run, a teacher, images or a statistics file is.
 
-    Without PATH, the embedded teacher and what else comes with hsivi.
+    Images lie in a folder or an .npz file. Without PATH, the embedded teacher and what else comes
+    with hsivi.
     """
     verb("info").run(path, as_json, origin)

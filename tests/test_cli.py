@@ -296,6 +296,20 @@ def test_a_config_files_values_pass_as_if_typed(tmp_path, content):
 # ---- help ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("columns", [80, 40])
+def test_help_tells_each_verb_in_a_whole_short_sentence(columns):
+    text = CliRunner().invoke(cli.main, ["--help"], terminal_width=columns).stdout
+    told = dict(re.findall(r"^  (\w+) +((?:.|\n   +)*)", text.partition("Commands:")[2], re.M))
+    assert told.keys() == VERBS.keys() | {"info"}
+    for name, summary in told.items():
+        one_line = "\n" not in summary
+        summary = " ".join(summary.split())
+        assert summary.endswith(".") and not summary.endswith(".."), name
+        assert one_line or columns < 80, name
+        own = CliRunner().invoke(cli.main, [name, "--help"]).stdout.split("\n\n")[1]
+        assert summary == own.strip(), name
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_shows_every_option_and_its_default(verb):
     text = hsivi(verb, "--help").stdout
