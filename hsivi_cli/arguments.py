@@ -26,6 +26,7 @@ from .config import (
     pinned,
 )
 from .errors import HsiviError
+from .files.places import check_name
 
 ABOUT = ("teacher", "out", *ORIGIN)  # of a training: what is no setting
 
@@ -88,6 +89,8 @@ def read_config(path: str) -> dict:
     for name, value in given.items():
         if value == "":
             raise HsiviError(f"--config {path}: {name} is empty; leave it out, or say null")
+        if isinstance(value, str):
+            check_name(value)
         if "\0" in str(value):
             raise HsiviError(f"--config {path}: {name} holds a zero byte, which no name has")
     return given

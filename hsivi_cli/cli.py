@@ -36,12 +36,14 @@ from .config import (
 )
 from .errors import HsiviError, in_a_line
 from .files.network import go_offline, is_offline
-from .files.places import name_of
+from .files.places import check_name, name_of
 from .files.stderr import settle_streams
 
 
 class Command(click.Command):
-    """A verb. Text that is empty is a mistake, such as a shell variable that is not set."""
+    """A verb. Text that is empty is a mistake, such as a shell variable that is not set, and so is
+    text that is no UTF-8: what it names might be written, but not be read again.
+    """
 
     def get_short_help_str(self, limit=45):
         """The first line of the help, whole: click's own ends in dots where it is narrow."""
@@ -53,6 +55,9 @@ class Command(click.Command):
             value = context.params.get(parameter.name)
             if value == "" or (isinstance(value, tuple) and "" in value):
                 raise click.BadParameter("it is empty", context, parameter)
+            for text in value if isinstance(value, tuple) else (value,):
+                if isinstance(text, str):
+                    check_name(text)
         return rest
 
 

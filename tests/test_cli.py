@@ -1,6 +1,7 @@
 """The command line: which setting wins, what help shows, how it ends."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import click
 import pytest
 import torch
 from click.testing import CliRunner
-from command import QUICK, TINY, hsivi, refusal, train
+from command import QUICK, ROOT, TINY, hsivi, refusal, train
 
 import hsivi_cli
 from hsivi_cli import cli
@@ -274,6 +275,8 @@ def test_presets_name_settings_that_exist_and_pass(preset):
         ("{", "cannot be read as JSON"),
         ({"teacher": ""}, "teacher is empty"),
         ({"out": "a\0b"}, "out holds a zero byte"),
+        ({"out": "a\udcff"}, "a\\udcff is no valid UTF-8"),
+        ({"teacher": "\ud800"}, "\\ud800 is no valid UTF-8"),  # which no name can hold
     ],
 )
 def test_a_config_file_that_is_none_is_refused_by_name(tmp_path, content, told):
@@ -387,6 +390,43 @@ def test_what_a_problem_quotes_stays_in_its_line_and_commands_no_terminal(monkey
 
     result = run_verb(monkeypatch, act)
     assert result.stderr == "error: no teacher at a\\nb\\x1b[2J\\udcff é\n"
+
+
+NO_UTF_8 = "b\udcff"  # as Python hands on the bytes b"b\xff"
+TEXTS = [
+    (name, parameter)
+    for name, verb in cli.main.commands.items()
+    for parameter in verb.params
+    if isinstance(parameter.type, (click.Path, type(click.STRING)))
+]
+
+
+@pytest.mark.parametrize(("verb", "parameter"), TEXTS, ids=lambda one: getattr(one, "name", one))
+def test_text_that_is_no_utf_8_is_refused_before_anything_is_done(verb, parameter):
+    named = isinstance(parameter, click.Option)
+    needed = ["x.csv"] if verb == "boost" and named else []
+    told = refusal(verb, *needed, *([parameter.opts[0]] if named else []), NO_UTF_8)
+    assert told.startswith("error: b\\udcff is no valid UTF-8")
+
+
+def test_bytes_that_are_no_utf_8_are_refused_and_leave_nothing(tmp_path):
+    command = [sys.executable, "-m", "hsivi_cli", "train", "--out", b"b\xff"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
+    assert done.returncode == 1 and not any(tmp_path.iterdir())
+    assert done.stderr.startswith("error: b\\udcff is no valid UTF-8") and "rename" in done.stderr
+
+
+def test_a_folder_here_that_is_no_utf_8_names_no_run(save_teacher, tmp_path, monkeypatch):
+    (tmp_path / NO_UTF_8).mkdir()
+    monkeypatch.chdir(
+        save_teacher(folder=f"{NO_UTF_8}/mine").rename(tmp_path / NO_UTF_8 / "c\udcfe")
+    )
+    assert "runs/c\\udcfe-2 is no valid UTF-8" in refusal("train", ".", *QUICK)
+    train(".", "run", "--steps", 0)
+    hsivi("sample", "run", "--count", 1, "--out", "images")  # what lies above is not named
+    sub = ("--solver", "ddim", "--nfe", 1, "--count", 1)
+    assert "samples/c\\udcfe-ddim-1 is no valid" in refusal("sample", ".", *sub)
 
 
 def test_out_of_memory_outside_training_names_the_batch_size(monkeypatch):

@@ -1,9 +1,11 @@
 """Names of what comes with the package, and of what is written by default."""
 
+from pathlib import Path
+
 import pytest
 
 from hsivi_cli.errors import HsiviError
-from hsivi_cli.files.places import embedded, embedded_names, name_of, shipped_students
+from hsivi_cli.files.places import check_name, embedded, embedded_names, name_of, shipped_students
 
 
 @pytest.mark.parametrize(
@@ -32,6 +34,14 @@ def test_shipped_students_are_told_by_their_calls_fewest_first():
     found = [int(name) for name in shipped_students()]
     assert found == sorted(found) and 4 in found
     assert f"embedded:students/{found[0]}" in embedded_names()
+
+
+def test_a_name_is_utf_8():
+    for name in ("a", "größe/ß", "/x/日本"):
+        check_name(name)
+    for name in ("a\udcff", Path("/x\udcff/a"), "\ud800"):
+        with pytest.raises(HsiviError, match=r"no valid UTF-8.*: rename it, or choose another"):
+            check_name(name)
 
 
 def test_what_does_not_come_with_the_package_is_refused():

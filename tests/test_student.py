@@ -194,6 +194,13 @@ def test_a_run_that_exported_nothing_or_half_of_it_says_so(run, tmp_path, parts)
     assert "and the same line again goes on" in refusal("sample", half)
 
 
+def test_a_student_in_a_folder_that_is_no_utf_8_is_told_to_be_renamed(run, tmp_path):
+    shutil.copytree(run, tmp_path / "b\udcff")
+    for read in (load_student, HSIVIPipeline.from_pretrained):
+        with pytest.raises(HsiviError, match=r"no valid UTF-8.*rename it"):
+            read(tmp_path / "b\udcff")
+
+
 def test_another_format_and_a_chain_with_a_missing_part_are_refused(run, tmp_path):
     pipe = HSIVIPipeline.from_pretrained(run)
     pipe.log_scales = {}

@@ -13,6 +13,7 @@ from pathlib import Path
 from ..config import flag_of
 from ..errors import HsiviError
 from .checkpoint import checkpoints
+from .places import check_name
 from .whole import writing
 
 try:
@@ -28,6 +29,7 @@ def holding(out: Path, shared: bool = False) -> Iterator[None]:
 
     shared  let those in that hold it shared too
     """
+    check_name(out)
     made = not out.exists()
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)

@@ -58,12 +58,24 @@ def name_of(source: str | None) -> str:
     return Path(source).name or Path(source).absolute().name
 
 
+def check_name(path: Path | str) -> None:
+    """Refuse a path whose bytes are no UTF-8: safetensors are written there, but not read."""
+    try:
+        os.fsencode(path).decode("utf-8")
+    except UnicodeError:
+        raise HsiviError(
+            f"{path} is no valid UTF-8, and what is written by such a name could not be read "
+            "again: rename it, or choose another"
+        ) from None
+
+
 def check_place(path: Path | str | None, folder: bool = False) -> None:
     """Refuse a place that no file, or no folder, can be written to, before the work that it is
     for.
     """
     if path is None:
         return
+    check_name(path)
     path = Path(path).absolute()
     if path.exists() and not os.access(path, os.W_OK):
         raise HsiviError(f"{path} may not be written: choose another place")

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import HsiviError
+from .places import check_name
 
 
 @contextlib.contextmanager
@@ -192,6 +193,7 @@ def let_read(file: Path) -> None:
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file, on the CPU. Refuses what is not finite."""
+    check_name(path)
     check_kind(path)
     try:
         with safe_open(path, "pt") as file:

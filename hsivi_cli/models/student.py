@@ -17,7 +17,7 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput
 from torch import Tensor
 
 from ..errors import HsiviError, counted
-from ..files.places import embedded
+from ..files.places import check_name, embedded
 from ..files.whole import (
     check_finite,
     let_read,
@@ -80,6 +80,7 @@ def is_whole(folder: Path) -> bool:
 
 def check_exported(folder: Path, name: str | Path) -> None:
     """Refuse a place where no whole student lies. name: how the user calls it."""
+    check_name(folder)
     if not folder.is_dir():
         raise HsiviError(
             f"there is no student at {name}: give a folder that `hsivi train` or save_pretrained "
