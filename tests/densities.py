@@ -23,6 +23,11 @@ def apart(x):
     )
 
 
+def ridge(x):
+    """Without end along the second axis: improper."""
+    return -x[:, 0].square()
+
+
 def steep(x):
     return -x[:, 0].square() + x[:, 1].where(x[:, 1] > 0, x[:, 1] * torch.nan)
 

@@ -425,6 +425,17 @@ def test_modes_further_apart_than_the_base_are_warned_of(tmp_path):
     assert not any("where no sample lies" in w for w in near)
 
 
+@pytest.mark.parametrize("steps", [4, 60])  # by which the samples go far, or not yet
+def test_an_improper_density_is_told_as_such_and_no_more_steps_are_advised(tmp_path, steps):
+    options = ("--dim", 2, "--bridge", "geometric", "--steps", steps, "--student-rate", 0.05)
+    (warned,) = warnings_of(infer("densities:ridge", tmp_path / "y", *options))
+    assert "does not end within 1000 of 0: it is improper" in warned
+    assert "improper" in refused("densities:ridge", tmp_path / "z", "--dim", 2)
+    # poor samples of a proper one are the training's fault
+    warned = warnings_of(infer("funnel", tmp_path / "x", "--bridge", "geometric"))
+    assert warned and not any("improper" in one for one in warned)
+
+
 def test_a_density_of_one_coordinate_is_sampled(tmp_path):
     infer("densities:normal", tmp_path / "y", "--dim", 1, "--path-steps", 100)
     x = np.load(tmp_path / "y" / "samples.npz")["x"]

@@ -8,7 +8,7 @@ import torch
 
 from hsivi_cli.config import InferConfig
 from hsivi_cli.density.family import Family
-from hsivi_cli.density.quality import between_seeds, doubt, lower_bound
+from hsivi_cli.density.quality import HIGHEST_K, between_seeds, doubt, lower_bound, tail_of
 from hsivi_cli.density.quality import in_words as words
 from hsivi_cli.density.targets import GaussianMixture
 
@@ -30,6 +30,10 @@ def test_the_lower_bound_of_a_normalised_density_is_below_zero_and_tight_when_fi
     assert found["importance_ess"] > 1900
     loose = lower_bound(family, target, 2000, 5)["lower_bound"]
     assert loose < found["lower_bound"] - 0.1
+
+
+def test_weights_far_apart_have_a_tail_too():
+    assert tail_of(torch.linspace(-1e4, 1e4, 2000).double())["pareto_k"] > HIGHEST_K
 
 
 def test_the_bounds_standard_error_is_its_sd_over_seeds():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hsivi_cli.density import targets
-from hsivi_cli.density.smoothed import MOST_LOST, Smoothed, weighted_points
+from hsivi_cli.density.smoothed import MOST_LOST, Smoothed, endless, weighted_points
 from hsivi_cli.errors import HsiviError
 from hsivi_cli.method.steps import rng
 
@@ -64,6 +64,8 @@ def test_a_line_has_levels_too():
 def test_a_density_that_does_not_end_is_called_improper(log_prob):
     with pytest.raises(HsiviError, match=r"does not end within 1000 of 0: it is improper"):
         Smoothed(targets.Density(log_prob, 2))
+    assert "does not end" in endless(targets.Density(log_prob, 2), 0)
+    assert endless(targets.banana(), 0) is None
 
 
 @pytest.mark.parametrize(("centre", "sd"), [(0.3, 1e-3), (400.0, 0.5)])

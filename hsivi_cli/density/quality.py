@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..config import InferConfig
 from ..errors import HsiviError
 from ..method.losses import lower_bound_loss
 from ..method.steps import rng
 from .bridge import FAR
 from .family import Family
 from .packages import quietly
-from .smoothed import PLANE
+from .smoothed import PLANE, endless
 from .targets import Target
 
 PARTS = 20
@@ -62,7 +64,8 @@ def tail_of(weight: Tensor) -> dict[str, float]:
     """importance_ess and pareto_k of log weights [N]."""
     ess = (2 * weight.logsumexp(0) - (2 * weight).logsumexp(0)).exp()
     found = {"importance_ess": ess.item()}
-    with contextlib.suppress(Exception):  # ArviZ's troubles are told of where its file is written
+    # ArviZ's troubles are told of where its file is written; weights far apart overflow
+    with contextlib.suppress(Exception), np.errstate(all="ignore"):
         k = float(quietly("arviz").psislw(weight.cpu().numpy())[1])
         found |= {"pareto_k": k} if math.isfinite(k) else {}
     return found
@@ -136,3 +139,15 @@ def doubt(found: dict[str, float]) -> str | None:
         f"the samples miss parts of the target, or lie beyond it ({weights_in_words(found)}): give "
         "more --steps or --layers; --compare measures them"
     )
+
+
+def improper(target: Target, config: InferConfig) -> str | None:
+    """That a target in the plane has mass without end, in words. Over the diffusion bridge it was
+    refused; above the plane its best Gaussian's search does.
+    """
+    if target.dim > PLANE or config.bridge != "geometric":
+        return None
+    try:
+        return endless(target, config.seed)
+    except HsiviError:  # a user's function may fail so far away, and the run is over
+        return None

@@ -34,6 +34,13 @@ class Smoothed(Target):
     def __init__(self, target: Target, seed: int = 0):
         self.target, self.dim, self.exact = target, target.dim, target.exact
         self.points, self.log_weight, self.log_mass = weighted_points(target, seed)
+        if wrong := endless(target, seed):
+            raise HsiviError(wrong)
+        if (worth := 1 / self.log_weight.exp().square().sum().item()) < FEWEST:
+            raise HsiviError(
+                f"the target's mass lies on {worth:.0f} of {POINTS} points: scale and move its "
+                "coordinates until it is about 0 and some units wide, or take --bridge geometric"
+            )
 
     def lost(self) -> float:
         """KL(target || a mixture of normals about its points) in nats, of the one width that takes
@@ -111,16 +118,15 @@ def weighted_points(target: Target, seed: int) -> tuple[Tensor, Tensor, float]:
     weight = target.log_prob(points).double() - share[which].log() + area[which]
     weight = weight.nan_to_num(-torch.inf, -torch.inf, -torch.inf)
     log_mass = weight.logsumexp(0).item() - math.log(POINTS)
-    weight = weight.log_softmax(0)
-    outside = weight.exp()[(points.abs() > REACH / 2).any(1)].sum().item()
-    if not outside < HELD:
-        raise HsiviError(
-            f"the target's mass does not end within {REACH:g} of 0: it is improper, or its "
-            "coordinates have to be scaled"
-        )
-    if (worth := 1 / weight.exp().square().sum().item()) < FEWEST:
-        raise HsiviError(
-            f"the target's mass lies on {worth:.0f} of {POINTS} points: scale and move its "
-            "coordinates until it is about 0 and some units wide, or take --bridge geometric"
-        )
-    return points, weight.float(), log_mass
+    return points, weight.log_softmax(0).float(), log_mass
+
+
+def endless(target: Target, seed: int) -> str | None:
+    """That a target's mass goes on to the end of the grid, in words."""
+    points, log_weight, _ = weighted_points(target, seed)
+    if log_weight.exp()[(points.abs() > REACH / 2).any(1)].sum().item() < HELD:
+        return None
+    return (
+        f"the target's mass does not end within {REACH:g} of 0: it is improper, so that no samples "
+        "are its own, or its coordinates have to be scaled"
+    )

@@ -268,7 +268,10 @@ def report(out: Path, networks: Networks, config: InferConfig, target: Target, r
     say(quality.in_words(divergence, seeds))
     unsettled = halves.doubt(marks, config.patience) if config.auto else None
     unseen = missed(networks, config.seed)
-    for doubt in (unsettled, unseen, quality.doubt(divergence), quality.strayed(samples)):
+    doubts = [unsettled, unseen, quality.doubt(divergence), quality.strayed(samples)]
+    if (any(doubts) or quality.loose(divergence)) and (why := quality.improper(target, config)):
+        doubts = [why]  # which no advice on the training can mend
+    for doubt in doubts:
         if doubt:
             say(f"warning: {doubt}")
     if samples.shape[1] == 2:
