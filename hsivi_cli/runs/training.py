@@ -11,23 +11,46 @@ from torch import Tensor
 from .. import __version__
 from ..config import OWN, TrainConfig
 from ..errors import HsiviError
-from ..files.checkpoint import slow
+from ..files.checkpoint import checkpoints, slow
+from ..files.folder import check_resumable
 from ..files.logs import append, trim
 from ..files.progress import say
 from ..files.run import Run, slowed
-from ..method.networks import Networks
+from ..files.whole import is_fresh
+from ..method.networks import Networks, RealImages
 from ..method.regress import regress_rounds, regressed
 from ..metrics.evaluation import EVALUATIONS, better, evaluate, has_collapsed
 from ..metrics.judge import OWN_FILE, Judge
+from ..metrics.real import check_same
 from ..metrics.statistics import save_statistics
-from ..models.description import check_best, read_info, write_info
+from ..models.description import check_best, is_student, read_info, write_info
 from ..models.memory import calmer, where_in
 from ..models.networks import broken_budget, load_training, training_tensors
 from ..models.student import is_whole, save_student
-from ..models.teacher import Teacher
+from ..models.teacher import Teacher, difference
 from ..report.card import how_to_go_on, model_card, of_end, of_evaluation
 
 LOGS = ("metrics.jsonl", "timing.jsonl")
+
+
+def check_out(out: Path, config: TrainConfig, teacher: Teacher, images: RealImages | None) -> bool:
+    """Whether the folder holds an earlier part of this very run. Refuses a folder that is not ours
+    or another run's.
+    """
+    if is_fresh(out):
+        return False
+    if not is_student(out):
+        raise HsiviError(f"{out} exists and is no run of hsivi: choose another --out")
+    info = read_info(out)
+    if not (out / "chain.safetensors").exists() and not checkpoints(out / "checkpoint"):
+        return False  # it stopped before anything was kept: nothing binds its settings
+    if other := difference(info["teacher"], teacher.identity):
+        raise HsiviError(
+            f"{out} distils another teacher, with {other}: use that one to resume, or another --out"
+        )
+    check_resumable(out, info, config)
+    check_same(out, config, info, images)
+    return True
 
 
 @dataclass

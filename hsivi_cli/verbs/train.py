@@ -21,12 +21,11 @@ from accelerate.utils import reduce
 
 from ..config import OWN, TrainConfig
 from ..errors import HsiviError, counted
-from ..files.checkpoint import checkpoints
 from ..files.device import check_processes, enough_memory, launched, once, pick_dtype
-from ..files.folder import check_resumable, holding
+from ..files.folder import holding
 from ..files.progress import Bar, say
 from ..files.run import Processes, Run, until_done
-from ..files.whole import is_fresh, sweep
+from ..files.whole import sweep
 from ..method.distill import play_round
 from ..method.networks import Networks, RealImages
 from ..method.plan import plan_of
@@ -34,21 +33,18 @@ from ..method.steps import Shard
 from ..metrics.judge import make_judge
 from ..metrics.own import start_judge
 from ..metrics.planned import planned, with_length
-from ..metrics.real import check_same, real_images
+from ..metrics.real import real_images
 from ..models.clips import find_clip
 from ..models.compiled import chosen_forward, quick
 from ..models.description import is_student, read_info
 from ..models.loading import load_teacher
 from ..models.memory import advice, where_in
-from ..models.networks import (
-    begin_from,
-    networks_of,
-)
+from ..models.networks import begin_from, networks_of
 from ..models.spacings import solver_names
 from ..models.starts import FINALISTS, find_chains
-from ..models.teacher import Teacher, difference
+from ..models.teacher import Teacher
 from ..report.card import of_length
-from ..runs.training import Training
+from ..runs.training import Training, check_out
 
 
 def run(config: TrainConfig, teacher_options: dict, out: Path, plans: Set[str]) -> None:
@@ -157,23 +153,3 @@ def distil(
     if not run.plan.last and not run.resumed:
         run.save()
     training.close(run)
-
-
-def check_out(out: Path, config: TrainConfig, teacher: Teacher, images: RealImages | None) -> bool:
-    """Whether the folder holds an earlier part of this very run. Refuses a folder that is not ours
-    or another run's.
-    """
-    if is_fresh(out):
-        return False
-    if not is_student(out):
-        raise HsiviError(f"{out} exists and is no run of hsivi: choose another --out")
-    info = read_info(out)
-    if not (out / "chain.safetensors").exists() and not checkpoints(out / "checkpoint"):
-        return False  # it stopped before anything was kept: nothing binds its settings
-    if other := difference(info["teacher"], teacher.identity):
-        raise HsiviError(
-            f"{out} distils another teacher, with {other}: use that one to resume, or another --out"
-        )
-    check_resumable(out, info, config)
-    check_same(out, config, info, images)
-    return True
