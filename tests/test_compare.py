@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from hsivi_cli.config import CompareConfig
 from hsivi_cli.files.images import NotFinite, grid_png, save_npz
 from hsivi_cli.files.places import shipped_students, weights_folder
-from hsivi_cli.metrics import judge, recorded, ruler
+from hsivi_cli.metrics import judge, recorded, ruler, tuning
 from hsivi_cli.metrics.detectors import load_detector
 from hsivi_cli.metrics.frechet import frechet_distance, kernel_distance, standard_error
 from hsivi_cli.metrics.statistics import Statistics, moments_of, random_rows, save_statistics
@@ -30,7 +30,6 @@ from hsivi_cli.models.student import load_student
 from hsivi_cli.report import page as pages
 from hsivi_cli.report import plots, sentences
 from hsivi_cli.report import rows as report
-from hsivi_cli.verbs import compare
 
 
 @pytest.fixture(scope="module")
@@ -443,13 +442,13 @@ def test_many_spacings_are_tried_by_successive_halving(home, measure, drawings):
     )
     tried = [name for name, _, seeds in drawings if seeds == range(7)]
     kept = [name for name, _, seeds in drawings if seeds == range(56)]
-    assert sorted(tried) == sorted(solver_names(("ddim",))) and len(kept) == compare.KEPT
+    assert sorted(tried) == sorted(solver_names(("ddim",))) and len(kept) == tuning.KEPT
     loaded = load_teacher(str(home / "teacher"))
 
     def far(name, count):
         return distance_of(solver_sampler(loaded, name, 3), home, range(count))
 
-    assert set(kept) == set(sorted(tried, key=lambda name: far(name, 7))[: compare.KEPT])
+    assert set(kept) == set(sorted(tried, key=lambda name: far(name, 7))[: tuning.KEPT])
     assert [row["name"] for row in rows] == [min(kept, key=lambda name: far(name, 56))]
 
 

@@ -25,26 +25,22 @@ from ..files.outputs import COMPARISON, PAGE, PICTURE, check_output
 from ..files.places import check_place, embedded
 from ..files.progress import command_line
 from ..files.whole import is_finite, write_bytes, write_json, write_text
-from ..method.schedule import Clip
 from ..metrics.detectors import Detector
 from ..metrics.judge import open_judge
 from ..metrics.recorded import recorded, recorded_samplers, shipped
 from ..metrics.ruler import Ruler, cache_of
 from ..metrics.statistics import few_images, unlike_images, unsure_of
+from ..metrics.tuning import clips_of, tuned
 from ..models.description import is_student
-from ..models.draw import Sampler, chain_digest, solver_sampler, student_sampler
+from ..models.draw import Sampler, solver_sampler, student_sampler
 from ..models.loading import load_teacher, refuse_origin
-from ..models.spacings import SOLVERS, parse_solver, solver_names
+from ..models.spacings import SOLVERS, parse_solver
 from ..models.student import Student, load_student
 from ..models.teacher import Teacher, difference
 from ..report import page as pages
 from ..report import plots
 from ..report.rows import table
 from ..report.sentences import summary
-
-# successive halving over a family's spacings, in two rungs
-FIRST_RUNG = 8  # all spacings draw --tune-count / 8 images
-KEPT = 3  # those that go on to draw them all
 
 
 def run(config: CompareConfig) -> None:
@@ -279,42 +275,6 @@ def parse_solvers(config: CompareConfig) -> list[str]:
     for name in names:
         parse_solver(name)
     return names
-
-
-def clips_of(teacher: Teacher, config: CompareConfig) -> tuple[Clip | None, ...]:
-    """x0 as the network has it, and in range as the teacher's own pipeline keeps it, or clamped."""
-    own = teacher.clip or Clip()
-    return {"auto": (None, own), "on": (own,), "off": (None,)}[config.clip_x0]
-
-
-def tuned(name: str, nfe: int, teacher: Teacher, ruler: Ruler) -> Sampler | None:
-    """A solver on the teacher: the one named, or a family's best spacing; x0 clipped or not, as is
-    better. None, with a warning, where nothing fits this many calls.
-
-    Many spacings are tried by successive halving: all on few images, the best of them on all.
-    """
-    config = ruler.config
-    candidates, reason = {}, None
-    for spaced in solver_names((name,)) if name in SOLVERS else (name,):
-        try:
-            for clip in clips_of(teacher, config):
-                sampler = solver_sampler(teacher, spaced, nfe, dtype=config.dtype, clip=clip)
-                own = (sampler.digest, chain_digest(sampler))
-                candidates.setdefault(own, sampler)  # equal ones are drawn once
-        except HsiviError as error:  # a spacing that does not fit this many calls
-            reason = reason or error
-    if not candidates:
-        print(f"warning: {name} is left out at {nfe} calls: {reason}", file=sys.stderr)
-        return None
-
-    def by_distance(count: int) -> list[Sampler]:
-        return sorted(left, key=lambda sampler: ruler.tuning_distance(sampler, count))
-
-    left, count = list(candidates.values()), ruler.tune_count
-    few = count // FIRST_RUNG
-    if len(left) > KEPT and few > ruler.judge.detector.feature_dim:
-        left = by_distance(few)[:KEPT]
-    return by_distance(count)[0] if len(left) > 1 else left[0]
 
 
 def training_facts(row: dict, students: list[Student], teacher: Teacher | None) -> dict:
