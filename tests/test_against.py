@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hsivi_cli.config import InferConfig
-from hsivi_cli.density import against
+from hsivi_cli.density import against, nuts
 from hsivi_cli.density.family import Family
 from hsivi_cli.density.named import load_target
 from hsivi_cli.density.networks import make_networks, resolved
@@ -20,30 +20,33 @@ def by_name(comparison):
     return {row["name"]: row for row in comparison.rows}
 
 
-@pytest.fixture(scope="module")
-def plane():
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """What is fitted and drawn in seconds, in fewer: these targets need few."""
+    monkeypatch.setattr(against, "EXACT_COUNT", 20_000)
+    monkeypatch.setattr(against, "LEAST", 0.3)
+    monkeypatch.setattr(nuts, "BURN_IN", 150)
+
+
+def test_every_row_in_the_plane_is_measured_from_exact_draws_beside_its_own_floor():
     """An untrained family, which is N(0, I), beside the others on N(0, I)."""
-    against_count, against.EXACT_COUNT = against.EXACT_COUNT, 20_000
     target = GaussianMixture(torch.zeros(1, 2), 1.0)
     config = resolved(InferConfig(**OPTIONS), target)
-    yield against.compare(Family(2, config), config, target, 2.0)
-    against.EXACT_COUNT = against_count
-
-
-def test_every_row_in_the_plane_is_measured_from_exact_draws_beside_its_own_floor(plane):
+    plane = against.compare(Family(2, config), config, target, 0.5)
     rows = by_name(plane)
     assert plane.truth.kind == "exact" and len(plane.truth.draws) == 20_000
     for name, row in rows.items():
         assert row.keys() >= EVERY | {"js", "js_floor", "w1", "w1_floor", "correlation_error"}
         # every method is right here, so that each reads its floor; NUTS's draws are worth fewer,
-        # and a flow of two seconds is near
+        # and a flow of half a second is near
         loose = 1.3 if name in ("nuts", "flow") else 1.15
         assert row["js"] < loose * row["js_floor"], name
     assert len({len(draws) for draws in plane.drawn.values()}) == 1  # as many draws in every row
     assert rows["hsivi"]["js_floor"] == rows["nuts"]["js_floor"]
-    assert rows["hsivi"]["cpu_seconds"] > 2 > rows["full-rank"]["cpu_seconds"] > 0
+    assert rows["hsivi"]["cpu_seconds"] > 0.5
+    assert min(row["cpu_seconds"] for row in rows.values()) > 0
     # the flow stops at the first update after as many seconds
-    assert 2 <= rows["flow"]["cpu_seconds"] < rows["hsivi"]["cpu_seconds"] + 5
+    assert 0.5 <= rows["flow"]["cpu_seconds"] < rows["hsivi"]["cpu_seconds"] + 5
     assert rows["nuts"].keys() >= {"rhat", "ess", "divergences"}
 
 

@@ -197,21 +197,23 @@ def inception_file(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_inception_features_are_pytorch_fids(inception_file, monkeypatch, channels):
+def test_inception_features_are_pytorch_fids_of_grey_images_and_of_colour(
+    inception_file, monkeypatch
+):
     from pytorch_fid import inception as fid
 
     state = torch.load(inception_file, weights_only=True)
     monkeypatch.setattr(fid, "load_state_dict_from_url", lambda *args, **kwargs: state)
-    images = random_images(2, 32, channels)
-    x = images.permute(0, 3, 1, 2).expand(-1, 3, -1, -1) / 255
-    with torch.no_grad():
-        expected = fid.InceptionV3().eval()(x)[0][..., 0, 0]
-    detector = load_detector("inception", inception_file)
-    features = detector.features(images)
-    assert features.shape == (2, detector.feature_dim) and features.std() > 0.01
-    # batch normalisation is folded into the convolutions: float32 rounding apart, the same
-    torch.testing.assert_close(features, expected, rtol=1e-5, atol=1e-6)
+    theirs, detector = fid.InceptionV3().eval(), load_detector("inception", inception_file)
+    for channels in (1, 3):
+        images = random_images(2, 32, channels)
+        x = images.permute(0, 3, 1, 2).expand(-1, 3, -1, -1) / 255
+        with torch.no_grad():
+            expected = theirs(x)[0][..., 0, 0]
+        features = detector.features(images)
+        assert features.shape == (2, detector.feature_dim) and features.std() > 0.01
+        # batch normalisation is folded into the convolutions: float32 rounding apart, the same
+        torch.testing.assert_close(features, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_inception_stamp_tells_resize_and_weights(inception_file, tmp_path):

@@ -133,8 +133,10 @@ def test_a_hub_name_offline_is_one_clear_line():
     told = refusal("info", "someone/teacher")  # conftest sets HF_HUB_OFFLINE
     assert "someone/teacher is neither a folder here nor in the hub's cache" in told
     assert "--offline, or HF_HUB_OFFLINE, forbids to fetch it" in told
-    for none in ("neither/a/hub/id", "runs/my student", "runs/a--b", "runs/-2", "runs/\udcff"):
+    for none in ("neither/a/hub/id", "runs/my student", "runs/a--b", "runs/-2"):
         assert "there is no teacher at" in refusal("info", none)
+    with pytest.raises(HsiviError, match="there is no teacher at"):  # no line can name it
+        load_teacher("runs/\udcff")
 
 
 def test_the_flag_forbids_the_network_too(hub):

@@ -42,7 +42,7 @@ def drawn(model, x, count=2000):
     return np.concatenate(list(model.sample(np.atleast_2d(x), count, 0)))
 
 
-@pytest.mark.parametrize("options", [{}, {"calls": 100, "match": 2}, {"match": 0}, {"calls": 1}])
+@pytest.mark.parametrize("options", [{}, {"calls": 40, "match": 2}, {"match": 0}, {"calls": 1}])
 def test_a_linear_normal_has_its_mean_and_its_sd_whatever_the_calls(options):
     """y ~ N(1000 + 60 x, 15^2): the units are the table's own."""
     x = RNG.uniform(-1, 1, (1500, 1))
@@ -88,7 +88,7 @@ def test_several_targets_keep_their_correlation():
 
 
 def test_classes_are_drawn_as_often_as_they_come():
-    x = RNG.integers(0, 2, (2000, 1)).astype(float)
+    x = RNG.integers(0, 2, (1000, 1)).astype(float)
     share = np.array([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6]])
     number = [RNG.choice(3, p=share[int(row[0])]) for row in x]
     target = (Column("y", ("a", "b", "c")),)
