@@ -105,7 +105,7 @@ def test_the_fit_comes_near_to_the_exact_noise_prediction():
 
 def test_a_short_training_moves_the_student_towards_the_truth_and_repeats():
     # seconds: a narrow network, few steps; the recipe's own settings otherwise
-    small = bench.Bench(width=48, depth=2, mlp_steps=300)
+    small = bench.Bench(width=48, depth=2, mlp_steps=150)
     config = replace(TrainConfig(nfe="2"), **bench.recipe("2") | {"steps": 30, "batch_size": 64})
     torch.manual_seed(0)
     start = bench.fit(small, 0)

@@ -32,7 +32,8 @@ def test_modes_further_apart_than_the_base_are_told_and_near_ones_are_not():
     cases = ((12.0, 0.5, True), (12.0, 0.2, True), (70.0, 0.5, True), (3.0, 0.5, False))
     for apart, share, told in cases:
         target = modes(4, apart, share)
-        config = resolved(InferConfig(layers=1, width=16, bridge="geometric"), target)
+        options = {"layers": 1, "width": 16, "bridge": "geometric", "frame": "none"}
+        config = resolved(InferConfig(**options), target)
         networks = make_networks(config, target)
         found = missed(networks, 0)
         assert (found is not None) == told

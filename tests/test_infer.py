@@ -469,7 +469,7 @@ def test_an_improper_density_is_told_as_such_and_no_more_steps_are_advised(tmp_p
 
 
 def test_a_density_of_one_coordinate_is_sampled(tmp_path):
-    infer("densities:normal", tmp_path / "y", "--dim", 1, "--path-steps", 100)
+    infer("densities:normal", tmp_path / "y", "--dim", 1, "--path-steps", 50)
     x = np.load(tmp_path / "y" / "samples.npz")["x"]
     assert x.shape == (500, 1) and abs(x.mean()) < 0.3 and abs(x.std() - 1) < 0.2
 
