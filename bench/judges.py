@@ -243,7 +243,8 @@ def verdict(rows: list[dict], scores: list[list[float]]) -> tuple[float, float, 
         picks = [min(of, key=score.__getitem__) for of in (final, range(len(rows)))]
         bests = [min(truth[i] for i in of) for of in (final, range(len(rows)))]
         regrets = [truth[pick] - best for pick, best in zip(picks, bests, strict=True)]
-        found.append((spearmanr(truth, score).statistic, *regrets))
+        alike = len(set(score)) == 1  # then it says nothing
+        found.append((0.0 if alike else spearmanr(truth, score).statistic, *regrets))
     return tuple(mean(column) for column in zip(*found, strict=True))
 
 

@@ -523,7 +523,8 @@ def test_judges_of_starts_stand_beside_the_truth_once(save_teacher, tmp_path, mo
     monkeypatch.setattr(judges, "maps_of", None)  # the second time nothing is left to measure
     judges.main()
     assert told.endswith(capsys.readouterr().out)
-    rows = [json.loads(line) for line in next(tmp_path.rglob("rows.jsonl")).open()]
+    text = next(tmp_path.rglob("rows.jsonl")).read_text()
+    rows = [json.loads(line) for line in text.splitlines()]
     assert {"unipc-auto", "ddim"} <= {row["start"] for row in rows}
     assert sum(row["finalist"] for row in rows) == 2
     for row in rows:
