@@ -4,7 +4,7 @@ others from. So a training is judged where there are no data.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
@@ -39,22 +39,26 @@ def own_detector(teacher: Teacher) -> Detector:
     block = unet.mid_block if unet.mid_block is not None else unet.down_blocks[-1]
 
     def features(images: Tensor) -> Tensor:
-        return outputs(teacher, [block], images)[0].mean((2, 3))
+        return seen_by(teacher, [block], images, lambda out: out.mean((2, 3)))[0]
 
     width = unet.config.block_out_channels[-1]
     stamp = f"middle block of {teacher.digest} at {low_time(teacher)}"
     return Detector(stamp, width, features)
 
 
-def outputs(teacher: Teacher, blocks: Sequence[nn.Module], images: Tensor) -> list[Tensor]:
-    """What blocks of the teacher make of clean images uint8 [B, H, W, C] at a low time: float32
-    [B, channels, height, width] each. Of a teacher with classes all images are seen as of the
-    first.
+def seen_by(
+    teacher: Teacher,
+    blocks: Sequence[nn.Module],
+    images: Tensor,
+    told: Callable[[Tensor], Tensor],
+) -> list[Tensor]:
+    """What is told of every block's output, float32 [B, channels, height, width], for clean images
+    uint8 [B, H, W, C] at a low time. Of a teacher with classes all images are seen as of the first.
     """
-    unet, time, seen = teacher.unet, low_time(teacher), {}
+    unet, time, found = teacher.unet, low_time(teacher), {}
 
     def look(block: nn.Module, given, out) -> None:
-        seen[block] = (out[0] if isinstance(out, tuple) else out).float()
+        found[block] = told((out[0] if isinstance(out, tuple) else out).float())
 
     signal = teacher.table[time].sqrt().item()
     x = images.to(unet.device).permute(0, 3, 1, 2).float().div(127.5).sub(1) * signal
@@ -63,7 +67,7 @@ def outputs(teacher: Teacher, blocks: Sequence[nn.Module], images: Tensor) -> li
         for block in blocks:
             hooks.callback(block.register_forward_hook(look).remove)
         unet(x, time, class_labels=labels)
-    return [seen[block] for block in blocks]
+    return [found[block] for block in blocks]
 
 
 def own_sampler(teacher: Teacher) -> Sampler:
@@ -111,11 +115,14 @@ def start_judge(teacher: Teacher, own: OwnImages) -> Judge:
     middle = [] if unet.mid_block is None else [unet.mid_block]
     blocks = [*unet.down_blocks, *middle, *unet.up_blocks]
 
+    def spreads(out: Tensor) -> Tensor:
+        return out.std((2, 3), correction=0)
+
     def seen(batch: Tensor) -> list[Moments]:
         sums = [MomentSum() for _ in blocks]
         for part in batch.split(64):
-            for total, out in zip(sums, outputs(teacher, blocks, part), strict=True):
-                total.update(out.std((2, 3), correction=0))
+            for total, spread in zip(sums, seen_by(teacher, blocks, part, spreads), strict=True):
+                total.update(spread)
         return [total.result() for total in sums]
 
     wanted = cache(lambda: seen(own.few()))
