@@ -261,6 +261,13 @@ def with_recall(rows: list[dict]) -> list[list[float]]:
     return found
 
 
+def times_gap(rows: list[dict]) -> list[list[float]]:
+    """By part, the distances by deviations times the gaps: both count by ratios."""
+    names = ("all blocks, sds", "gap, noise for noise")
+    both = [zip(*(row["judges"][name] for name in names), strict=True) for row in rows]
+    return [list(part) for part in zip(*([a * b for a, b in each] for each in both), strict=True)]
+
+
 def table(found: dict[str, list[dict]]) -> None:
     """The truth, and how every judge stands to it.
 
@@ -277,7 +284,11 @@ def table(found: dict[str, list[dict]]) -> None:
     show("start", lines, found)
     names = list(next(iter(found.values()))[0]["judges"])
     lines, every = {}, {}
-    for name in (*names, "middle block, means, of high recall"):
+    derived = {
+        "middle block, means, of high recall": with_recall,
+        "all blocks, sds, times the gap": times_gap,
+    }
+    for name in (*names, *derived):
         all_of = []
         for rows in found.values():
             if name in names:
@@ -285,7 +296,7 @@ def table(found: dict[str, list[dict]]) -> None:
                     list(part) for part in zip(*(r["judges"][name] for r in rows), strict=True)
                 ]
             else:
-                scores = with_recall(rows)
+                scores = derived[name](rows)
             all_of.append(verdict(rows, scores))
         every[name] = [mean(column) for column in zip(*all_of, strict=True)]
         lines[name] = ["{:.2f}, {:.2f}, {:.2f}".format(*v) for v in (*all_of, every[name])]
