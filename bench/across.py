@@ -21,7 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from statistics import mean
 
@@ -36,7 +36,7 @@ from hsivi_cli.files.places import weights_folder
 from hsivi_cli.method.schedule import Clip
 from hsivi_cli.metrics.detectors import load_detector
 from hsivi_cli.metrics.frechet import frechet_distance, precision_recall
-from hsivi_cli.metrics.own import own_images, own_sampler
+from hsivi_cli.metrics.own import OwnImages, own_sampler
 from hsivi_cli.metrics.statistics import (
     Statistics,
     load_statistics,
@@ -76,7 +76,8 @@ class Ground:
     def own_statistics(self, file: Path) -> Statistics:
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
-            seen = moments_of(own_images(self.teacher, self.args.count), self.detector, True)
+            drawn = OwnImages(self.teacher).batches(self.args.count)
+            seen = moments_of(drawn, self.detector, True)
             own = Statistics(seen[0], self.detector.stamp, seen[1], self.teacher.image)
             save_statistics(file, own)
         return load_statistics(file)
@@ -91,7 +92,10 @@ class Ground:
 
     def score(self, sampler: Sampler) -> dict[str, float]:
         """Distances and recalls to the data and to the teacher's own images."""
-        batches = self.drawn(sampler, SEEDS, self.args.count)
+        return self.scored(self.drawn(sampler, SEEDS, self.args.count))
+
+    def scored(self, batches: Iterable[Tensor]) -> dict[str, float]:
+        """`score` of images that are drawn already, in batches."""
         seen, features = moments_of(batches, self.detector, keep_features=True)
         found = {}
         for side, reference in (("data", self.data), ("own", self.own)):

@@ -475,18 +475,23 @@ def test_a_teacher_of_the_bench_gets_a_detector_and_the_same_command_goes_on(tmp
     assert read_npz(out / "images/fashion-mnist-16-train.npz").shape == (300, 16, 16, 1)
 
 
-def test_the_default_is_trained_and_scored_on_a_teacher_once(save_teacher, tmp_path, monkeypatch):
-    teachers, out = load_bench("teachers"), tmp_path / "out"
-    monkeypatch.setattr(load_bench("across"), "FAMILIES", ("ddim",))
-    monkeypatch.setattr(load_bench("across"), "FEW", 12)
-    ground = out / "detectors" / teachers.TEACHERS["v-cosine"].images
+def lay_out(out, folder, images):
+    """A teacher's folder as v-cosine, with a detector of its images, as bench/teachers.py does."""
+    ground = out / "detectors" / images
     ground.mkdir(parents=True)
     save_detector(ground / "detector")
     detector = load_detector(str(ground / "detector"))
     images = torch.randint(256, (30, 8, 8, 1), dtype=torch.uint8)
     moments, features = moments_of([images], detector, keep_features=True)
     save_statistics(ground / "reference.npz", Statistics(moments, detector.stamp, features))
-    shutil.copytree(save_teacher(**TINY), out / "v-cosine" / "pipeline")
+    shutil.copytree(folder, out / "v-cosine" / "pipeline")
+
+
+def test_the_default_is_trained_and_scored_on_a_teacher_once(save_teacher, tmp_path, monkeypatch):
+    teachers, out = load_bench("teachers"), tmp_path / "out"
+    monkeypatch.setattr(load_bench("across"), "FAMILIES", ("ddim",))
+    monkeypatch.setattr(load_bench("across"), "FEW", 12)
+    lay_out(out, save_teacher(**TINY), teachers.TEACHERS["v-cosine"].images)
     words = f"--out {out} --only v-cosine --nfe 2 --count 24 --device cpu"
     command = {
         "solvers": words,
@@ -503,6 +508,39 @@ def test_the_default_is_trained_and_scored_on_a_teacher_once(save_teacher, tmp_p
     assert rows[1]["name"].startswith("ddim-") and rows[3]["step"] == 2
     own = load_student(out / "students" / "v-cosine-2-0").info["best"]
     assert own["reference"] == "teacher" and rows[2]["step"] == own["step"]
+
+
+def test_judges_of_starts_stand_beside_the_truth_once(save_teacher, tmp_path, monkeypatch, capsys):
+    judges, out = load_bench("judges"), tmp_path / "out"
+    monkeypatch.setattr(judges, "START_IMAGES", 6)
+    monkeypatch.setattr(judges, "NAMES", ("unipc-auto", "ddim"))
+    monkeypatch.setattr(judges, "finalists", lambda best, chains: best[:2])
+    lay_out(out, save_teacher(**TINY), judges.TEACHERS["v-cosine"].images)
+    words = f"--out {out} --cache {tmp_path / 'kept'} --only v-cosine --nfe 2 --count 12"
+    monkeypatch.setattr(sys, "argv", ["judges.py", *words.split(), "--device", "cpu"])
+    judges.main()
+    told = capsys.readouterr().out
+    monkeypatch.setattr(judges, "maps_of", None)  # the second time nothing is left to measure
+    judges.main()
+    assert told.endswith(capsys.readouterr().out)
+    text = next(tmp_path.rglob("rows.jsonl")).read_text()
+    rows = [json.loads(line) for line in text.splitlines()]
+    assert {"unipc-auto", "ddim"} <= {row["start"] for row in rows}
+    assert sum(row["finalist"] for row in rows) == 2
+    for row in rows:
+        assert all(len(s) == 2 and all(map(math.isfinite, s)) for s in row["judges"].values())
+    every = {name: rows[0]["judges"][name] for name in ("up blocks, means", "up blocks, sds")}
+    both = [sum(pair) for pair in zip(*every.values(), strict=True)]
+    assert rows[0]["judges"]["up blocks, means and sds"] == pytest.approx(both)
+    assert f"| {rows[0]['start']} | {rows[0]['data']:.2f} " in told
+
+
+def test_a_judge_is_right_where_it_takes_the_best():
+    verdict = load_bench("judges").verdict
+    rows = [{"data": d, "finalist": f} for d, f in ((3.0, True), (2.0, True), (1.0, False))]
+    assert verdict(rows, [[3, 2, 1]]) == (1, 0, 0)
+    assert verdict(rows, [[1, 2, 3]]) == (-1, 1, 2)
+    assert verdict(rows, [[3, 2, 1], [1, 2, 3]]) == (0, 0.5, 1)
 
 
 # ---- the adversarial term ------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from hsivi_cli.files.images import save_npz
 from hsivi_cli.metrics import judge, statistics
 from hsivi_cli.metrics.detectors import Detector, load_detector
 from hsivi_cli.metrics.judge import make_judge, open_detector, open_judge, read_files
+from hsivi_cli.metrics.own import OwnImages
 from hsivi_cli.metrics.statistics import check_stamps, save_statistics, statistics_of
 from hsivi_cli.models.loading import load_teacher
 
@@ -71,21 +72,21 @@ def test_a_run_is_no_set_of_images(tmp_path):
 def test_a_training_warns_of_few_images_and_of_others_than_the_students(
     save_teacher, tmp_path, monkeypatch, capfd
 ):
-    teacher = load_teacher(str(save_teacher()))
+    own = OwnImages(load_teacher(str(save_teacher())))
     save_npz(random_images(4, 9, 3), tmp_path / "few.npz")
     save_npz(random_images(8), tmp_path / "enough.npz")
     alike = Detector("any", 5, lambda images: images.float().flatten(1)[:, :5])
     monkeypatch.setattr(judge, "open_detector", lambda *rest: alike)
     few, enough = str(tmp_path / "few.npz"), str(tmp_path / "enough.npz")
-    make_judge(TrainConfig(reference=few, eval_count=5), teacher, tmp_path)
+    make_judge(TrainConfig(reference=few, eval_count=5), own, tmp_path)
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 3 and all(line.startswith("warning: ") for line in lines)
     assert f"{few} has 4 images for 5 features" in lines[0]
     assert "--eval-count 5 has 5 images for 5 features" in lines[1]
     assert f"{few} has images of 9 x 9 RGB, the student of 8 x 8 grey" in lines[2]
-    make_judge(TrainConfig(reference=enough, eval_count=6), teacher, tmp_path)
+    make_judge(TrainConfig(reference=enough, eval_count=6), own, tmp_path)
     assert capfd.readouterr().err == ""
     stats = str(tmp_path / "stats.npz")
     save_statistics(tmp_path / "stats.npz", statistics_of(few, alike))
-    make_judge(TrainConfig(reference=stats, eval_count=6), teacher, tmp_path)
+    make_judge(TrainConfig(reference=stats, eval_count=6), own, tmp_path)
     assert f"{stats} has images of 9 x 9 RGB, the student of 8 x 8 grey" in capfd.readouterr().err

@@ -1,5 +1,7 @@
 """A teacher as its own judge: its features of images, and images of its own."""
 
+import math
+
 import pytest
 import torch
 from command import TINY, refusal, rows, train
@@ -8,10 +10,10 @@ from test_detectors import random_images
 from hsivi_cli.config import TrainConfig
 from hsivi_cli.files.images import to_images
 from hsivi_cli.metrics import own
-from hsivi_cli.metrics.frechet import frechet_distance
+from hsivi_cli.metrics.frechet import Moments, frechet_distance
 from hsivi_cli.metrics.judge import OWN_FILE, make_judge
-from hsivi_cli.metrics.own import own_detector, own_images, own_sampler, start_judge
-from hsivi_cli.metrics.statistics import load_statistics, moments_of
+from hsivi_cli.metrics.own import OwnImages, own_detector, own_sampler, start_judge
+from hsivi_cli.metrics.statistics import load_statistics
 from hsivi_cli.models.draw import draw
 from hsivi_cli.models.loading import load_teacher
 from hsivi_cli.models.spacings import solver
@@ -48,18 +50,78 @@ def test_own_images_are_of_many_calls_and_of_seeds_that_no_evaluation_has(folder
     sampler = own_sampler(teacher)
     assert sampler.nfe == own.OWN_CALLS and sampler.chain.time[-1] > 900
     seeds = range(own.OWN_SEED, own.OWN_SEED + 3)
-    assert torch.equal(torch.cat([*own_images(teacher, 3)]), next(draw(sampler, seeds, 3, "cpu")))
+    drawn = torch.cat([*OwnImages(teacher).batches(3)])
+    assert torch.equal(drawn, next(draw(sampler, seeds, 3, "cpu")))
 
 
-def test_a_start_is_judged_by_its_images_as_a_set(folder, monkeypatch):
+@pytest.mark.parametrize("count", [5, 8, 20])
+def test_images_by_which_starts_were_judged_are_not_drawn_again(folder, monkeypatch, count):
+    monkeypatch.setattr(own, "START_IMAGES", 8)
+    teacher, asked = load_teacher(str(folder)), []
+    plain = torch.cat([*OwnImages(teacher).batches(count)])
+
+    def counted(sampler, seeds, *rest):
+        asked.extend(seeds)
+        return draw(sampler, seeds, *rest)
+
+    monkeypatch.setattr(own, "draw", counted)
+    kept = OwnImages(teacher)
+    assert torch.equal(kept.few(), kept.few())
+    images = torch.cat([*kept.batches(count)])
+    assert images.shape == plain.shape and asked == [own.OWN_SEED + i for i in range(max(count, 8))]
+    assert (images.int() - plain.int()).abs().max() <= 1  # of other batches
+
+
+def spreads(teacher, images):
+    """By block, the standard deviations over space of what it makes of images."""
+    seen, unet = [], teacher.unet
+    for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
+        hook = block.register_forward_hook(lambda m, given, out: seen.append(out))
+        x = (images.permute(0, 3, 1, 2) / 127.5 - 1) * teacher.table[20].sqrt().float()
+        unet(x, 20)
+        hook.remove()
+    outs = [out[0] if isinstance(out, tuple) else out for out in seen]
+    return [out.var((2, 3), correction=0).sqrt() for out in outs]
+
+
+def test_a_start_is_judged_by_its_images_as_a_set(save_teacher, monkeypatch):
     monkeypatch.setattr(own, "START_IMAGES", 12)
-    teacher = load_teacher(str(folder))
+    teacher = load_teacher(str(save_teacher()))
     chain = solver("ddim-leading", 2, teacher.scheduler, teacher.table)
-    seen = [
-        moments_of([to_images(images(teacher, chain, 12))], own_detector(teacher))[0],
-        moments_of(own_images(teacher, 12), own_detector(teacher))[0],
-    ]
-    assert start_judge(teacher)(chain) == pytest.approx(frechet_distance(*seen), rel=1e-6)
+    drawn = spreads(teacher, to_images(images(teacher, chain, 12)))
+    wanted = spreads(teacher, torch.cat([*OwnImages(teacher).batches(12)]))
+    assert len(wanted) == len(teacher.unet.down_blocks) * 2 + 1 == 5
+    known = 0.0
+    for a, b in zip(drawn, wanted, strict=True):
+        a, b = ((x.double().mean(0), x.double().T.cov()) for x in (a, b))
+        moments = [Moments(12, mean, cov) for mean, cov in (a, b)]
+        known += frechet_distance(*moments) / b[1].trace().item()
+    judge = start_judge(teacher, OwnImages(teacher))
+    assert judge(chain) == pytest.approx(known, rel=1e-4)
+
+
+def test_a_start_whose_images_lost_their_contrast_is_far(folder, monkeypatch):
+    """Means over space tell nothing of it: they misled the choice on a rough colour teacher."""
+    teacher, drawn = load_teacher(str(folder)), {}
+    monkeypatch.setattr(own, "START_IMAGES", 64)
+    monkeypatch.setattr(own, "images", lambda teacher, chain, count: drawn[chain])
+    every = torch.cat([*OwnImages(teacher).batches(128)]).permute(0, 3, 1, 2) / 127.5 - 1
+    drawn["others"] = every[64:]
+    level = every[64:].mean((2, 3), keepdim=True)
+    drawn["flat"] = level + 0.7 * (every[64:] - level)
+    judge = start_judge(teacher, OwnImages(teacher))
+    assert judge("flat") > 3 * judge("others")
+
+
+def test_blocks_of_one_pixel_and_teachers_whose_images_are_all_alike_judge_starts(
+    save_teacher, monkeypatch
+):
+    monkeypatch.setattr(own, "START_IMAGES", 6)
+    teacher = load_teacher(str(save_teacher(sample_size=2)))
+    chain = solver("ddim-leading", 2, teacher.scheduler, teacher.table)
+    assert 0 < start_judge(teacher, OwnImages(teacher))(chain) < 1e6
+    alike = OwnImages(teacher, torch.full((6, 2, 2, 1), 7, dtype=torch.uint8))
+    assert math.isfinite(start_judge(teacher, alike)(chain))
 
 
 def judged(folder, out, *more):
@@ -74,7 +136,7 @@ def test_a_training_without_data_is_judged_by_its_teacher_which_draws_once(
     kept = load_statistics(tmp_path / "x" / OWN_FILE)
     assert kept.moments.count == len(kept.features) == 20
     with monkeypatch.context() as context:
-        context.setattr("hsivi_cli.metrics.judge.own_images", None)
+        context.setattr(OwnImages, "batches", None)
         judged(folder, tmp_path / "x", "--steps", 3)
     best = load_student(tmp_path / "x").info["best"]
     assert best["reference"] == "teacher" and "middle block" in best["detector"]
@@ -94,7 +156,7 @@ def test_another_count_of_images_is_drawn_anew(folder, tmp_path):
 
 def test_a_teacher_whose_images_are_all_alike_judges_nothing(folder, tmp_path, monkeypatch):
     alike = [torch.full((20, 8, 8, 1), 7, dtype=torch.uint8)]
-    monkeypatch.setattr("hsivi_cli.metrics.judge.own_images", lambda *a: iter(alike))
+    monkeypatch.setattr(OwnImages, "batches", lambda *a: iter(alike))
     command = ("train", folder, "--out", tmp_path / "x", "--nfe", 2, "--device", "cpu")
     told = refusal(*command, "--eval-count", 20, "--steps", 1, "--regress-steps", 0)
     assert "own images are all alike" in told and not (tmp_path / "x").exists()
@@ -106,5 +168,5 @@ def test_a_detector_goes_with_the_teachers_own_images(folder, tmp_path):
     save_detector(tmp_path / "detector")
     teacher = load_teacher(str(folder))
     config = TrainConfig(detector=str(tmp_path / "detector"), eval_count=9)
-    judge = make_judge(config, teacher, tmp_path)
+    judge = make_judge(config, OwnImages(teacher), tmp_path)
     assert judge.detector.feature_dim == 6 and judge.reference.moments.count == 9

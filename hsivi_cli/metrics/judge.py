@@ -18,7 +18,7 @@ from ..files.places import embedded
 from ..files.progress import say
 from ..models.teacher import Teacher
 from .detectors import Detector, load_detector
-from .own import own_detector, own_images
+from .own import OwnImages, own_detector
 from .statistics import (
     Statistics,
     check_detector,
@@ -62,10 +62,11 @@ def open_judge(
     return Judge(detector, seen)
 
 
-def make_judge(config: TrainConfig, teacher: Teacher, out: Path) -> Judge | None:
+def make_judge(config: TrainConfig, own: OwnImages, out: Path) -> Judge | None:
     """The judge of a training in the folder `out`, None with --reference none. Refuses a detector
     that does not take the teacher's images, and warns of what makes a distance doubtful.
     """
+    teacher = own.teacher
     if config.reference == "none":
         return None
     if config.reference != OWN:
@@ -76,7 +77,7 @@ def make_judge(config: TrainConfig, teacher: Teacher, out: Path) -> Judge | None
         detector = open_detector(config, {}, teacher.unet.device)
     else:
         detector = own_detector(teacher)
-    return Judge(detector, own_statistics(teacher, detector, config.eval_count, out / OWN_FILE))
+    return Judge(detector, own_statistics(own, detector, config.eval_count, out / OWN_FILE))
 
 
 def warn_of(config: TrainConfig, judge: Judge, teacher: Teacher) -> None:
@@ -90,21 +91,21 @@ def warn_of(config: TrainConfig, judge: Judge, teacher: Teacher) -> None:
         say(line)
 
 
-def own_statistics(teacher: Teacher, detector: Detector, count: int, file: Path) -> Statistics:
+def own_statistics(own: OwnImages, detector: Detector, count: int, file: Path) -> Statistics:
     """Statistics of `count` of the teacher's own images, from the file where it has them."""
     if file.exists():
         kept = load_statistics(file)
         if kept.stamp == detector.stamp and kept.moments.count == count:
             return kept
-    own = statistics_of_batches(
-        own_images(teacher, count), count, "the teacher's own images", detector, keep_features=True
+    found = statistics_of_batches(
+        own.batches(count), count, "the teacher's own images", detector, keep_features=True
     )
-    if not own.moments.cov.trace() > 0:
+    if not found.moments.cov.trace() > 0:
         raise HsiviError(
             "the teacher's own images are all alike, so nothing can be judged by them: look at "
             "`hsivi sample TEACHER --solver unipc --nfe 20`, or name images by --reference"
         )
-    return own
+    return found
 
 
 def read_files(*sources: str) -> dict[str, Statistics]:

@@ -4,10 +4,13 @@ others from. So a training is judged where there are no data.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import cache
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from ..files.device import exact_float32
 from ..files.images import to_images
@@ -16,42 +19,55 @@ from ..models.draw import Sampler, draw, solver_sampler
 from ..models.starts import Judge, images
 from ..models.teacher import Teacher
 from .detectors import Detector
-from .frechet import Moments, frechet_distance
-from .statistics import moments_of
+from .frechet import Moments, MomentSum, frechet_distance
 
 LOW = 0.02  # of the schedule's times: there features tell images apart best
 OWN_CALLS = 20  # of the sampler whose images stand for the teacher's own
 START_IMAGES = 200  # by which starts are judged
 OWN_SEED = 2_000_000_000  # the seeds of those images are no other draw's
+BATCH = 256  # images drawn at once
+TINY = 1e-12  # a variance that is none: of a block of one pixel, or of images all alike
+
+
+def low_time(teacher: Teacher) -> int:
+    return round(LOW * len(teacher.table))
 
 
 def own_detector(teacher: Teacher) -> Detector:
-    """The teacher's middle block, averaged over space, on clean images at a low time.
-
-    Of a teacher with classes all images are seen as of the first.
-    """
-    unet, time = teacher.unet, round(LOW * len(teacher.table))
+    """The teacher's middle block, averaged over space, on clean images at a low time."""
+    unet = teacher.unet
     block = unet.mid_block if unet.mid_block is not None else unet.down_blocks[-1]
-    signal = teacher.table[time].sqrt().item()
 
     def features(images: Tensor) -> Tensor:
-        seen: list[Tensor] = []
-
-        def look(module, given, out) -> None:
-            seen.append((out[0] if isinstance(out, tuple) else out).mean((2, 3)))
-
-        x = images.to(unet.device).permute(0, 3, 1, 2).float().div(127.5).sub(1) * signal
-        labels = None if teacher.label_count is None else x.new_zeros(len(x)).long()
-        hook = block.register_forward_hook(look)
-        try:
-            with exact_float32(unet.device):
-                unet(x, time, class_labels=labels)
-        finally:
-            hook.remove()
-        return seen[0].float()
+        return seen_by(teacher, [block], images, lambda out: out.mean((2, 3)))[0]
 
     width = unet.config.block_out_channels[-1]
-    return Detector(f"middle block of {teacher.digest} at {time}", width, features)
+    stamp = f"middle block of {teacher.digest} at {low_time(teacher)}"
+    return Detector(stamp, width, features)
+
+
+def seen_by(
+    teacher: Teacher,
+    blocks: Sequence[nn.Module],
+    images: Tensor,
+    told: Callable[[Tensor], Tensor],
+) -> list[Tensor]:
+    """What is told of every block's output, float32 [B, channels, height, width], for clean images
+    uint8 [B, H, W, C] at a low time. Of a teacher with classes all images are seen as of the first.
+    """
+    unet, time, found = teacher.unet, low_time(teacher), {}
+
+    def look(block: nn.Module, given, out) -> None:
+        found[block] = told((out[0] if isinstance(out, tuple) else out).float())
+
+    signal = teacher.table[time].sqrt().item()
+    x = images.to(unet.device).permute(0, 3, 1, 2).float().div(127.5).sub(1) * signal
+    labels = None if teacher.label_count is None else x.new_zeros(len(x)).long()
+    with ExitStack() as hooks, exact_float32(unet.device):
+        for block in blocks:
+            hooks.callback(block.register_forward_hook(look).remove)
+        unet(x, time, class_labels=labels)
+    return [found[block] for block in blocks]
 
 
 def own_sampler(teacher: Teacher) -> Sampler:
@@ -60,25 +76,60 @@ def own_sampler(teacher: Teacher) -> Sampler:
     return solver_sampler(teacher, "unipc-auto", calls, kind="teacher", clip=teacher.clip)
 
 
-def own_images(teacher: Teacher, count: int) -> Iterator[Tensor]:
-    """`count` of the teacher's own images, uint8 [B, H, W, C], in batches."""
-    seeds = range(OWN_SEED, OWN_SEED + count)
-    return draw(own_sampler(teacher), seeds, min(count, 256), teacher.unet.device)
+@dataclass
+class OwnImages:
+    """The teacher's own images, by seeds that no other draw has.
 
-
-def start_judge(teacher: Teacher) -> Judge:
-    """A judge of starts: how far a chain's images, as a set, are from the teacher's own, in its own
-    features.
+    kept  uint8 [START_IMAGES, H, W, C], the first, once starts were judged by them
     """
 
-    @cache
-    def own() -> tuple[Detector, Moments]:
-        detector = own_detector(teacher)
-        return detector, moments_of(own_images(teacher, START_IMAGES), detector)[0]
+    teacher: Teacher
+    kept: Tensor | None = None
+
+    def few(self) -> Tensor:
+        """Those by which starts are judged."""
+        if self.kept is None:
+            self.kept = torch.cat([*self.batches(START_IMAGES)])
+        return self.kept
+
+    def batches(self, count: int) -> Iterator[Tensor]:
+        """`count` of them, uint8 [B, H, W, C]; what is kept is not drawn again."""
+        first = 0
+        if self.kept is not None:
+            yield self.kept[:count]
+            first = len(self.kept)
+        if first < count:
+            seeds = range(OWN_SEED + first, OWN_SEED + count)
+            device = self.teacher.unet.device
+            yield from draw(own_sampler(self.teacher), seeds, min(len(seeds), BATCH), device)
+
+
+def start_judge(teacher: Teacher, own: OwnImages) -> Judge:
+    """A judge of starts: how far a chain's images, as a set, are from the teacher's own, by the
+    standard deviations over space of what every block of the teacher makes of them.
+
+    The sum over blocks of the Frechet distance in units of the own images' variance. Means over
+    space tell brightness, and of weak teachers they miss contrasts that are gone.
+    """
+    unet = teacher.unet
+    middle = [] if unet.mid_block is None else [unet.mid_block]
+    blocks = [*unet.down_blocks, *middle, *unet.up_blocks]
+
+    def spreads(out: Tensor) -> Tensor:
+        return out.std((2, 3), correction=0)
+
+    def seen(batch: Tensor) -> list[Moments]:
+        sums = [MomentSum() for _ in blocks]
+        for part in batch.split(64):
+            for total, spread in zip(sums, seen_by(teacher, blocks, part, spreads), strict=True):
+                total.update(spread)
+        return [total.result() for total in sums]
+
+    wanted = cache(lambda: seen(own.few()))
 
     def judge(chain: Chain) -> float:
-        detector, wanted = own()
-        drawn = to_images(images(teacher, chain, START_IMAGES)).split(64)
-        return frechet_distance(moments_of(drawn, detector)[0], wanted)
+        drawn = seen(to_images(images(teacher, chain, START_IMAGES)))
+        pairs = zip(drawn, wanted(), strict=True)
+        return sum(frechet_distance(a, b) / max(b.cov.trace().item(), TINY) for a, b in pairs)
 
     return judge

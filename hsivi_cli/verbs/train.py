@@ -31,7 +31,7 @@ from ..method.networks import Networks, RealImages
 from ..method.plan import plan_of
 from ..method.steps import Shard
 from ..metrics.judge import make_judge
-from ..metrics.own import start_judge
+from ..metrics.own import OwnImages, start_judge
 from ..metrics.planned import planned, with_length
 from ..metrics.real import real_images
 from ..models.clips import find_clip
@@ -86,7 +86,7 @@ def distil(
     if main:
         sweep(out)  # check_out has found it to be a run's
     begun = (out if earlier else None, once(accelerator))
-    whole, teacher = teacher, replace(teacher, clip=find_clip(config, teacher, *begun))
+    own, teacher = OwnImages(teacher), replace(teacher, clip=find_clip(config, teacher, *begun))
     bar = Bar(
         total=len(config.budgets) * (1 + len(solver_names()) + FINALISTS),
         unit="starts",
@@ -104,10 +104,10 @@ def distil(
 
     why = "name one by --start, and leave out --fit-steps"
     with enough_memory("in finding the start", why), bar:
-        starts, chains = find_chains(config, teacher, *begun, start_judge(teacher), seen)
+        starts, chains = find_chains(config, teacher, *begun, start_judge(teacher, own), seen)
     with enough_memory("in seeing the reference", "--reference none judges by nothing"):
         judged = plan_of(config).last or config.reference != OWN  # the teacher's images take long
-        judge = make_judge(config, whole, out) if main and judged else None
+        judge = make_judge(config, own, out) if main and judged else None
     shard = Shard(
         accelerator.process_index, accelerator.num_processes, lambda t: reduce(t, reduction="mean")
     )
