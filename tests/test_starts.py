@@ -84,6 +84,25 @@ def test_of_the_starts_from_every_level_those_of_the_least_gap_are_judged(teache
     assert all(a.cx.equal(chains[b].cx) for a, b in zip(judged, nearest, strict=True))
 
 
+@pytest.mark.parametrize("nfe", [start.MANY - 1, start.MANY])
+def test_from_many_calls_up_the_gap_counts_beside_the_judge(teacher, nfe):
+    """Of two that the judge has nearly level the one of the lesser gap is taken."""
+    config = TrainConfig(**AUTO, nfe=str(nfe))
+    chains = dict(bare_chains(config, nfe, teacher))
+    gap = teacher_gap(teacher, start.PAIRS)
+    gaps = {name: gap(chain) for name, chain in chains.items()}
+    nearest = start.finalists(sorted(gaps, key=gaps.get), chains)
+    first, second = sorted(nearest, key=gaps.get)[:2]
+    level = (1 + gaps[second] / gaps[first]) / 2  # more than 1, less than the gaps' ratio
+    judged = {name: 99.0 for name in nearest} | {first: level, second: 1.0}
+
+    def judge(chain):
+        return next(v for name, v in judged.items() if chains[name].cx.equal(chain.cx))
+
+    found = choose_starts(config, teacher, judge)
+    assert found == {nfe: first if nfe >= start.MANY else second}
+
+
 def test_ddim_over_the_grid_is_a_start_beside_the_solvers_own_spacings(teacher, monkeypatch):
     monkeypatch.setattr(start, "FINALISTS", 99)  # all are judged
     config, grid = TrainConfig(**AUTO, nfe="3", grid="0,200,500,900"), [0, 200, 500, 900]

@@ -40,6 +40,7 @@ PATH_CALLS = 8  # of the teacher's paths that --regress-steps regresses on
 PAIRS, FINALISTS = 20, 6  # noises by which --start auto looks at all starts; how many it compares
 FIT_PAIRS = 512  # noises on which --fit-steps fits
 TEACHER_CALLS = 50  # of UniPC, whose images --fit-steps fits to
+MANY = 5  # calls from which a start follows its teacher's path, so that its gap counts to the end
 GAP_CALLS = 20  # of UniPC, by which starts are told apart
 
 
@@ -204,7 +205,8 @@ def choose_starts(
     level that some begin at: a gap between pairs does not see what a chain misses that begins where
     there is signal yet.
 
-    judge  whose least start is then chosen, of their images as a set; None: the least gap
+    judge  whose least start is then chosen, of their images as a set, from MANY calls up its least
+           product with the gap; None: the least gap
     seen   called after every look at a chain
     Where every layer keeps only x0 the choice is ddim, and nothing is compared.
     """
@@ -216,14 +218,14 @@ def choose_starts(
         if min(parse_share(config.noise_share, plain)) >= 1:
             found[nfe] = "ddim"
             continue
-        left = dict(bare_chains(config, nfe, teacher))
+        left, before = dict(bare_chains(config, nfe, teacher)), {}
         for look in (gap, judge) if judge else (gap,):
             judged = {}
             for name, chain in left.items():
-                judged[name] = look(chain)
+                judged[name] = look(chain) * (before.get(name, 1.0) if nfe >= MANY else 1.0)
                 seen()
             best = sorted(judged, key=judged.get)
-            left = {name: left[name] for name in finalists(best, left)}
+            left, before = {name: left[name] for name in finalists(best, left)}, judged
         found[nfe] = best[0]
     return found
 
