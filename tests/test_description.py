@@ -1,11 +1,13 @@
 """hsivi.json's best evaluation: what of it is used, and what is none."""
 
+import json
 import math
 
 import pytest
 
 from hsivi_cli.errors import HsiviError
-from hsivi_cli.models.description import check_best
+from hsivi_cli.files.places import embedded
+from hsivi_cli.models.description import check_best, read_info
 
 BEST = {"step": 3, "distance": 2.5, "distances": {"2": 2.5}, "count": 9}
 BEST |= {"detector": "d", "reference": "r"}
@@ -16,6 +18,13 @@ def test_a_best_evaluation_may_know_what_the_training_began_with(recall):
     check_best(None)
     check_best(BEST)  # an earlier version's
     check_best(BEST | {"start": {"distance": 7, "recall": recall}, "moments": [1.0, 2.0]})
+
+
+def test_a_student_of_the_first_versions_told_one_distance(tmp_path):
+    info = json.loads((embedded("embedded:students/4") / "hsivi.json").read_text())
+    told = info["best"].pop("distances")
+    (tmp_path / "hsivi.json").write_text(json.dumps(info))
+    assert read_info(tmp_path)["best"]["distances"] == told == {"4": info["best"]["distance"]}
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,11 @@ def read_info(folder: Path) -> dict:
             f"{file} describes no run ({', '.join(wrong)} is missing or damaged): copy it again, "
             "or choose another folder"
         )
-    check_best(info.get("best"))
+    best, budgets = info.get("best"), info.get("nfe")
+    if isinstance(best, dict) and "distances" not in best and isinstance(budgets, list):
+        # as the first versions wrote it, of one budget
+        best["distances"] = {str(nfe): best.get("distance") for nfe in budgets}
+    check_best(best)
     return info
 
 
