@@ -84,6 +84,26 @@ def test_of_the_starts_from_every_level_those_of_the_least_gap_are_judged(teache
     assert all(a.cx.equal(chains[b].cx) for a, b in zip(judged, nearest, strict=True))
 
 
+def test_a_start_that_diverges_is_not_judged_and_where_all_do_it_is_said(teacher, monkeypatch):
+    """Of its own top level it would be a finalist, and NaN sorts nothing."""
+    config, judged = TrainConfig(**AUTO, nfe="3"), []
+    chains = dict(bare_chains(config, 3, teacher))
+    one = chains["unipc-trailing"]
+    wild = replace(one, ce=one.ce * 1e38, cx=one.cx * 1e38, time=one.time * 0.9)
+    several = {"wild": wild, "a": one, "wilder": wild, "b": chains["unipc-leading"]}
+    monkeypatch.setattr(start, "bare_chains", lambda *any_config: several.items())
+
+    def judge(chain):
+        judged.append(chain)
+        return float(len(judged))
+
+    assert choose_starts(config, teacher, judge)[3] in "ab"
+    assert len(judged) == 2 and not any(chain is wild for chain in judged)
+    monkeypatch.setattr(start, "bare_chains", lambda *any_config: [("wild", wild)])
+    with pytest.raises(HsiviError, match="no start of 3 calls draws finite images"):
+        choose_starts(config, teacher, judge)
+
+
 @pytest.mark.parametrize("nfe", [start.MANY - 1, start.MANY])
 def test_from_many_calls_up_the_gap_counts_beside_the_judge(teacher, nfe):
     """Of two that the judge has nearly level the one of the lesser gap is taken."""

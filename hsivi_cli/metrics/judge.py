@@ -7,6 +7,7 @@ from images of its own.
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,11 +93,14 @@ def warn_of(config: TrainConfig, judge: Judge, teacher: Teacher) -> None:
 
 
 def own_statistics(own: OwnImages, detector: Detector, count: int, file: Path) -> Statistics:
-    """Statistics of `count` of the teacher's own images, from the file where it has them."""
+    """Statistics of `count` of the teacher's own images, from the file where it has them. A file
+    that is damaged or gone costs the drawing of them: they are the same ones.
+    """
     if file.exists():
-        kept = load_statistics(file)
-        if kept.stamp == detector.stamp and kept.moments.count == count:
-            return kept
+        with contextlib.suppress(HsiviError):
+            kept = load_statistics(file)
+            if kept.stamp == detector.stamp and kept.moments.count == count:
+                return kept
     found = statistics_of_batches(
         own.batches(count), count, "the teacher's own images", detector, keep_features=True
     )

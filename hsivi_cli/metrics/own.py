@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 
-import torch
 from torch import Tensor, nn
 
 from ..files.device import exact_float32
@@ -23,9 +22,8 @@ from .frechet import Moments, MomentSum, frechet_distance
 
 LOW = 0.02  # of the schedule's times: there features tell images apart best
 OWN_CALLS = 20  # of the sampler whose images stand for the teacher's own
-START_IMAGES = 200  # by which starts are judged
+START_IMAGES = 200  # by which starts are judged; and all are drawn in batches of so many
 OWN_SEED = 2_000_000_000  # the seeds of those images are no other draw's
-BATCH = 256  # images drawn at once
 TINY = 1e-12  # a variance that is none: of a block of one pixel, or of images all alike
 
 
@@ -89,11 +87,13 @@ class OwnImages:
     def few(self) -> Tensor:
         """Those by which starts are judged."""
         if self.kept is None:
-            self.kept = torch.cat([*self.batches(START_IMAGES)])
+            self.kept = next(self.batches(START_IMAGES))  # copied, it would lie elsewise in memory
         return self.kept
 
     def batches(self, count: int) -> Iterator[Tensor]:
-        """`count` of them, uint8 [B, H, W, C]; what is kept is not drawn again."""
+        """`count` of them, uint8 [B, H, W, C], in the same batches whether or not the first is kept,
+        which is not drawn again: so what is seen of them is equal bit for bit.
+        """
         first = 0
         if self.kept is not None:
             yield self.kept[:count]
@@ -101,7 +101,7 @@ class OwnImages:
         if first < count:
             seeds = range(OWN_SEED + first, OWN_SEED + count)
             device = self.teacher.unet.device
-            yield from draw(own_sampler(self.teacher), seeds, min(len(seeds), BATCH), device)
+            yield from draw(own_sampler(self.teacher), seeds, START_IMAGES, device)
 
 
 def start_judge(teacher: Teacher, own: OwnImages) -> Judge:

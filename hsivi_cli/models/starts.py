@@ -224,6 +224,11 @@ def choose_starts(
             for name, chain in left.items():
                 judged[name] = look(chain) * (before.get(name, 1.0) if nfe >= MANY else 1.0)
                 seen()
+            judged = {name: far for name, far in judged.items() if math.isfinite(far)}
+            if not judged:
+                raise HsiviError(
+                    f"no start of {nfe} calls draws finite images: the teacher is at fault"
+                )
             best = sorted(judged, key=judged.get)
             left, before = {name: left[name] for name in finalists(best, left)}, judged
         found[nfe] = best[0]
