@@ -38,3 +38,13 @@ def test_a_student_of_the_first_versions_told_one_distance(tmp_path):
 def test_a_start_of_other_kinds_is_named(start):
     with pytest.raises(HsiviError, match="no usable start: copy it again"):
         check_best(BEST | {"start": start})
+
+
+@pytest.mark.parametrize("wrong", [{"step": True}, {"step": -3}, {"best": {"step": 3}}])
+def test_what_no_run_writes_is_refused_with_the_files_name(tmp_path, wrong):
+    told = {"format": 1, "teacher": {"name": "n", "digest": "d"}, "config": {}, "seconds": 1}
+    (tmp_path / "hsivi.json").write_text(json.dumps(told | {"step": 3, "best": BEST}))
+    read_info(tmp_path)
+    (tmp_path / "hsivi.json").write_text(json.dumps(told | {"step": 3} | wrong))
+    with pytest.raises(HsiviError, match=r"hsivi\.json"):
+        read_info(tmp_path)

@@ -91,8 +91,8 @@ class OwnImages:
         return self.kept
 
     def batches(self, count: int) -> Iterator[Tensor]:
-        """`count` of them, uint8 [B, H, W, C], in the same batches whether or not the first is kept,
-        which is not drawn again: so what is seen of them is equal bit for bit.
+        """`count` of them, uint8 [B, H, W, C], in the same batches whether or not the first is kept
+        and so not drawn again: what is seen of them is equal bit for bit.
         """
         first = 0
         if self.kept is not None:

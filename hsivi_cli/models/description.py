@@ -42,7 +42,7 @@ def read_info(folder: Path) -> dict:
     if isinstance(best, dict) and "distances" not in best and isinstance(budgets, list):
         # as the first versions wrote it, of one budget
         best["distances"] = {str(nfe): best.get("distance") for nfe in budgets}
-    check_best(best)
+    check_best(best, f"{file}: ")
     return info
 
 
@@ -52,6 +52,7 @@ def faults_of(info: dict) -> list[str]:
     named = all(isinstance(teacher.get(key), str) for key in ("name", "digest"))
     sound = {
         "teacher": named and all(isinstance(value, str) for value in teacher.values()),
+        "step": type(info["step"]) is int and info["step"] >= 0,
         "seconds": 0 <= info["seconds"] < COUNTS * 3600,
         "starts": all(
             nfe.isdecimal() and len(nfe) < 9 and isinstance(start, str)
@@ -71,8 +72,11 @@ BEST = {
 }  # fmt: skip
 
 
-def check_best(best: dict | None) -> None:
-    """Refuse a best evaluation that is none."""
+def check_best(best: dict | None, where: str = "") -> None:
+    """Refuse a best evaluation that is none.
+
+    where  begins the refusal: the file that it was read from
+    """
     if best is None:
         return
     best = best if isinstance(best, dict) else {}
@@ -86,7 +90,9 @@ def check_best(best: dict | None) -> None:
     }
     wrong += [key for key, so in sound.items() if not so and key not in wrong]
     if wrong:
-        raise HsiviError(f"the best evaluation has no usable {', '.join(wrong)}: copy it again")
+        raise HsiviError(
+            f"{where}the best evaluation has no usable {', '.join(wrong)}: copy it again"
+        )
 
 
 def is_start(start: object) -> bool:
