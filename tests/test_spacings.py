@@ -247,6 +247,7 @@ def test_a_solver_that_would_visit_a_time_twice_is_refused(family):
     ("name", "nfe", "cause"),
     [
         ("edm", 5, "there is no solver 'edm': solvers are ddim, ipndm, heun, dpm"),
+        ("auto", 5, "there is no solver 'auto' .hsivi sample looks for the best where --solver is"),
         ("euler-a", 5, "no solver 'euler-a' .it adds noise at every step.*: solvers are ddim"),
         ("heun", 4, "heun takes two calls a step but one for the last.* ask for 3 or 5"),
         ("unipc-lu", 4, "unipc has the spacings linspace, leading, trailing, karras"),

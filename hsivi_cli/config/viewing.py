@@ -41,7 +41,7 @@ class FidConfig(Options):
     )
     detector_weights: str | None = option(None, DETECTOR_WEIGHTS)
     save_stats: str | None = option(
-        None, "write A's statistics to this .npz file; B may then be left out"
+        None, "write A's statistics to this .npz file; REFERENCE may then be left out"
     )
     kid: bool = option(False, "the kernel distance, precision and recall too")
     json: bool = option(False, "print one JSON object")

@@ -38,6 +38,7 @@ NOT_HERE = {
     "euler": "under a variance-preserving schedule that is ddim",
     "pndm": "its later form is ipndm",
     "lms": "ipndm is of its kind",
+    "auto": "hsivi sample looks for the best where --solver is left out",
 } | dict.fromkeys(("ddpm", "euler-a", "sde-dpm++", "dpm++-sde", "lcm", "tcd"), NOISY)
 
 
