@@ -529,7 +529,7 @@ def test_a_damaged_description_of_a_run_is_one_line(teacher, tmp_path):
     (out / "hsivi.json").write_text(json.dumps(whole | {"best": {"step": 3}}))
     for verb in (("train", teacher, *QUICK, "--out"), ("info",)):
         told = refusal(*verb, out)
-        assert "no usable distance, distances, count, detector, reference" in told
+        assert "no usable distance, count, detector, reference, distances" in told
     parts = {
         "teacher": [{"name": ["a"]}, {"digest": 3}, {"subfolder": 1}],
         "starts": [{"x": "ddim"}, {"9" * 5000: "ddim"}, {"2": 1}],
