@@ -29,11 +29,11 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, interpolate, unfold
 
 from hsivi_cli.config import TrainConfig
-from hsivi_cli.files.images import to_images
+from hsivi_cli.files.images import from_images, to_images
 from hsivi_cli.files.logs import append, rows_of
 from hsivi_cli.files.whole import replacing
 from hsivi_cli.metrics.frechet import MomentSum, frechet_distance, precision_recall
-from hsivi_cli.metrics.own import LOW, START_IMAGES, OwnImages
+from hsivi_cli.metrics.own import START_IMAGES, OwnImages, blocks_of, clean, seen_by
 from hsivi_cli.metrics.statistics import Statistics, moments_of
 from hsivi_cli.models.clips import find_clip
 from hsivi_cli.models.starts import PAIRS, bare_chains, finalists, images, teacher_gap
@@ -48,36 +48,22 @@ BATCH = 256
 ENOUGH = 0.9  # of the best recall, for the judge that asks for it
 
 
-def blocks_of(teacher: Teacher) -> dict[str, torch.nn.Module]:
-    """The U-Net's blocks, by name, downwards and up again."""
-    unet = teacher.unet
-    found = {f"down{i}": block for i, block in enumerate(unet.down_blocks)}
-    found |= {"mid": unet.mid_block} if unet.mid_block is not None else {}
-    return found | {f"up{i}": block for i, block in enumerate(unet.up_blocks)}
-
-
 @torch.no_grad()
 def seen(teacher: Teacher, x: Tensor, time: int) -> tuple[dict[str, Tensor], Tensor]:
     """Means and standard deviations over space of what every block makes of x [N, C, H, W], and
     what the network predicts.
     """
-    found, outputs = {}, []
+    blocks = blocks_of(teacher)
 
-    def look(name: str) -> Callable:
-        def hook(module, given, out) -> None:
-            out = (out[0] if isinstance(out, tuple) else out).float()
-            found.setdefault(f"{name} mean", []).append(out.mean((2, 3)))
-            found.setdefault(f"{name} sd", []).append(out.std((2, 3), correction=0))
+    def told(out: Tensor) -> Tensor:
+        return torch.stack((out.mean((2, 3)), out.std((2, 3), correction=0)), 1)
 
-        return hook
-
-    hooks = [b.register_forward_hook(look(name)) for name, b in blocks_of(teacher).items()]
-    for part in x.split(BATCH):
-        labels = None if teacher.label_count is None else part.new_zeros(len(part)).long()
-        outputs.append(teacher.unet(part, time, class_labels=labels).sample[:, : x.shape[1]])
-    for hook in hooks:
-        hook.remove()
-    return {name: torch.cat(parts) for name, parts in found.items()}, torch.cat(outputs)
+    parts = [seen_by(teacher, [*blocks.values()], part, time, told) for part in x.split(BATCH)]
+    found = {}
+    for i, name in enumerate(blocks):
+        maps = torch.cat([each[i] for each, _ in parts])
+        found[f"{name} mean"], found[f"{name} sd"] = maps.unbind(1)
+    return found, torch.cat([out for _, out in parts])
 
 
 def patches(x: Tensor, size: int = 5, each: int = 32) -> list[Tensor]:
@@ -94,10 +80,9 @@ def patches(x: Tensor, size: int = 5, each: int = 32) -> list[Tensor]:
 
 def maps_of(teacher: Teacher, drawn: Tensor) -> dict[str, Tensor]:
     """Everything that judges see of images uint8 [N, H, W, C], by name."""
+    found, _ = seen(teacher, *clean(teacher, drawn))
     device, table = teacher.unet.device, teacher.table
-    x = drawn.to(device).permute(0, 3, 1, 2).float().div(127.5).sub(1)
-    time = round(LOW * len(table))
-    found, _ = seen(teacher, x * table[time].sqrt().float().item(), time)
+    x = from_images(drawn.to(device))
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(device)
     for part in NOISY:
         time = round(part * len(table))

@@ -17,6 +17,7 @@ from hsivi_cli.files import images as images_module
 from hsivi_cli.files.images import (
     GAP,
     dataset_images,
+    from_images,
     open_images,
     read_npz,
     save_grid,
@@ -42,7 +43,7 @@ def open_first(file):
 def test_all_grey_levels_survive_the_way_to_floats_and_back():
     levels = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1)
     x = levels.permute(0, 3, 1, 2).float() / 127.5 - 1
-    assert torch.equal(to_images(x), levels)
+    assert torch.equal(to_images(x), levels) and torch.equal(from_images(levels), x)
 
 
 def test_values_are_rounded_to_the_nearest_level_after_clamping():

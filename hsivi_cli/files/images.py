@@ -65,6 +65,11 @@ def to_images(x: Tensor) -> Tensor:
     return (unit * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()
 
 
+def from_images(images: Tensor) -> Tensor:
+    """What images uint8 [B, H, W, C] stand for: float32 [B, C, H, W] in [-1, 1]."""
+    return images.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
 def open_images(path: Path, batch_size: int = 256) -> tuple[int, Iterator[Tensor]]:
     """How many images a folder or an .npz file holds, and those images, uint8 [B, H, W, C] at a
     time, fewer where they are large.

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ..errors import HsiviError
 from ..files.device import exact_float32
 from ..files.digest import digest
+from ..files.images import from_images
 from ..files.places import weights_folder
 from ..files.whole import read_json, read_tensors
 
@@ -147,7 +148,7 @@ def _load_classifier(folder: Path, device: str | torch.device) -> Detector:
                 f"not {height} x {width} with {depth}; use --detector inception"
             )
         with exact_float32(device):
-            return trunk(images.to(device).permute(0, 3, 1, 2).float() / 127.5 - 1)
+            return trunk(from_images(images.to(device)))
 
     stamp = f"{name} {side}x{side} no-resize {weights_digest(state)}"
     return Detector(stamp, config["feature_dim"], features)

@@ -12,7 +12,7 @@ from functools import cache
 from torch import Tensor, nn
 
 from ..files.device import exact_float32
-from ..files.images import to_images
+from ..files.images import from_images, to_images
 from ..method.chain import Chain
 from ..models.draw import Sampler, draw, solver_sampler
 from ..models.starts import Judge, images
@@ -37,35 +37,51 @@ def own_detector(teacher: Teacher) -> Detector:
     block = unet.mid_block if unet.mid_block is not None else unet.down_blocks[-1]
 
     def features(images: Tensor) -> Tensor:
-        return seen_by(teacher, [block], images, lambda out: out.mean((2, 3)))[0]
+        means, _ = seen_by(teacher, [block], *clean(teacher, images), lambda out: out.mean((2, 3)))
+        return means[0]
 
     width = unet.config.block_out_channels[-1]
     stamp = f"middle block of {teacher.digest} at {low_time(teacher)}"
     return Detector(stamp, width, features)
 
 
+def blocks_of(teacher: Teacher) -> dict[str, nn.Module]:
+    """The U-Net's blocks, by name, downwards and up again."""
+    unet = teacher.unet
+    found = {f"down{i}": block for i, block in enumerate(unet.down_blocks)}
+    found |= {"mid": unet.mid_block} if unet.mid_block is not None else {}
+    return found | {f"up{i}": block for i, block in enumerate(unet.up_blocks)}
+
+
+def clean(teacher: Teacher, images: Tensor) -> tuple[Tensor, int]:
+    """Images uint8 [B, H, W, C], without noise, as states [B, C, H, W] of a low time, and it."""
+    time = low_time(teacher)
+    x = from_images(images.to(teacher.unet.device))
+    return x * teacher.table[time].sqrt().item(), time
+
+
 def seen_by(
     teacher: Teacher,
     blocks: Sequence[nn.Module],
-    images: Tensor,
+    x: Tensor,
+    time: int,
     told: Callable[[Tensor], Tensor],
-) -> list[Tensor]:
-    """What is told of every block's output, float32 [B, channels, height, width], for clean images
-    uint8 [B, H, W, C] at a low time. Of a teacher with classes all images are seen as of the first.
+) -> tuple[list[Tensor], Tensor]:
+    """What is told of every block's output, float32 [B, channels, height, width], for states
+    x [B, C, H, W] at a time, and what the network predicts, [B, C, H, W]. Of a teacher with classes
+    all are seen as of the first.
     """
-    unet, time, found = teacher.unet, low_time(teacher), {}
+    unet, found = teacher.unet, {}
 
     def look(block: nn.Module, given, out) -> None:
         found[block] = told((out[0] if isinstance(out, tuple) else out).float())
 
-    signal = teacher.table[time].sqrt().item()
-    x = images.to(unet.device).permute(0, 3, 1, 2).float().div(127.5).sub(1) * signal
     labels = None if teacher.label_count is None else x.new_zeros(len(x)).long()
     with ExitStack() as hooks, exact_float32(unet.device):
         for block in blocks:
             hooks.callback(block.register_forward_hook(look).remove)
-        unet(x, time, class_labels=labels)
-    return [found[block] for block in blocks]
+        out = unet(x, time, class_labels=labels).sample
+    return [found[block] for block in blocks], out[:, : x.shape[1]]
 
 
 def own_sampler(teacher: Teacher) -> Sampler:
@@ -111,9 +127,7 @@ def start_judge(teacher: Teacher, own: OwnImages) -> Judge:
     The sum over blocks of the Frechet distance in units of the own images' variance. Means over
     space tell brightness, and of weak teachers they miss contrasts that are gone.
     """
-    unet = teacher.unet
-    middle = [] if unet.mid_block is None else [unet.mid_block]
-    blocks = [*unet.down_blocks, *middle, *unet.up_blocks]
+    blocks = [*blocks_of(teacher).values()]
 
     def spreads(out: Tensor) -> Tensor:
         return out.std((2, 3), correction=0)
@@ -121,7 +135,8 @@ def start_judge(teacher: Teacher, own: OwnImages) -> Judge:
     def seen(batch: Tensor) -> list[Moments]:
         sums = [MomentSum() for _ in blocks]
         for part in batch.split(64):
-            for total, spread in zip(sums, seen_by(teacher, blocks, part, spreads), strict=True):
+            found, _ = seen_by(teacher, blocks, *clean(teacher, part), spreads)
+            for total, spread in zip(sums, found, strict=True):
                 total.update(spread)
         return [total.result() for total in sums]
 
