@@ -17,7 +17,7 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput
 from torch import Tensor
 
 from ..errors import HsiviError, counted
-from ..files.places import check_name, embedded
+from ..files.places import embedded
 from ..files.whole import (
     check_finite,
     let_read,
@@ -78,33 +78,28 @@ def is_whole(folder: Path) -> bool:
     return weights and all((folder / part).exists() for part in parts)
 
 
-def check_exported(folder: Path, name: str | Path) -> None:
-    """Refuse a place where no whole student lies. name: how the user calls it."""
-    check_name(folder)
-    if not folder.is_dir():
+def check_has(folder: Path, name: str | Path, part: str) -> None:
+    """Refuse a place without a part that every student has. name: how the user calls it."""
+    if not (folder / part).is_file():
         raise HsiviError(
-            f"there is no student at {name}: give a folder that `hsivi train` or save_pretrained "
+            f"there is no student at {name}: {part} is missing; give a folder that `hsivi train` "
             "wrote; one on the hub is to be fetched first"
         )
+
+
+def check_exported(folder: Path, name: str | Path) -> None:
+    """Refuse a place where no whole student lies. name: how the user calls it."""
     if is_student(folder) and not is_whole(folder):
         raise HsiviError(
             f"{name} holds no whole student: its training stopped before one was exported, and the "
             "same line again goes on; or parts of it are missing: copy it again"
         )
-    if not (folder / "chain.safetensors").exists():
-        raise HsiviError(
-            f"{name} is no student: chain.safetensors is missing (a student is what `hsivi train` "
-            "or save_pretrained wrote)"
-        )
+    check_has(folder, name, "chain.safetensors")
 
 
 def load_student(path: str | Path, device: str | torch.device = "cpu") -> Student:
     folder = embedded(path)
-    if not is_student(folder):
-        raise HsiviError(
-            f"{path} is no student: hsivi.json is missing (a run's folder is what `hsivi train "
-            "--out` wrote)"
-        )
+    check_has(folder, path, "hsivi.json")
     info = read_info(folder)
     check_exported(folder, path)
     chains, log_scales = load_chains(folder)
@@ -215,9 +210,10 @@ class HSIVIPipeline(DiffusionPipeline):
     def from_pretrained(cls, path, **kwargs) -> HSIVIPipeline:
         folder = embedded(path)
         check_exported(folder, path)
+        chains, log_scales = load_chains(folder)
         pipeline = super().from_pretrained(folder, **kwargs)
         check_finite(pipeline.unet.state_dict(), folder / "unet")
-        pipeline.chains, pipeline.log_scales = load_chains(folder)
+        pipeline.chains, pipeline.log_scales = chains, log_scales
         check_scales(pipeline.log_scales, shape_of(pipeline.unet), folder)
         return pipeline
 
