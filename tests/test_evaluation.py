@@ -88,3 +88,25 @@ def test_no_student_is_exported_that_judges_worse_than_the_start(
     assert all(torch.equal(a, b) for a, b in pairs) == (best == 0)
     assert ("no snapshot was judged better than the untrained start" in told) == (best == 0)
     assert student.info["best"]["step"] == best
+    stays = ("start stays kept, distance 3.00", "step 1 stays kept, distance 2.00")[best]
+    assert told.count("; kept\n") == 1 + (best == 1) and told.count(f"; {stays}\n") == 2 - best
+    assert f"{('start', 'step 1')[best]} is kept, distance {min(distances):.2f}\n" in told
+
+
+def test_what_is_kept_of_a_student_judged_by_its_teacher_is_told_so(
+    save_teacher, tmp_path, monkeypatch
+):
+    """Within the trusted movement it need not be what is nearest."""
+    distances = iter((1.97, 1.98, 1.99))
+    monkeypatch.setattr(evaluation, "frechet_distance", lambda *a: next(distances))
+    monkeypatch.setattr(evaluation, "KEPT", 0.0)
+    monkeypatch.setattr(evaluation, "LOST", 1e9)
+    options = ("--reference", "teacher", "--eval-count", 20, "--eval-every", 1)
+    told = train(save_teacher(**TINY), tmp_path / "x", *options, "--student-rate", 1e-5).stderr
+    lines = told.splitlines()
+    for step, distance in (("start", 1.97), ("step 1", 1.98), ("step 2", 1.99)):
+        line = next(line for line in lines if line.startswith(f"{step}: distance {distance}"))
+        assert line.endswith("(20 images); kept")
+    assert "; step 2 is kept, distance 1.99" in told and "best" not in told
+    card = (tmp_path / "x" / "README.md").read_text()
+    assert "at step 2, which this is, were at a Fréchet distance of 1.99 from the teacher's" in card

@@ -40,7 +40,7 @@ def test_a_run_tells_its_teacher_calls_steps_and_layers(teacher, tmp_path):
     assert facts["weights"] == load_student(tmp_path / "run").model.digest
     assert facts["times at 2 calls"] == "0, 300, 650"
     assert facts["noise shares at 2 calls"] == "0.25, 1"
-    assert facts["best distance"] == "not measured"
+    assert facts["kept"] == "not measured"
 
 
 def test_a_run_that_ends_at_clean_data_tells_so(teacher, tmp_path):
@@ -54,14 +54,14 @@ def test_a_regressed_run_tells_so(teacher, tmp_path):
     assert told_of(tmp_path / "run")["steps"] == "2 of 2, after 3 of regression"
 
 
-def test_a_run_tells_its_best_distance(teacher, tmp_path):
+def test_a_run_tells_which_student_it_keeps(teacher, tmp_path):
     save_detector(tmp_path / "detector")
     save_npz(torch.randint(256, (30, 8, 8, 1), dtype=torch.uint8), tmp_path / "real.npz")
     judged = ("--reference", tmp_path / "real.npz", "--detector", tmp_path / "detector")
     train(teacher, tmp_path / "run", *judged, "--eval-count", 20)
     best = load_student(tmp_path / "run").info["best"]
-    told = told_of(tmp_path / "run")["best distance"]
-    assert told.startswith(f"{best['distance']:.2f} at step 2 (20 images, tiny 8x8")
+    told = told_of(tmp_path / "run")["kept"]
+    assert told.startswith(f"distance {best['distance']:.2f} at step 2 (20 images, tiny 8x8")
 
 
 def test_a_teacher_tells_its_network_and_schedule(save_teacher):

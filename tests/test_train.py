@@ -407,7 +407,7 @@ def test_a_collapse_is_told_once_and_the_best_is_kept(teacher, tmp_path, monkeyp
     for _ in range(10):  # the warm-up and nine steps, each by a process of its own
         told += train(teacher, out, *options, "--minutes", 1e-9).stderr
     warned = [line for line in told.splitlines() if line.startswith("warning: ")]
-    assert len(warned) == 1 and f"{out} keeps the best, of step 2" in warned[0]
+    assert len(warned) == 1 and f"{out} keeps that of step 2" in warned[0]
     assert told.index("step 8: distance") < told.index(warned[0]) < told.index("step 9: distance")
     assert load_student(out).info["best"]["step"] == 2
 

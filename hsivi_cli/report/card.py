@@ -26,18 +26,22 @@ def of_budgets(distances: dict[str, float]) -> str:
     )
 
 
-def of_evaluation(found: dict, best: dict | None) -> str:
-    """An evaluation in training and the best before it: "step 100: distance 2.30, recall 0.78 (1000
-    images), best 2.41".
+def when(found: dict) -> str:
+    """Of which step an evaluation is, in words."""
+    return "start" if found.get("round") == 0 else f"step {found['step']}"
+
+
+def of_evaluation(found: dict, before: dict | None) -> str:
+    """An evaluation in training, and the one before it that stays kept, or None where it is kept
+    itself: "step 100: distance 2.30, recall 0.78 (1000 images); step 50 stays kept, distance 2.25".
     """
     distances = found["distances"]
     return (
-        (f"step {found['step']}" if found["round"] else "start")
-        + f": distance {of_budgets(distances)}"
+        f"{when(found)}: distance {of_budgets(distances)}"
         + (f", mean {found['distance']:.2f}" if len(distances) > 1 else "")
         + (f", recall {found['recall']:.2f}" if found["recall"] is not None else "")
-        + f" ({found['count']} images)"
-        + (f", best {best['distance']:.2f}" if best else "")
+        + f" ({found['count']} images); "
+        + (f"{when(before)} stays kept, distance {before['distance']:.2f}" if before else "kept")
     )
 
 
@@ -59,7 +63,7 @@ def of_end(out: Path, config: TrainConfig, seconds: float, best: dict | None) ->
     )
     if not best:
         return words
-    words += f", best distance {best['distance']:.2f} at step {best['step']}"
+    words += f"; {when(best)} is kept, distance {best['distance']:.2f}"
     if best.get("round") != 0:
         return words
     words += "\nno snapshot was judged better than the untrained start, so it holds that"
@@ -85,13 +89,13 @@ def model_card(teacher: Teacher, config: TrainConfig, info: dict, out: Path) -> 
     best, calls, most = info["best"], one_of(config.budgets), max(config.budgets)
     measured = "No distance was measured in training (`--reference` measures it)."
     if best:
+        place, doubt = f"`{best['reference']}`", "the least of several, so a little low"
+        if best["reference"] == OWN:  # by which no least distance is sought
+            place, doubt = "the teacher's own images", "which tells little of data"
         measured = (
-            f"In training, {best['count']} images of the averaged student were at a Fréchet "
-            f"distance of {of_budgets(best['distances'])} from "
-            f"`{best['reference']}` (detector: {best['detector']}), the best of all evaluations, "
-            f"at step {best['step']}. "
-            "A number chosen as the best of several is a little low; measure it anew with `hsivi "
-            "fid`."
+            f"In training, {best['count']} images of the averaged student at step {best['step']}, "
+            f"which this is, were at a Fréchet distance of {of_budgets(best['distances'])} from "
+            f"{place} (detector: {best['detector']}), {doubt}: measure it anew with `hsivi fid`."
         )
     made = f"{info['step']} student updates"
     if config.regress_steps:

@@ -87,7 +87,7 @@ class Training:
         if run.state["best"] and not is_whole(self.out):
             run.state["best"] = None
             say(
-                f"the best student's files in {self.out} are gone: the last average takes its place"
+                f"the kept student's files in {self.out} are gone: the last average takes its place"
             )
         if run.state["round"]:
             self.export(run)
@@ -178,22 +178,23 @@ class Training:
             self.evaluate(run)
 
     def evaluate(self, run: Run) -> None:
-        """Judge the averaged student, and keep it if it is the best so far."""
+        """Judge the averaged student, and keep it if it is better than the one kept so far."""
         at = {"step": run.step, "round": run.state["round"]}
         found = evaluate(self.networks, self.teacher, self.judge, self.config, at, self.out)
         best = run.state["best"]
         if self.config.log_with:
             each = {f"distance_{nfe}": distance for nfe, distance in found["distances"].items()}
             self.accelerator.log({"distance": found["distance"]} | each, step=run.step)
-        say(of_evaluation(found, best))
-        if kept := better(found, best):
+        kept = better(found, best)
+        say(of_evaluation(found, None if kept else best))
+        if kept:
             back = run.state["rollbacks"]  # a step may come again, at other rates
             run.state["best"] = kept | {"rollbacks": back}
             run.keep()
         elif has_collapsed(self.out / "evaluations.jsonl", best):
             say(
-                f"warning: the distance has been above twice the best {EVALUATIONS} times: the "
-                f"student may have collapsed; {self.out} keeps the best, of step {best['step']}"
+                f"warning: the distance has been above twice the kept one {EVALUATIONS} times: the "
+                f"student may have collapsed; {self.out} keeps that of step {best['step']}"
             )
 
     def close(self, run: Run) -> None:

@@ -167,7 +167,7 @@ def describe_student(path: str) -> dict:
         "steps": f"{info['step']} of {info['config'].get('steps', 'unknown')}"
         + (f", after {regressed} of regression" if regressed else ""),
         "minutes": round(info["seconds"] / 60, 1),
-        "best distance": f"{best['distance']:.2f} at step {best['step']} "
+        "kept": f"distance {best['distance']:.2f} at step {best['step']} "
         f"({best['count']} images, {best['detector']})"
         if best
         else "not measured",
