@@ -30,6 +30,7 @@ from hsivi_cli.models.student import load_student
 from hsivi_cli.report import page as pages
 from hsivi_cli.report import plots, sentences
 from hsivi_cli.report import rows as report
+from hsivi_cli.verbs import compare as verb
 
 
 @pytest.fixture(scope="module")
@@ -371,6 +372,29 @@ def test_a_user_without_a_home_is_asked_for_a_cache(home, tmp_path, monkeypatch)
 def test_refusals_name_what_is_wrong(home, tmp_path, source, options, told):
     line = refusal("compare", home / source, *small(home, tmp_path), *options.split())
     assert told in line and not (tmp_path / "rows.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "told"),
+    [
+        ("two", "--nfe two", "--nfe two"),
+        ("two", "--solvers edm", "no solver 'edm'"),
+        ("two", "--teacher-calls -3", "--teacher-calls"),
+        ("two", "--teacher-solver edm", "no solver 'edm'"),
+        ("two", "--reference nowhere.npz", "nowhere.npz"),
+        ("two", "--reference {}/empty", "no image in this folder"),
+        ("two", "--reference {}/teacher", "holds no images"),
+        ("two", "--detector nowhere", "detector nowhere: not found"),
+        ("two", "--detector inception --detector-weights nowhere", "there is no such file"),
+    ],
+)
+def test_what_was_typed_is_looked_at_before_networks_are_loaded(
+    home, tmp_path, monkeypatch, source, options, told
+):
+    (home / "empty").mkdir(exist_ok=True)
+    monkeypatch.setattr(verb, "open_sources", None)  # would fail
+    options = options.format(*[home] * 2).split()
+    assert told in refusal("compare", home / source, *small(home, tmp_path), *options)
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_anything_is_drawn(

@@ -12,9 +12,9 @@ from hsivi_cli.models.draw import (
     LARGEST_BATCH,
     draw,
     fitting,
-    images_of,
     noise_of,
     seed_noise,
+    shard_of,
     solver_sampler,
     student_sampler,
 )
@@ -183,10 +183,11 @@ def test_nothing_global_decides_or_is_changed(teacher):
 
 def test_a_runs_images_are_its_students(save_teacher, tmp_path):
     train(save_teacher(**TINY), tmp_path / "run", "--steps", 0)
-    size, batches = images_of(tmp_path / "run", None, range(5), 256, "cpu")
-    ours = torch.cat(list(batches))
-    assert size == 5
     sampler, seen = counted(student_sampler(load_student(tmp_path / "run")))
+    size, batches = shard_of(sampler, range(5), 256, "cpu")
+    ours = torch.cat(list(batches))
+    assert size == 5 and seen == [5, 5]
+    seen.clear()
     assert torch.equal(all_of(sampler, range(5), 5), ours) and seen == [5, 5]
 
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from command import hsivi, refusal, save_detector, train, tree
+from command import TINY, hsivi, refusal, save_detector, train, tree
 
 from hsivi_cli.config import FidConfig
 from hsivi_cli.errors import HsiviError
@@ -317,6 +317,24 @@ def test_sources_that_do_not_exist_are_named(sets, capsys):
         HsiviError, match=r"cifar11-train: neither a file, nor a folder, nor one of"
     ):
         report_of(capsys, sets / "a", "cifar11-train")
+
+
+def test_sources_are_looked_at_before_a_detector_is_fetched(
+    sets, save_teacher, tmp_path, monkeypatch
+):
+    train(save_teacher(**TINY), tmp_path / "run", "--steps", 0)
+    (tmp_path / "empty").mkdir()
+    np.savez(tmp_path / "other.npz", x=np.zeros(3))
+    monkeypatch.setattr(fid, "open_detector", None)  # would fail
+    for source, told in (
+        (("empty",), "no image in this folder"),
+        (("other.npz",), "'images' or 'arr_0' is wanted, found x"),
+        (("teacher",), "there is no student at"),
+        (("run", "--nfe", 7), "was trained for 2 calls, not 7"),
+    ):
+        where = tmp_path / source[0]
+        assert told in refusal("fid", where, sets / "a", *source[1:])
+        assert told in refusal("fid", sets / "a", where, *source[1:])
 
 
 def test_a_single_picture_is_told_for_what_it_is(sets):

@@ -65,7 +65,7 @@ def test_a_statistics_file_is_read_once(tmp_path, monkeypatch):
 
 def test_a_run_is_no_set_of_images(tmp_path):
     save_detector(tmp_path / "d")  # a network's directory, as a run is
-    with pytest.raises(HsiviError, match="a run or pipeline holds no images; give a folder"):
+    with pytest.raises(HsiviError, match="is a run or pipeline and holds no images: give a folder"):
         statistics_of(tmp_path / "d", load_detector(str(tmp_path / "d")))
 
 

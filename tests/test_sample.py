@@ -233,8 +233,8 @@ def test_a_solver_draws_the_networks_own_images(home, tmp_path, source):
         ("classes-run", "--out {} --labels 3", "0..2"),
         ("classes-run", "--out {} --labels 0,1 --count 3", "--labels 0,1"),
         ("classes-run", "--out {} --labels cat", "--labels cat"),
-        ("teacher", "--out {}", "is a teacher: give --nfe"),
-        ("teacher", "--out {} --solver ddim", "is a teacher: give --nfe"),
+        ("teacher", "--out {}", "teacher is no student: a teacher needs --nfe"),
+        ("teacher", "--out {} --solver ddim", "--solver ddim needs --nfe"),
         ("teacher", "--out {} --solver rk45 --nfe 3", "no solver 'rk45'"),
         ("teacher", "--out {} --solver ddim-lu --nfe 3", "spacings"),
         ("teacher", "--out {} --solver ddim --nfe 0", "--nfe 0 must be at least 1"),
@@ -247,6 +247,13 @@ def test_a_refusal_says_what_to_do_and_writes_nothing(home, tmp_path, source, op
     out = tmp_path / "out"
     line = refusal("sample", home / source, *options.format(out).split())
     assert told in line and not out.exists()
+
+
+def test_what_was_typed_is_looked_at_before_a_teacher_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(sample, "load_teacher", None)  # would fail
+    hub = ("sample", "someone/teacher", "--out", tmp_path / "x")
+    assert "someone/teacher is no student: a teacher needs --nfe" in refusal(*hub)
+    assert "no solver 'rk45'" in refusal(*hub, "--nfe", 3, "--solver", "rk45")
 
 
 def test_a_place_below_a_file_is_refused_before_anything_is_drawn(home, tmp_path, monkeypatch):

@@ -487,6 +487,38 @@ def test_a_closed_terminal_saves_and_loses_nothing(teacher, tmp_path):
     assert load_student(out).info["step"] == len(rows(out / "metrics.jsonl")) >= 1
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("--reference nowhere", "nowhere: neither a file"),
+        ("--reference {}", "no image in this folder"),
+        ("--reference teacher --detector nowhere", "detector nowhere: not found"),
+        ("--reference {}/a.png --detector-weights nowhere", "nowhere: not readable (there is"),
+        ("--init nowhere", "there is no student at nowhere"),
+        ("--adversarial 0.5 --data nowhere", "nowhere: neither a file"),
+        ("--adversarial 0.5 --data {}", "no image in this folder"),
+    ],
+)
+def test_what_was_typed_is_looked_at_before_a_teacher_is_loaded(
+    tmp_path, monkeypatch, options, told
+):
+    monkeypatch.setattr(train_module, "load_teacher", None)  # would fail
+    (tmp_path / "empty").mkdir()
+    options = options.format(tmp_path / "empty").split()
+    line = refusal("train", "someone/teacher", "--out", tmp_path / "x", *QUICK, *options)
+    assert told in line and not (tmp_path / "x").exists()
+
+
+def test_a_run_goes_on_without_what_it_was_begun_from(teacher, tmp_path):
+    train(teacher, tmp_path / "first", "--steps", 0)
+    options = ("--init", tmp_path / "first", "--steps", 1)
+    train(teacher, tmp_path / "run", *options)
+    before = tree(tmp_path / "run")
+    shutil.rmtree(tmp_path / "first")
+    train(teacher, tmp_path / "run", *options)
+    assert tree(tmp_path / "run") == before
+
+
 def test_a_second_process_in_a_runs_folder_is_refused(teacher, tmp_path):
     out = tmp_path / "run"
     with holding(out):

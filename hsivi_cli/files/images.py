@@ -102,10 +102,7 @@ def read_npz(path: Path) -> Tensor:
     """The images of an .npz file, under "images" or "arr_0"; uint8 [N, H, W, C] (grey ones also
     [N, H, W])."""
     with open_npz(path) as file:
-        key = next((key for key in NPZ_KEYS if key in file.files), None)
-        if key is None:
-            found = ", ".join(file.files) or "nothing"
-            raise HsiviError(f"{path}: no images: 'images' or 'arr_0' is wanted, found {found}")
+        key = key_of_images(path, file)
         array = file[key]
     if array.ndim == 3:
         array = array[..., None]
@@ -116,6 +113,15 @@ def read_npz(path: Path) -> Tensor:
     if len(array) == 0:
         raise HsiviError(f"{path}: '{key}' holds no image")
     return torch.from_numpy(array)
+
+
+def key_of_images(path: Path, file: np.lib.npyio.NpzFile) -> str:
+    """What the images of an .npz file are called in it. Refuses one without any."""
+    key = next((key for key in NPZ_KEYS if key in file.files), None)
+    if key is None:
+        found = ", ".join(file.files) or "nothing"
+        raise HsiviError(f"{path}: no images: 'images' or 'arr_0' is wanted, found {found}")
+    return key
 
 
 @contextmanager

@@ -53,17 +53,36 @@ def load_detector(
 
     weights  a checkpoint FILE for `inception`, in place of pytorch-fid's own download
     """
+    check_named(name, weights)
     if name in (None, "inception"):
         from .inception import load_inception  # which is a detector of this module's
 
         return load_inception(weights, device)
+    return _load_classifier(folder_of(name), device)
+
+
+def check_named(name: str | None, weights: Path | None) -> None:
+    """Refuse a detector that is not there, before the work that it is for. None: not named yet."""
+    if name in (None, "inception"):
+        if weights is not None and not weights.is_file():
+            raise HsiviError(f"--detector-weights {weights}: not readable (there is no such file)")
+        return
     if weights is not None:
         raise HsiviError(
             f"--detector-weights {weights}: only the detector inception takes a weights file; "
             f"for {name} name the folder that holds config.json and model.safetensors"
         )
-    folder = weights_folder() / "detector" if name == EMBEDDED else Path(name)
-    return _load_classifier(folder, device)
+    folder = folder_of(name)
+    if not all((folder / part).is_file() for part in ("config.json", "model.safetensors")):
+        raise HsiviError(
+            f"detector {folder}: not found; give inception, {EMBEDDED}, "
+            "or a folder with config.json and model.safetensors"
+        )
+
+
+def folder_of(name: str) -> Path:
+    """Where a classifier of this name lies."""
+    return weights_folder() / "detector" if name == EMBEDDED else Path(name)
 
 
 class Classifier(nn.Module):
@@ -128,11 +147,6 @@ def _read_classifier_config(path: Path) -> dict:
 
 
 def _load_classifier(folder: Path, device: str | torch.device) -> Detector:
-    if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
-        raise HsiviError(
-            f"detector {folder}: not found; give inception, {EMBEDDED}, "
-            "or a folder with config.json and model.safetensors"
-        )
     config = _read_classifier_config(folder / "config.json")
     name = config.pop("name")
     state = read_tensors(folder / "model.safetensors")

@@ -18,11 +18,13 @@ from ..errors import HsiviError
 from ..files.places import embedded
 from ..files.progress import say
 from ..models.teacher import Teacher
+from . import detectors
 from .detectors import Detector, load_detector
 from .own import OwnImages, own_detector
 from .statistics import (
     Statistics,
     check_detector,
+    check_images,
     few_images,
     kind_of,
     load_statistics,
@@ -43,6 +45,16 @@ class Judge(NamedTuple):
 
     detector: Detector
     reference: Statistics
+
+
+def check_named(config: TrainConfig | CompareConfig, reference: str | None) -> None:
+    """Refuse what a configuration names to judge by and what is not there, before the work; None is
+    a reference that is not named yet.
+    """
+    weights = Path(config.detector_weights) if config.detector_weights else None
+    detectors.check_named(config.detector, weights)
+    if reference not in (None, OWN, "none") and not read_files(reference):
+        check_images(reference)
 
 
 def open_judge(

@@ -22,7 +22,7 @@ from ..files.images import (
 from ..files.places import embedded
 from ..method.networks import RealImages
 from ..models.teacher import Teacher
-from .statistics import kind_of, mark_words
+from .statistics import check_images, kind_of
 
 
 def real_images(config: TrainConfig, teacher: Teacher) -> RealImages | None:
@@ -53,8 +53,11 @@ def opened(
     """How many images there are, what reads those of some places [B] as uint8 [B, C, H, W], labels
     [N] where they are told, and a digest: of bytes that are held, of a folder's names and sizes.
     """
-    labels, path = None, embedded(source)
-    match kind_of(source):
+    labels, path, kind = None, embedded(source), kind_of(source)
+    if kind == "statistics":
+        raise HsiviError(f"--data {source} holds statistics: give the images themselves")
+    check_images(source)
+    match kind:
         case "data set":
             images, labels = labelled_images(source, data_root or "data")
         case "npz":
@@ -65,18 +68,6 @@ def opened(
                 check_shape(file, shape_of_image(file), teacher)
             named = (f"{file.name} {file.stat().st_size}\n" for file in files)
             return len(files), lambda place: from_files(files, place), None, digest(*named)
-        case "statistics":
-            raise HsiviError(f"--data {source} holds statistics: give the images themselves")
-        case "both":
-            raise HsiviError(
-                f"--data {source} holds images and, as a network's folder does, "
-                f"{mark_words(source)}: move either into a folder of its own"
-            )
-        case _:
-            raise HsiviError(
-                f"--data {source} is a run or pipeline and holds no images: give a folder, an .npz "
-                "or a data set"
-            )
     check_shape(source, images.shape[1:], teacher)
     known = digest(images, *([] if labels is None else [labels]))
     return len(images), lambda place: images[place].permute(0, 3, 1, 2), labels, known

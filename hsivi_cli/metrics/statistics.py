@@ -17,7 +17,9 @@ from ..files.images import (
     DATASET_NAMES,
     SUFFIXES,
     dataset_images,
+    image_files,
     is_image,
+    key_of_images,
     kind_of_image,
     open_images,
     open_npz,
@@ -161,6 +163,28 @@ def kind_of(source: str | Path) -> str:
     return "both" if any(is_image(file) for file in path.iterdir()) else "network"
 
 
+def check_images(source: str | Path) -> None:
+    """Refuse what holds no set of images, by its kind and names alone: before what it is for is
+    fetched or drawn.
+    """
+    kind, path = kind_of(source), embedded(source)
+    if kind == "network":
+        raise HsiviError(
+            f"{source} is a run or pipeline and holds no images: give a folder that `hsivi sample` "
+            "wrote"
+        )
+    if kind == "both":
+        raise HsiviError(
+            f"{source} holds images and, as a network's folder does, {mark_words(source)}: which "
+            "is meant is not clear; move either into a folder of its own"
+        )
+    if kind == "folder":
+        image_files(path)
+    if kind == "npz":
+        with open_npz(path) as file:
+            key_of_images(path, file)
+
+
 def marks_of(folder: Path) -> list[str]:
     """What of a network's a folder holds, which a folder of images may hold by chance."""
     return [mark for mark in ("config.json", "unet") if (folder / mark).exists()]
@@ -202,16 +226,7 @@ def statistics_of(
     keep_features: bool = False,
 ) -> Statistics:
     """Statistics of the images of a folder, an .npz file or a data set."""
-    kind = kind_of(source)
-    if kind == "network":
-        raise HsiviError(
-            f"{source}: a run or pipeline holds no images; give a folder that `hsivi sample` wrote"
-        )
-    if kind == "both":
-        raise HsiviError(
-            f"{source} holds images and, as a network's folder does, {mark_words(source)}: which "
-            "is meant is not clear; move either into a folder of its own"
-        )
+    check_images(source)
     count, batches = image_batches(source, data_root, batch_size)
     return statistics_of_batches(batches, count, str(source), detector, keep_features)
 

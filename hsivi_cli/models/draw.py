@@ -12,7 +12,6 @@ import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,7 +25,7 @@ from ..files.images import to_images
 from ..method.chain import Chain, Network, Noise, draw_noise, sample
 from ..method.schedule import Clip
 from .spacings import solver
-from .student import Student, load_student
+from .student import Student
 from .teacher import Teacher
 
 TORCH_SEEDS = 2**32
@@ -231,17 +230,11 @@ def draw(
             yield to_images(x[: len(seeds) - start])
 
 
-def images_of(
-    path: str | Path,
-    nfe: int | None,
-    seeds: Sequence[int],
-    batch_size: int | None,
-    device: torch.device,
+def shard_of(
+    sampler: Sampler, seeds: Sequence[int], batch_size: int | None, device: torch.device
 ) -> tuple[int, Iterator[Tensor]]:
-    """How many images of a run's student are drawn at once, and this process's shard of them, as
-    `draw` gives them.
-    """
-    sampler, state = student_sampler(load_student(path, device), nfe), PartialState()
+    """How many images are drawn at once, and this process's shard of them, as `draw` gives them."""
+    state = PartialState()
     size = min(batch_size or once(state)(lambda: batch_that_fits(sampler, device)), len(seeds))
     mine = seeds[state.process_index :: state.num_processes]
     return size, draw(sampler, mine, size, device)

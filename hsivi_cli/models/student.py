@@ -97,11 +97,17 @@ def check_exported(folder: Path, name: str | Path) -> None:
     check_has(folder, name, "chain.safetensors")
 
 
-def load_student(path: str | Path, device: str | torch.device = "cpu") -> Student:
+def open_run(path: str | Path) -> tuple[Path, dict]:
+    """The folder of a run that exported a student, and its hsivi.json. Refuses all else."""
     folder = embedded(path)
     check_has(folder, path, "hsivi.json")
     info = read_info(folder)
     check_exported(folder, path)
+    return folder, info
+
+
+def load_student(path: str | Path, device: str | torch.device = "cpu") -> Student:
+    folder, info = open_run(path)
     chains, log_scales = load_chains(folder)
     model = read_teacher(str(folder), device)
     check_scales(log_scales, model.shape, folder)

@@ -26,7 +26,7 @@ from ..files.places import check_place, embedded
 from ..files.progress import command_line
 from ..files.whole import is_finite, write_bytes, write_json, write_text
 from ..metrics.detectors import Detector
-from ..metrics.judge import open_judge
+from ..metrics.judge import check_named, open_judge
 from ..metrics.recorded import recorded, recorded_samplers, shipped
 from ..metrics.ruler import Ruler, cache_of
 from ..metrics.statistics import few_images, unlike_images, unsure_of
@@ -48,6 +48,7 @@ def run(config: CompareConfig) -> None:
     several processes that draw together one speaks.
     """
     check_places(config)
+    check_names(config)
     state, device = drawing(config.device)
     aside = contextlib.redirect_stderr(io.StringIO())
     with contextlib.nullcontext() if state.is_main_process else aside:
@@ -70,10 +71,9 @@ def measure(
         config = replace(config, sources=shipped(config.nfe), recorded=True)
     students, teacher = open_sources(config, device)
     budgets, solvers = parse_budgets(config, students), parse_solvers(config)
-    many = [n for n in parse_numbers(config.teacher_calls, "--teacher-calls", least=0) if n]
     teachers = [
         solver_sampler(teacher, config.teacher_solver, calls, "teacher", config.dtype, clip)
-        for calls in (many if teacher else ())
+        for calls in (parse_calls(config) if teacher else ())
         for clip in clips_of(teacher, config)
     ]
     reference = config.reference or embedded_reference(teacher)
@@ -122,6 +122,18 @@ def check_places(config: CompareConfig) -> None:
         check_place(folder, folder=True)
     for file in Path(config.grids).glob("*.png") if config.grids else ():
         check_output(file, PICTURE, read, config.force)
+
+
+def check_names(config: CompareConfig) -> None:
+    """Refuse numbers, solvers, a reference and a detector that there are not, before a network is
+    loaded.
+    """
+    if config.nfe is not None:
+        parse_numbers(config.nfe, "--nfe")
+    parse_calls(config)
+    parse_solvers(config)
+    parse_solver(config.teacher_solver)
+    check_named(config, config.reference)
 
 
 def caution(ruler: Ruler, path: str, drawn: dict[str, tuple], tunes: bool) -> None:
@@ -268,6 +280,11 @@ def parse_budgets(config: CompareConfig, students: list[Student]) -> list[int]:
             file=sys.stderr,
         )
     return budgets
+
+
+def parse_calls(config: CompareConfig) -> list[int]:
+    """The numbers of calls of the teacher's own images."""
+    return [n for n in parse_numbers(config.teacher_calls, "--teacher-calls", least=0) if n]
 
 
 def parse_solvers(config: CompareConfig) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from ..metrics.frechet import frechet_distance, kernel_distance, precision_recal
 from ..metrics.judge import open_detector, read_files
 from ..metrics.statistics import (
     Statistics,
+    check_images,
     check_stamps,
     gathered,
     kind_of,
@@ -35,6 +37,8 @@ from ..metrics.statistics import (
     unlike_images,
     unsure_of,
 )
+from ..models.draw import Sampler, shard_of, student_sampler
+from ..models.student import load_student
 
 SHIPPED = "embedded:students/4"  # what is scored where nothing is named
 FULL_COUNT = 50_000  # images from which on a distance may be called FID
@@ -57,15 +61,20 @@ def run(config: FidConfig) -> None:
     check_output(config.save_stats, STATISTICS, read, config.force)
     sources = [source for source in (config.a, config.b) if source is not None]
     files, detector = read_files(*sources), None
+    samplers = _samplers([source for source in sources if source not in files], config)
     if config.detector is not None or files.keys() < {*sources}:  # statistics alone need none
         detector = open_detector(config, files, drawing(config.device)[1])
-    a = files.get(config.a) or _seen(config.a, detector, config)
+
+    def seen(source: str) -> Statistics:
+        return files.get(source) or _seen(source, samplers.get(source), detector, config)
+
+    a = seen(config.a)
     main = PartialState().is_main_process
     if config.save_stats is not None and main:
         _save(Path(config.save_stats), a, config.seed)
     if config.b is None:
         return
-    b = files.get(config.b) or _seen(config.b, detector, config)
+    b = seen(config.b)
     if not main:
         return
     warnings = [*unsure_of(config.a, a), *unsure_of(config.b, b)]
@@ -140,23 +149,37 @@ def _line(report: dict) -> str:
     return "\n".join(lines)
 
 
-def _seen(source: str, detector: Detector, config: FidConfig) -> Statistics:
+def _samplers(sources: Sequence[str], config: FidConfig) -> dict[str, Sampler]:
+    """What draws the images of the networks among the sources. Refuses others that hold none:
+    before a detector is fetched.
+    """
+    networks = [source for source in sources if kind_of(source) == "network"]
+    for source in sources:
+        if source not in networks:
+            check_images(source)
+    if not networks:
+        return {}
+    state, device = drawing(config.device)
+    if config.count < 2 * state.num_processes:
+        least = 2 * state.num_processes
+        raise HsiviError(f"--count {config.count}: every process draws 2, so {least} at least")
+    return {s: student_sampler(load_student(s, device), config.nfe) for s in networks}
+
+
+def _seen(
+    source: str, sampler: Sampler | None, detector: Detector, config: FidConfig
+) -> Statistics:
     """Statistics of images, those of a network drawn now, by all processes together."""
     keep = config.kid or config.save_stats is not None
-    if kind_of(source) != "network":
+    if sampler is None:
         size = config.batch_size or FILES_AT_ONCE
         with enough_memory(f"seeing {size} images at once", smaller_batch(size)):
             return statistics_of(source, detector, config.data_root, size, keep)
-    from ..models import draw  # loads diffusers
-
     state, device = drawing(config.device)
     seeds, mine = range(config.seed, config.seed + config.count), config.count
     if state.num_processes > 1:
         mine = len(seeds[state.process_index :: state.num_processes])
-        if config.count < 2 * state.num_processes:
-            least = 2 * state.num_processes
-            raise HsiviError(f"--count {config.count}: every process draws 2, so {least} at least")
-    size, batches = draw.images_of(source, config.nfe, seeds, config.batch_size, device)
+    size, batches = shard_of(sampler, seeds, config.batch_size, device)
     with enough_memory(f"drawing and scoring {size} images at once", smaller_batch(size)):
         own = statistics_of_batches(batches, mine, source, detector, keep)
     return gathered(own, config.count) if state.num_processes > 1 else own

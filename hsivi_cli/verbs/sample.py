@@ -42,7 +42,7 @@ from ..models.draw import (
     student_sampler,
 )
 from ..models.loading import load_teacher, refuse_origin
-from ..models.spacings import solver_names
+from ..models.spacings import parse_solver, solver_names
 from ..models.starts import FINALISTS, choose_starts
 from ..models.student import load_student
 from ..models.teacher import Teacher
@@ -174,9 +174,13 @@ def open_sampler(config: SampleConfig, device: torch.device) -> tuple[Sampler, s
         student = load_student(source, device)
         sampler = student_sampler(student, config.nfe, config.dtype)
         return sampler, f"{name}-{sampler.nfe}" if len(student.chains) > 1 else name
-    teacher = load_teacher(source, device, config.revision, config.variant, config.subfolder)
     if config.nfe is None:
-        raise HsiviError(f"{teacher.name} is a teacher: give --nfe, the number of network calls")
+        named = f"--solver {config.solver}"
+        what = named if config.solver else f"{source} is no student: a teacher"
+        raise HsiviError(f"{what} needs --nfe, the number of network calls")
+    if config.solver is not None:
+        parse_solver(config.solver)
+    teacher = load_teacher(source, device, config.revision, config.variant, config.subfolder)
     solver = config.solver or best_solver(teacher, config.nfe)
     clips = {"auto": teacher.clip, "on": teacher.clip or Clip(), "off": None}
     clip = clips[config.clip_x0]

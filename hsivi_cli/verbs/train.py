@@ -30,10 +30,11 @@ from ..method.distill import play_round
 from ..method.networks import Networks, RealImages
 from ..method.plan import plan_of
 from ..method.steps import Shard
-from ..metrics.judge import make_judge
+from ..metrics.judge import check_named, make_judge
 from ..metrics.own import OwnImages, start_judge
 from ..metrics.planned import planned, with_length
 from ..metrics.real import real_images
+from ..metrics.statistics import check_images
 from ..models.clips import find_clip
 from ..models.compiled import chosen_forward, quick
 from ..models.description import is_student, read_info
@@ -42,6 +43,7 @@ from ..models.memory import advice, where_in
 from ..models.networks import begin_from, networks_of
 from ..models.spacings import solver_names
 from ..models.starts import FINALISTS, find_chains
+from ..models.student import open_run
 from ..models.teacher import Teacher
 from ..report.card import of_length
 from ..runs.training import Training, check_out
@@ -56,6 +58,11 @@ def run(config: TrainConfig, teacher_options: dict, out: Path, plans: Set[str]) 
     begin = (time.monotonic(), time.process_time())
     if config.log_with and not importlib.util.find_spec(config.log_with):
         raise HsiviError(f"--log-with {config.log_with}: pip install {config.log_with} first")
+    check_named(config, config.reference)
+    if config.data:
+        check_images(config.data)
+    if config.init and not is_student(out):  # of a run that goes on it may be gone
+        open_run(config.init)
     accelerator, device = launched(config.device, log_with=config.log_with, project_dir=out)
     config = replace(config, dtype=pick_dtype(config.dtype, device))
     torch.set_float32_matmul_precision("high")
