@@ -1,6 +1,7 @@
 """A teacher as its own judge: its features of images, and images of its own."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,11 +10,12 @@ from test_detectors import random_images
 
 from hsivi_cli.config import TrainConfig
 from hsivi_cli.files.images import to_images
+from hsivi_cli.method.schedule import Clip
 from hsivi_cli.metrics import own
 from hsivi_cli.metrics.frechet import Moments, frechet_distance
 from hsivi_cli.metrics.judge import OWN_FILE, make_judge
 from hsivi_cli.metrics.own import OwnImages, own_detector, own_sampler, start_judge
-from hsivi_cli.metrics.statistics import load_statistics
+from hsivi_cli.metrics.statistics import load_statistics, save_statistics
 from hsivi_cli.models.draw import draw
 from hsivi_cli.models.loading import load_teacher
 from hsivi_cli.models.spacings import solver
@@ -157,6 +159,35 @@ def test_a_judge_whose_file_was_damaged_or_is_gone_is_the_same(
     after = load_statistics(file)
     assert torch.equal(after.moments.cov, before.moments.cov)
     assert torch.equal(after.features, before.features)
+
+
+@pytest.mark.parametrize("change", ["clip", "schedule", "level", "file"])
+def test_images_of_a_teacher_that_was_another_are_drawn_anew(folder, tmp_path, change):
+    teacher = load_teacher(str(folder))
+    config, file = TrainConfig(eval_count=6), tmp_path / OWN_FILE
+    judge = make_judge(config, OwnImages(teacher), tmp_path)
+    save_statistics(file, judge.reference)
+    again = make_judge(config, OwnImages(teacher), tmp_path)
+    assert torch.equal(again.reference.moments.mean, load_statistics(file).moments.mean)
+    if change == "file":  # as earlier versions wrote it
+        save_statistics(file, replace(judge.reference, drawn_by=None, features=None))
+    elif change == "clip":
+        teacher = replace(teacher, clip=Clip(reach=0.1))
+    elif change == "level":  # of the features alone, which no call of the images has
+        table = teacher.table.clone()
+        table[20] *= 0.99
+        teacher = replace(teacher, table=table)
+    else:
+        changed = dict(teacher.scheduler.config) | {"beta_end": 0.015}
+        scheduler = type(teacher.scheduler).from_config(changed)
+        table = scheduler.alphas_cumprod.double()
+        teacher = replace(teacher, scheduler=scheduler, table=table)
+    own = OwnImages(teacher)
+    found = make_judge(config, own, tmp_path).reference
+    drawn = own_detector(teacher).features(next(own.batches(6)))
+    assert torch.equal(found.features, drawn) and found.drawn_by == own.drawn_by
+    same = torch.equal(found.moments.mean, judge.reference.moments.mean)
+    assert same == (change == "file")
 
 
 def test_too_few_images_for_a_recall_judge_by_distance_alone(folder, tmp_path):

@@ -8,6 +8,7 @@ from images of its own.
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -106,12 +107,14 @@ def warn_of(config: TrainConfig, judge: Judge, teacher: Teacher) -> None:
 
 def own_statistics(own: OwnImages, detector: Detector, count: int, file: Path) -> Statistics:
     """Statistics of `count` of the teacher's own images, from the file where it has them. A file
-    that is damaged or gone costs the drawing of them: they are the same ones.
+    that is damaged, gone or of an earlier version costs the drawing of them: they are the same
+    ones; one of a teacher whose schedule or clipping was another is not taken.
     """
+    wanted = (detector.stamp, count, own.drawn_by)
     if file.exists():
         with contextlib.suppress(HsiviError):
             kept = load_statistics(file)
-            if kept.stamp == detector.stamp and kept.moments.count == count:
+            if (kept.stamp, kept.moments.count, kept.drawn_by) == wanted:
                 return kept
     found = statistics_of_batches(
         own.batches(count), count, "the teacher's own images", detector, keep_features=True
@@ -121,7 +124,7 @@ def own_statistics(own: OwnImages, detector: Detector, count: int, file: Path) -
             "the teacher's own images are all alike, so nothing can be judged by them: look at "
             "`hsivi sample TEACHER --solver unipc --nfe 20`, or name images by --reference"
         )
-    return found
+    return replace(found, drawn_by=own.drawn_by)
 
 
 def read_files(*sources: str) -> dict[str, Statistics]:

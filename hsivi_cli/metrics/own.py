@@ -12,9 +12,10 @@ from functools import cache
 from torch import Tensor, nn
 
 from ..files.device import exact_float32
+from ..files.digest import digest
 from ..files.images import from_images, to_images
 from ..method.chain import Chain
-from ..models.draw import Sampler, draw, solver_sampler
+from ..models.draw import Sampler, chain_digest, draw, solver_sampler
 from ..models.starts import Judge, images
 from ..models.teacher import Teacher
 from .detectors import Detector
@@ -99,6 +100,12 @@ class OwnImages:
 
     teacher: Teacher
     kept: Tensor | None = None
+
+    @property
+    def drawn_by(self) -> str:
+        """A digest of all that they and the teacher's features of them depend on."""
+        sampler = own_sampler(self.teacher)
+        return digest(sampler.digest, chain_digest(sampler), self.teacher.table)
 
     def few(self) -> Tensor:
         """Those by which starts are judged."""

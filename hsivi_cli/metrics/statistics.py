@@ -41,12 +41,14 @@ class Statistics:
     features [N, D]  float32, all or some of them, for KID and recall, on the detector's device or
                      from a file on the CPU; None where none are kept
     image            (H, W, C) of the images; None where a file does not say
+    drawn_by         a digest of all that drew the images, where that is kept
     """
 
     moments: Moments
     stamp: str | None
     features: Tensor | None = None
     image: tuple[int, int, int] | None = None
+    drawn_by: str | None = None
 
 
 def moments_of(
@@ -72,8 +74,8 @@ def random_rows(features: Tensor, count: int, seed: int) -> Tensor:
 
 
 def save_statistics(path: Path, statistics: Statistics) -> None:
-    """Write mu, sigma, count, stamp and, where known, image and features (float16) as .npz,
-    atomically."""
+    """Write mu, sigma, count, stamp and, where known, image, drawn_by and features (float16) as
+    .npz, atomically."""
     moments = statistics.moments
     arrays = {
         "mu": moments.mean.numpy(),
@@ -83,6 +85,8 @@ def save_statistics(path: Path, statistics: Statistics) -> None:
     }
     if statistics.image is not None:
         arrays["image"] = np.array(statistics.image)
+    if statistics.drawn_by is not None:
+        arrays["drawn_by"] = np.str_(statistics.drawn_by)
     if statistics.features is not None:
         arrays["features"] = statistics.features.cpu().numpy().astype(np.float16)
     write_npz(path, STATISTICS, arrays, small=True)
@@ -132,7 +136,10 @@ def load_statistics(path: Path) -> Statistics:
     )
     kept = None if features is None else torch.from_numpy(features.astype(np.float32))
     stamp = str(arrays.get("stamp", "")).strip() or None
-    return Statistics(moments, stamp, kept, None if image is None else tuple(image.tolist()))
+    drawn_by = str(arrays.get("drawn_by", "")) or None
+    return Statistics(
+        moments, stamp, kept, None if image is None else tuple(image.tolist()), drawn_by
+    )
 
 
 def kind_of(source: str | Path) -> str:
