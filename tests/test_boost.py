@@ -318,6 +318,7 @@ def test_a_damaged_description_is_refused_in_a_line(tmp_path):
     info = json.loads(file.read_text())
     of_later = info["config"] | {"of_later": 1}
     for change in ({"config": of_later}, {"config": []}, {"step": "x"}, {"targets": {}},
+                   {"step": True}, {"config": info["config"] | {"trees": True}},
                    {"config": info["config"] | {"calls": "3"}}, {"fingerprint": None}):  # fmt: skip
         file.write_text(json.dumps(info | change))
         assert "boost.json describes no run of this version (" in refusal(*draw)

@@ -300,6 +300,9 @@ BEST = {"step": 1, "distance": 2.0, "count": 9, "detector": "a"}
         (say_in_state(cpu_seconds=None), "cpu_seconds are None"),
         (say_in_state(skipped=["x"]), "skipped are"),
         (say_in_state(rollbacks=10**9), "rollbacks are 1000000000"),
+        (say_in_state(rollbacks=False), "rollbacks are False"),
+        (say_in_state(skipped=[True]), "skipped are [True]"),
+        (say_in_state(seconds=True), "seconds are True"),
         (say_in_state(best=BEST | {"distance": None}), "no usable distance"),
         (say_in_state(best=7), "no usable step"),
         (nest_state, "cannot be read as JSON"),
@@ -314,6 +317,14 @@ def test_what_no_sum_tells_is_found_when_it_is_loaded(finished, tmp_path, damage
     told = warnings_of(train(finished / "teacher", out, *EVERY_STEP))
     assert len(told) == (reason is not None) and all(reason in line for line in told)
     assert tree(out / "unet") == expected
+
+
+def test_true_is_no_number_of_a_checkpoint(tmp_path):
+    for number in (0, 1):
+        save_checkpoint(tmp_path, number, TENSORS, {"round": number})
+    forget_sums(tmp_path / "step-000001")
+    (tmp_path / "step-000001" / "state.json").write_text('{"round": true}')
+    assert load_checkpoint(tmp_path)[1] == {"round": 0}
 
 
 def test_a_checkpoint_of_another_number_is_not_believed(tmp_path):

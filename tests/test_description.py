@@ -40,7 +40,18 @@ def test_a_start_of_other_kinds_is_named(start):
         check_best(BEST | {"start": start})
 
 
-@pytest.mark.parametrize("wrong", [{"step": True}, {"step": -3}, {"best": {"step": 3}}])
+TRUE = [  # which to Python is 1
+    *({key: True} for key in ("format", "step", "seconds", "regressed")),
+    *({"best": BEST | {key: True}} for key in ("step", "distance", "count", "round", "rollbacks")),
+    {"best": BEST | {"moments": [True]}},
+    {"best": BEST | {"distances": {"2": True}}},
+    {"best": BEST | {"start": {"distance": True, "recall": 1}}},
+    {"best": BEST | {"start": {"distance": 7, "recall": True}}},
+    *({"clip": {"reach": 1, "quantile": 1} | {key: True}} for key in ("reach", "quantile")),
+]
+
+
+@pytest.mark.parametrize("wrong", [{"step": -3}, {"best": {"step": 3}}, *TRUE])
 def test_what_no_run_writes_is_refused_with_the_files_name(tmp_path, wrong):
     told = {"format": 1, "teacher": {"name": "n", "digest": "d"}, "config": {}, "seconds": 1}
     (tmp_path / "hsivi.json").write_text(json.dumps(told | {"step": 3, "best": BEST}))

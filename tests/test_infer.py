@@ -496,6 +496,8 @@ def test_a_damaged_description_of_a_run_is_one_line(finished, content):
         {"target": 7}, {"dim": 2.5}, {"dim": 0}, {"step": -1}, {"seconds": 9**400},
         {"cpu_seconds": None}, {"fingerprint": "x"}, {"fingerprint": [1, "x"]}, {"format": 1},
         {"config": None}, {"config": {"steps": "x"}}, {"config": {"layers": []}},
+        {"seconds": True}, {"fingerprint": [True]}, {"config": {"layers": True}},
+        {"config": {"student_rate": True}},
     ],
     ids=str,
 )  # fmt: skip

@@ -41,6 +41,13 @@ def test_numbers_that_mean_nothing_are_refused_by_name(option, value):
         TrainConfig(**{option: value})
 
 
+@pytest.mark.parametrize("option", ["steps", "student_rate", "grid_top", "objective"])
+def test_true_is_no_value_of_an_option_that_takes_others(option):
+    with pytest.raises(HsiviError, match=f"{flag_of(option)} True"):
+        TrainConfig(**{option: True})
+    assert TrainConfig(adversarial=0.5, data="x", flip=True).flip
+
+
 @pytest.mark.parametrize(
     ("config", "option", "value"),
     [

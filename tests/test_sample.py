@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from command import QUICK, TINY, hsivi, read_folder, refusal, train, tree
+from conftest import edit_json
 from PIL import Image
 
 from hsivi_cli.config import TrainConfig
@@ -349,6 +350,17 @@ def test_the_mark_in_a_folder_names_what_drew_it(home, tmp_path):
     mark = json.loads((tmp_path / "out" / "hsivi-samples.json").read_text())
     assert mark.keys() == {"network", "chain", "nfe", "solver", "labels", "dtype"}
     assert mark["nfe"] == 2 and re.match("[0-9a-f]{16} ", mark["network"])
+
+
+def test_true_is_no_number_of_a_mark(home, tmp_path):
+    folder = tmp_path / "out"
+    quiet_sample(home / "classes-run", "--count", 1, "--labels", 1, "--out", folder)
+    mark = json.loads((folder / MARK).read_text())
+    again = ("sample", home / "classes-run", "--count", 1, "--labels", 1, "--out", folder)
+    edit_json(folder / MARK, labels={"0": True})
+    assert "holds the image of seed 0 with label True, not 1" in refusal(*again)
+    edit_json(folder / MARK, labels=mark["labels"])
+    hsivi(*again)
 
 
 def test_a_picture_that_a_power_cut_has_shortened_is_drawn_again(home, tmp_path):

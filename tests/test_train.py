@@ -578,6 +578,10 @@ def test_a_damaged_description_of_a_run_is_one_line(teacher, tmp_path):
         (out / "hsivi.json").write_text(json.dumps(whole | {"config": {"steps": steps}}))
         told = refusal("train", teacher, "--out", out, *QUICK)
         assert "was begun with" in told
+    once = whole["config"] | {"fake_updates": True}  # which to Python is 1
+    (out / "hsivi.json").write_text(json.dumps(whole | {"config": once}))
+    told = refusal("train", teacher, "--out", out, *QUICK)
+    assert "was begun with --fake-updates True, not 1" in told
     for content in ("{", "[]", "[" * 100_000, '{"format": 1}'):
         (out / "hsivi.json").write_text(content)
         assert "hsivi.json" in refusal("train", teacher, "--out", out, *QUICK)

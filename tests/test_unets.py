@@ -35,6 +35,10 @@ def refused(folder):
         ({"act_fn": "mystery"}, "describes no network"),
         ({"mid_block_scale_factor": "1"}, "cannot be called"),
         ({"mid_block_scale_factor": 0}, "not finite"),
+        ({"layers_per_block": True}, "has layers_per_block true, and numbers are wanted"),
+        ({"in_channels": True}, "has in_channels true"),
+        ({"num_class_embeds": True}, "has num_class_embeds true"),
+        ({"block_out_channels": [8, True]}, "has block_out_channels [8, true]"),
     ],
 )
 def test_settings_that_make_no_network_are_one_line(save_teacher, change, told):

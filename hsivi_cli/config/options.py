@@ -78,6 +78,8 @@ def fault(value, default, bounds) -> str | None:
     """
     if value not in (default, *bounds.get("choices", (value,))):
         return f"is none of {', '.join(bounds['choices'])}"
+    if isinstance(value, bool) and not isinstance(default, bool):  # of a file: to Python it is 1
+        return "is none of the values of this option"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     if isinstance(value, float) and not math.isfinite(value):  # it takes no int beyond floats
@@ -93,16 +95,15 @@ def fault(value, default, bounds) -> str | None:
 
 def are_settings(stored: object, config: type) -> bool:
     """Whether what a file holds are values of the kinds that a configuration's options have."""
-    kinds = typing.get_type_hints(config)
+    hints = typing.get_type_hints(config)
     known = {item.name for item in fields(config)}
-    return (
-        isinstance(stored, dict)
-        and stored.keys() <= known
-        and all(
-            isinstance(value, kinds[name]) or (type(value) is int and isinstance(1.0, kinds[name]))
-            for name, value in stored.items()
-        )
-    )
+
+    def fits(name: str, value: object) -> bool:
+        kinds = typing.get_args(hints[name]) or (hints[name],)
+        return type(value) in kinds or (type(value) is int and float in kinds)
+
+    kept = isinstance(stored, dict) and stored.keys() <= known
+    return kept and all(fits(name, value) for name, value in stored.items())
 
 
 def is_whole(word: str, least: int, below: int) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..config import COUNTS, InferConfig, are_settings
 from ..errors import HsiviError
-from ..files.whole import all_finite, is_finite, read_json
+from ..files.whole import all_finite, is_finite, is_same, read_json
 
 FORMAT = 2  # of infer.json and model.safetensors
 NEEDED = {"layers", "steps", "student_rate"}  # of the configuration
@@ -19,7 +19,7 @@ def read_info(out: Path) -> dict:
     seconds = [info.get(key) for key in ("seconds", "cpu_seconds")]
     marks, config = info.get("fingerprint") or [], info.get("config")
     sound = {
-        "format": info.get("format") == FORMAT,
+        "format": is_same(info.get("format"), FORMAT),
         "target": isinstance(info.get("target"), str),
         "dim": is_count(info.get("dim"), 1),
         "step": is_count(info.get("step"), 0),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import HsiviError
 from .progress import say
-from .whole import check_kind, read_json, read_tensors, replacing, write_tensors
+from .whole import check_kind, is_same, read_json, read_tensors, replacing, write_tensors
 
 KEEP = 2
 TENSORS, STATE, SUMS = "tensors.safetensors", "state.json", "SHA256SUMS"
@@ -120,7 +120,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict]:
             if sums.get(name) != sha256(path / name):
                 raise HsiviError(f"{name} is not what was written: its SHA-256 is another")
     state = read_json(path / STATE)
-    if state["round"] != number_of(path):
+    if not is_same(state["round"], number_of(path)):
         raise HsiviError(f"{STATE} is of round {state['round']}")
     return read_tensors(path / TENSORS), state
 

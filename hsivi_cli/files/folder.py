@@ -14,7 +14,7 @@ from ..config import flag_of
 from ..errors import HsiviError
 from .checkpoint import checkpoints
 from .places import check_name
-from .whole import writing
+from .whole import is_same, writing
 
 try:
     import fcntl
@@ -65,7 +65,8 @@ def check_resumable(out: Path, info: dict, config) -> None:
     for item in fields(config):
         new_value, old_value = getattr(config, item.name), old.get(item.name, item.default)
         more_steps = item.name == "steps" and type(old_value) is int and new_value >= old_value
-        if not item.metadata.get("run_only") and new_value != old_value and not more_steps:
+        alike = is_same(new_value, old_value) or more_steps
+        if not item.metadata.get("run_only") and not alike:
             raise HsiviError(
                 f"{out} was begun with {flag_of(item.name)} {old_value}, not {new_value}: use that "
                 "to resume, or another --out"

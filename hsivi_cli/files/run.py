@@ -162,9 +162,9 @@ class Run:
             if not (is_finite(found[clock]) and found[clock] >= 0):
                 raise HsiviError(f"{clock} are {found[clock]}")
         skipped, rollbacks = found["skipped"], found["rollbacks"]
-        if not isinstance(skipped, list) or not all(isinstance(one, int) for one in skipped):
+        if not isinstance(skipped, list) or not all(type(one) is int for one in skipped):
             raise HsiviError(f"skipped are {skipped}")
-        if rollbacks not in range(MOST_ROLLBACKS + 1):
+        if type(rollbacks) is not int or rollbacks not in range(MOST_ROLLBACKS + 1):
             raise HsiviError(f"rollbacks are {rollbacks}")
         self.trained.load(tensors, found)
         return found

@@ -151,8 +151,13 @@ def check_kind(path: Path) -> None:
 
 
 def is_finite(value: object) -> bool:
-    """Whether a value from a JSON file is a number that a float can hold."""
-    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
+    """Whether a value from a JSON file is a number that a float can hold. To Python true is 1."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
+
+
+def is_same(one: object, other: object) -> bool:
+    """Whether two values from JSON files are equal; true is not 1."""
+    return one == other and isinstance(one, bool) == isinstance(other, bool)
 
 
 def all_finite(numbers: object) -> bool:

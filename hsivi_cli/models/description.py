@@ -8,7 +8,7 @@ from pathlib import Path
 from ..config import COUNTS
 from ..errors import HsiviError
 from ..files.places import embedded
-from ..files.whole import all_finite, is_finite, read_json, write_text
+from ..files.whole import all_finite, is_finite, is_same, read_json, write_text
 
 FORMAT = 1
 
@@ -18,7 +18,7 @@ def is_student(path: str | Path) -> bool:
 
 
 # of hsivi.json: what must be there, and of which kind
-FIELDS = {"teacher": dict, "config": dict, "step": int, "seconds": (int, float)}
+FIELDS = {"teacher": [dict], "config": [dict], "step": [int], "seconds": [int, float]}
 MAY_BE = {"best": dict, "starts": dict, "clip": dict, "regressed": int}
 
 
@@ -26,13 +26,13 @@ def read_info(folder: Path) -> dict:
     """hsivi.json of a run's folder. Refuses other versions' and damaged ones."""
     file = folder / "hsivi.json"
     info = read_json(file)
-    if info.get("format") != FORMAT:
+    if not is_same(info.get("format"), FORMAT):
         raise HsiviError(
             f"{file} has format {info.get('format')}, this version reads {FORMAT}: use a matching "
             "version of hsivi"
         )
-    wrong = [key for key, kind in FIELDS.items() if not isinstance(info.get(key), kind)]
-    wrong += [k for k, kind in MAY_BE.items() if not isinstance(info.get(k), (kind, type(None)))]
+    wrong = [key for key, kinds in FIELDS.items() if type(info.get(key)) not in kinds]
+    wrong += [k for k, kind in MAY_BE.items() if type(info.get(k)) not in (kind, type(None))]
     if wrong := wrong or faults_of(info):
         raise HsiviError(
             f"{file} describes no run ({', '.join(wrong)} is missing or damaged): copy it again, "
@@ -52,7 +52,7 @@ def faults_of(info: dict) -> list[str]:
     named = all(isinstance(teacher.get(key), str) for key in ("name", "digest"))
     sound = {
         "teacher": named and all(isinstance(value, str) for value in teacher.values()),
-        "step": type(info["step"]) is int and info["step"] >= 0,
+        "step": info["step"] >= 0,
         "seconds": 0 <= info["seconds"] < COUNTS * 3600,
         "starts": all(
             nfe.isdecimal() and len(nfe) < 9 and isinstance(start, str)
@@ -67,8 +67,8 @@ def faults_of(info: dict) -> list[str]:
 
 
 BEST = {
-    "step": int, "distance": (int, float), "distances": dict, "count": int, "detector": str,
-    "reference": str,
+    "step": [int], "distance": [int, float], "distances": [dict], "count": [int],
+    "detector": [str], "reference": [str],
 }  # fmt: skip
 
 
@@ -80,7 +80,7 @@ def check_best(best: dict | None, where: str = "") -> None:
     if best is None:
         return
     best = best if isinstance(best, dict) else {}
-    wrong = [key for key, kind in BEST.items() if not isinstance(best.get(key), kind)]
+    wrong = [key for key, kinds in BEST.items() if type(best.get(key)) not in kinds]
     distances = best.get("distances")
     sound = {
         "distance": is_finite(best.get("distance")),
@@ -88,6 +88,7 @@ def check_best(best: dict | None, where: str = "") -> None:
         "moments": all_finite(best.get("moments") or []),
         "start": "start" not in best or is_start(best["start"]),  # earlier versions have none
     }
+    sound |= {key: type(best.get(key, 0)) is int for key in ("round", "rollbacks")}  # nor these
     wrong += [key for key, so in sound.items() if not so and key not in wrong]
     if wrong:
         raise HsiviError(
@@ -107,7 +108,7 @@ def is_start(start: object) -> bool:
 
 def is_part(number: object) -> bool:
     """Whether a value from a JSON file is a number above 0 and up to 1."""
-    return isinstance(number, int | float) and 0 < number <= 1
+    return is_finite(number) and 0 < number <= 1
 
 
 def write_info(folder: Path, info: dict) -> None:

@@ -5,6 +5,7 @@ believed.
 from __future__ import annotations
 
 import inspect
+import json
 from pathlib import Path
 
 import torch
@@ -44,6 +45,11 @@ def read_config(file: Path, name: str) -> dict:
         raise HsiviError(f"{name} is a {kind}; only UNet2DModel teachers can be distilled")
     known = inspect.signature(UNet2DModel.__init__).parameters
     config = {key: value for key, value in config.items() if key in known}
+    for key, value in config.items():
+        told = value if isinstance(value, list) else [value]
+        numbers = not isinstance(known[key].default, bool | str)
+        if numbers and any(isinstance(one, bool) for one in told):  # to Python true is 1
+            raise HsiviError(f"{file} has {key} {json.dumps(value)}, and numbers are wanted")
     embedding = config.get("time_embedding_type", EMBEDDINGS[0])
     if embedding not in EMBEDDINGS:
         raise HsiviError(

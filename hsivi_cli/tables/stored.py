@@ -27,7 +27,7 @@ DRAWN_BY = ("inputs", "targets", "centre", "scale", "factor", "config")
 def read_info(out: Path) -> dict:
     """boost.json of a run's folder. Refuses other versions' and damaged ones."""
     info = read_json(out / "boost.json")
-    wrong = [key for key, kind in FIELDS.items() if not isinstance(info.get(key), kind)]
+    wrong = [key for key, kind in FIELDS.items() if type(info.get(key)) is not kind]
     settings = info.get("config")
     if wrong or "calls" not in settings or not are_settings(settings, BoostConfig):
         raise HsiviError(

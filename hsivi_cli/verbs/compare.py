@@ -24,7 +24,7 @@ from ..files.logs import rows_of
 from ..files.outputs import COMPARISON, PAGE, PICTURE, check_output
 from ..files.places import check_place, embedded
 from ..files.progress import command_line
-from ..files.whole import is_finite, write_bytes, write_json, write_text
+from ..files.whole import is_finite, is_same, write_bytes, write_json, write_text
 from ..metrics.detectors import Detector
 from ..metrics.judge import check_named, open_judge
 from ..metrics.recorded import recorded, recorded_samplers, shipped
@@ -311,7 +311,7 @@ def training_curve(student: Student, nfe: int, detector: Detector) -> dict:
     timing = rows_of(folder / "timing.jsonl", "seconds")
     seconds = {row["step"]: row["seconds"] for row in timing if is_finite(row["seconds"])}
     for row in rows_of(folder / "evaluations.jsonl", "detector", "distance", "count"):
-        mine = row.get("nfe", nfe) == nfe and row["detector"] == detector.stamp
+        mine = is_same(row.get("nfe", nfe), nfe) and row["detector"] == detector.stamp
         sound = is_finite(row["distance"]) and type(row["count"]) is int
         if mine and sound and row["step"] in seconds:
             points.append([round(seconds[row["step"]] / 60, 2), row["distance"]])

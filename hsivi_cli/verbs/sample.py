@@ -28,7 +28,7 @@ from ..files.outputs import IMAGES, PICTURE, check_output
 from ..files.places import check_place, name_of, shipped_students
 from ..files.pngs import saving
 from ..files.progress import Bar, say
-from ..files.whole import create_text, is_fresh, read_json, sweep, write_text
+from ..files.whole import create_text, is_fresh, is_same, read_json, sweep, write_text
 from ..method.schedule import Clip
 from ..metrics.own import OwnImages, start_judge
 from ..models.description import is_student
@@ -235,7 +235,7 @@ def claim(folder: Path, sampler: Sampler, dtype: str, labels: dict[int, int] | N
         )
     found = read_json(file)
     old, new = found.get("labels"), mark["labels"]
-    differs = [key for key in mark if key != "labels" and mark[key] != found.get(key)]
+    differs = [key for key in mark if key != "labels" and not is_same(mark[key], found.get(key))]
     differs += ["labels"] * (not isinstance(old, type(new)))
     if differs:
         raise HsiviError(
@@ -243,7 +243,7 @@ def claim(folder: Path, sampler: Sampler, dtype: str, labels: dict[int, int] | N
             "another --out"
         )
     for seed in sorted(seeds_done(folder) & labels.keys()) if labels else ():
-        if old.get(str(seed)) != labels[seed]:
+        if not is_same(old.get(str(seed)), labels[seed]):
             raise HsiviError(
                 f"{folder} holds the image of seed {seed} with label {old.get(str(seed))}, not "
                 f"{labels[seed]}: choose another --out"
