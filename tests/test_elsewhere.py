@@ -34,21 +34,28 @@ def test_modes_further_apart_than_the_base_are_told_and_near_ones_are_not():
         target = modes(4, apart, share)
         options = {"layers": 1, "width": 16, "bridge": "geometric", "frame": "none"}
         config = resolved(InferConfig(**options), target)
-        networks = make_networks(config, target)
-        found = missed(networks, 0)
+        found = missed(make_networks(config, target), config)
         assert (found is not None) == told
         if told:
-            assert "modes far apart are; try --frame none" in found
+            assert found.endswith("far apart are; try a --base-scale above 1 that reaches them")
+
+
+def test_in_the_frame_of_a_gaussian_the_targets_own_is_advised():
+    target = modes(4, 70.0)
+    config = resolved(InferConfig(layers=1, width=16, bridge="geometric"), target)
+    mode = (torch.tensor([-35.0, 0, 0, 0]), torch.eye(4))  # the one that the search has found
+    found = missed(make_networks(config, target, mode), config)
+    assert config.frame == "gaussian"
+    assert found.endswith("try --frame none with a --base-scale above 1 that reaches them")
 
 
 def test_a_posterior_of_one_mode_is_not_doubted():
     target = targets.diffusion_path(20)
-    networks = make_networks(resolved(InferConfig(layers=1, width=16), target), target)
-    assert missed(networks, 0) is None
+    config = resolved(InferConfig(layers=1, width=16), target)
+    assert missed(make_networks(config, target), config) is None
 
 
 def test_a_function_that_fails_so_far_away_leaves_the_run_as_it_is():
     target = targets.Density(guarded(touchy), 3)
     config = resolved(InferConfig(layers=1, width=4, frame="none"), target)
-    networks = make_networks(config, target)
-    assert missed(networks, 0) is None
+    assert missed(make_networks(config, target), config) is None

@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor
 
+from ..config import InferConfig
 from ..errors import HsiviError
 from ..method.losses import normal_log_density
 from ..method.steps import rng
@@ -95,10 +96,13 @@ def moved(
     return x, step
 
 
-def missed(networks: Networks, seed: int) -> str | None:
+def missed(networks: Networks, config: InferConfig) -> str | None:
     """That particles end where none of the averaged family's samples lie, in words. The diffusion
     bridge's points know how far the target reaches.
+
+    config  resolved
     """
+    seed = config.seed
     family, bridge = networks.ema, networks.bridge
     if bridge.kind != "geometric":
         return None
@@ -115,10 +119,11 @@ def missed(networks: Networks, seed: int) -> str | None:
             continue
         share = ((found - middle).abs() > reach).any(1).double().mean().item()
         if share > FEW:
+            frame = "" if config.frame == "none" else "--frame none with "
             return (
                 f"of particles that come down the tempering path from {wider:g} times the base's "
                 f"sd, {share:.0%} end where no sample lies: the target has mass further out than "
-                "the base, as modes far apart are; try --frame none with a --base-scale that "
-                "reaches them"
+                f"the base, as modes far apart are; try {frame}a --base-scale above "
+                f"{config.base_scale:g} that reaches them"
             )
     return None

@@ -176,7 +176,7 @@ def report(out: Path, networks: Networks, config: InferConfig, target: Target, r
     write_json(out / "summary.json", about)
     say(quality.in_words(divergence, seeds))
     unsettled = halves.doubt(marks, config.patience) if config.auto else None
-    unseen = missed(networks, config.seed)
+    unseen = missed(networks, config)
     doubts = [unsettled, unseen, quality.doubt(divergence), quality.strayed(samples)]
     if (any(doubts) or quality.loose(divergence)) and (why := quality.improper(target, config)):
         doubts = [why]  # which no advice on the training can mend
