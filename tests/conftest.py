@@ -97,3 +97,15 @@ def edit_json(file, **changes):
     """Overwrite entries of a JSON file; None removes one."""
     content = json.loads(file.read_text()) | changes
     file.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+
+
+def refused(folder, **options):
+    """The one line with which a teacher's folder is refused."""
+    from hsivi_cli.errors import HsiviError
+    from hsivi_cli.models.loading import load_teacher
+
+    with pytest.raises(HsiviError) as caught:
+        load_teacher(str(folder), **options)
+    line = str(caught.value)
+    assert "\n" not in line and len(line) < 600
+    return line

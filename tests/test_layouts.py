@@ -4,20 +4,10 @@ import shutil
 
 import diffusers
 import pytest
-from conftest import edit_json
+from conftest import edit_json, refused
 
-from hsivi_cli.errors import HsiviError
 from hsivi_cli.models.loading import load_teacher
 from hsivi_cli.models.teacher import digest_of
-
-
-def refused(folder, **options):
-    """The one line that the user reads."""
-    with pytest.raises(HsiviError) as caught:
-        load_teacher(str(folder), **options)
-    line = str(caught.value)
-    assert "\n" not in line and len(line) < 600
-    return line
 
 
 @pytest.mark.parametrize("kind", ["PNDMPipeline", "MyPipeline", ["pipeline", "MyPipeline"]])

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import edit_json
+from conftest import edit_json, refused
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, DPMSolverMultistepScheduler
 from safetensors.torch import load_file, save_file
 from walks import BETAS, assert_walks_agree, images, start, trajectory, walk
@@ -146,15 +146,6 @@ def test_a_teacher_need_not_be_square(save_teacher):
 
 
 # ---- refusals ------------------------------------------------------------------------------------
-
-
-def refused(folder, **options):
-    """The one line that the user reads."""
-    with pytest.raises(HsiviError) as caught:
-        load_teacher(str(folder), **options)
-    line = str(caught.value)
-    assert "\n" not in line and len(line) < 600
-    return line
 
 
 def test_latent_and_text_conditioned_pipelines_are_refused_by_name(save_teacher):

@@ -4,20 +4,10 @@ import time
 
 import pytest
 import torch
-from conftest import edit_json
+from conftest import edit_json, refused
 from diffusers import UNet2DModel
 
-from hsivi_cli.errors import HsiviError
 from hsivi_cli.models.loading import load_teacher
-
-
-def refused(folder):
-    """The one line that the user reads."""
-    with pytest.raises(HsiviError) as caught:
-        load_teacher(str(folder))
-    line = str(caught.value)
-    assert "\n" not in line and len(line) < 600
-    return line
 
 
 @pytest.mark.parametrize(

@@ -4,24 +4,14 @@ import json
 
 import pytest
 import torch
-from conftest import edit_json
+from conftest import edit_json, refused
 from safetensors.torch import load_file, save_file
 
-from hsivi_cli.errors import HsiviError
 from hsivi_cli.models.loading import load_teacher
 from hsivi_cli.models.teacher import digest_of
 from hsivi_cli.models.weights import chosen, files_of
 
 STEM = "diffusion_pytorch_model"
-
-
-def refused(folder, **options):
-    """The one line that the user reads."""
-    with pytest.raises(HsiviError) as caught:
-        load_teacher(str(folder), **options)
-    line = str(caught.value)
-    assert "\n" not in line and len(line) < 600
-    return line
 
 
 def file_of(folder, ending="safetensors"):
