@@ -21,7 +21,6 @@ from hsivi_cli.config import (
     PRESETS,
     RECIPE,
     REGRESSED,
-    SOLVED,
     TARGETS,
     BoostConfig,
     CompareConfig,
@@ -30,6 +29,7 @@ from hsivi_cli.config import (
     SampleConfig,
     TrainConfig,
     flag_of,
+    solved,
 )
 from hsivi_cli.density.named import POSTERIORS
 from hsivi_cli.density.targets import TARGETS as DENSITIES
@@ -238,10 +238,10 @@ def test_without_its_regression_a_run_of_few_calls_has_the_plain_steps(resolved,
 @pytest.mark.parametrize(
     ("chosen", "own"),
     [
-        ((), SOLVED),
-        (("--nfe", 5), SOLVED),
-        (("--nfe", 15, "--seed", 3), SOLVED),
-        (("--nfe", 5, "--steps", 7), SOLVED | {"steps": 7}),
+        ((), solved(int(TrainConfig().nfe))),
+        (("--nfe", 5), solved(5)),
+        (("--nfe", 15, "--seed", 3), solved(15)),
+        (("--nfe", 5, "--steps", 7), solved(5) | {"steps": 7}),
         (("--nfe", "5,8"), {}),
         (("--nfe", 6, "--noise-share", 1), {}),
         (("--nfe", 5, "--grid-top", 600), {"grid_top": 600}),
@@ -255,7 +255,7 @@ def test_from_four_calls_up_a_run_starts_from_a_solver_unless_the_chain_is_chose
     resolved, chosen, own
 ):
     told = resolved(*chosen)
-    keys = SOLVED.keys() | own.keys()
+    keys = solved(4).keys() | own.keys()
     wanted = {key: getattr(TrainConfig(), key) for key in keys} | own
     if "--preset" in chosen:
         wanted["steps"] = PRESETS["hsivi"]["steps"]

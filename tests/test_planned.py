@@ -26,7 +26,7 @@ def test_minutes_without_steps_hold_a_whole_schedule_which_a_resumed_run_keeps(t
     command = ("train", teacher, "--out", out, *OPTIONS)
     told = hsivi(*command, "--minutes", 0.12).stderr
     took, steps = time.monotonic() - begin, load_student(out).info["config"]["steps"]
-    assert f"--minutes 0.12: {steps} steps fit" in told and steps > 3
+    assert f"--minutes 0.12: {steps} steps fit" in told and steps > 0
     if "stopped and saved" in told:  # something else took the machine's time
         hsivi(*command, "--minutes", 5)
     else:

@@ -26,11 +26,11 @@ from .recipe import (
     PRESETS,
     RECIPE,
     REGRESSED,
-    SOLVED,
     choices_in,
     of_nfe,
     pinned,
     settings_of,
+    solved,
 )
 from .training import OWN, TrainConfig
 from .viewing import CompareConfig, FidConfig, SampleConfig
@@ -51,7 +51,6 @@ __all__ = [
     "REGRESSED",
     "REVISION",
     "SEEDS",
-    "SOLVED",
     "SUBFOLDER",
     "TARGETS",
     "VARIANT",
@@ -72,4 +71,5 @@ __all__ = [
     "parse_numbers",
     "pinned",
     "settings_of",
+    "solved",
 ]
