@@ -301,11 +301,12 @@ def test_a_pool_is_walked_in_the_parts_of_an_update(times, pool):
 
 @pytest.mark.parametrize("objective", ["reverse-kl", "score-matching"])
 @pytest.mark.parametrize("maker", [ddim_chain, ipndm_chain])
-@pytest.mark.parametrize("weighed", ["ratio", "sid"])
+@pytest.mark.parametrize("weighed", ["ratio", "sid", "output"])
 def test_an_updates_gradient_is_that_of_the_loss_at_the_walks_own_states(objective, maker, weighed):
     """Re-run from the pool, a layer has the walk's mean; the rest of the graph is held."""
     config = replace(CONFIG, objective=objective, weight=weighed, a=0.8, nfe="3", clip=1e9)
     networks = make(config, [0, 150, 400, 650], 0.5, maker, scale=True)
+    networks.prediction = "sample"  # which `output` goes by
     with torch.no_grad():
         networks.log_scale.fill_(-0.3)
         networks.fake_score.mean.add_(0.3)
@@ -338,6 +339,9 @@ def test_an_updates_gradient_is_that_of_the_loss_at_the_walks_own_states(objecti
         x, layer_eps = observe(mean, std, chain.alpha_bar[k - 1].expand(len(at)), alpha_bar, fresh)
         f_eps, teacher_eps = (n(x, tau, None, alpha_bar) for n in (twin.fake_eps, twin.teacher_eps))
         weight = ((1 - alpha_bar) / alpha_bar).sqrt().float()
+        if weighed == "output":
+            weight = weight.clamp(max=1)
+            weight = weight.square() if objective == "score-matching" else weight
         if weighed == "sid":  # by how far the layer's own x0 lies from the teacher's
             x0 = (x_k - (1 - level).sqrt() * eps) / level.sqrt()
             signal, sigma = alpha_bar.sqrt()[:, None], (1 - alpha_bar).sqrt()[:, None]

@@ -622,6 +622,24 @@ def test_the_output_weight_makes_an_error_of_eps_one_of_what_the_network_predict
     assert torch.allclose(loss, (told - true).square().sum(1), rtol=1e-6)
 
 
+@pytest.mark.parametrize("prediction", schedule.PREDICTIONS)
+def test_a_gap_counts_as_the_networks_own_outputs_but_at_most_as_it_is(prediction):
+    """In score matching by its square, in reverse KL by its size."""
+    draw = torch.Generator().manual_seed(0)
+    x, told, true = torch.randn(3, 4, 5, generator=draw, dtype=torch.float64)
+    alpha_bar = torch.tensor([0.999, 0.9, 0.51, 0.01], dtype=torch.float64)
+    gap = schedule.to_eps(told, x, alpha_bar, prediction) - schedule.to_eps(
+        true, x, alpha_bar, prediction
+    )
+    wanted = (told - true).square().sum(1).minimum(gap.square().sum(1))
+    square = losses.gap_weight(prediction, alpha_bar, linear=False)
+    root = losses.gap_weight(prediction, alpha_bar, linear=True)
+    assert torch.allclose(square * gap.square().sum(1), wanted, rtol=1e-6)
+    assert torch.allclose(root * gap.norm(dim=1), wanted.sqrt(), rtol=1e-6)
+    capped = square == 1
+    assert capped.tolist() == [False] * 3 + [True] if prediction == "sample" else capped.all()
+
+
 def test_no_other_prediction_has_an_output_weight():
     with pytest.raises(ValueError, match="no network predicts 'flow'"):
         losses.output_weight("flow", torch.ones(1))

@@ -22,6 +22,7 @@ from .options import (
     parse_numbers,
 )
 from .recipe import (
+    MANY,
     PLANNED,
     PRESETS,
     RECIPE,
@@ -43,6 +44,7 @@ __all__ = [
     "DTYPES",
     "FIRST_MARK",
     "FORCE",
+    "MANY",
     "ORIGIN",
     "OWN",
     "PLANNED",

@@ -11,20 +11,20 @@ from .training import TrainConfig
 
 # defaults of single budgets where they differ from those above (docs/results.md). Up to three calls
 # regression comes first, where solvers are poor; at one, distillation was seen to undo what it
-# learns. From four up the best solver is near, and a small share at a small rate keeps what it has:
-# the smaller the more calls there are, as an image moves by what all of them do
+# learns. From four up the best solver is near, and a small share at a small rate keeps what it has;
+# from MANY up it follows the teacher's path, and reverse KL would lose more variety than it gains
 REGRESSED = {
     1: {"regress_steps": 6000, "steps": 0},
     2: {"regress_steps": 2000, "student_rate": 1e-5, "steps": 200},
     3: {"regress_steps": 2000, "student_rate": 1e-5, "steps": 200},
 }
-SOLVER_IS_NEAR = 4  # calls
-SOLVED = {"start": "auto", "noise_share": "0.2", "steps": 200}
-SOLVED_RATE = 4e-5  # the student's, of all calls together
+SOLVER_IS_NEAR, MANY = 4, 5  # calls
+SOLVED = {"start": "auto", "noise_share": "0.2", "student_rate": 1e-5, "steps": 200}
+MATCHED = {"objective": "score-matching", "a": 0.75, "weight": "output"}
 # who chooses one of these, chooses another chain, which has the defaults above
 CHAIN_OPTIONS = {"start", "noise_share", "grid", "grid_top", "regress_steps", "levels"}
 # all that differs by the number of calls
-RECIPE = CHAIN_OPTIONS | SOLVED.keys() | {"student_rate"}
+RECIPE = CHAIN_OPTIONS | SOLVED.keys() | MATCHED.keys()
 PLANNED = {"steps", "regress_steps"}  # what --minutes decides where nobody names it
 
 
@@ -51,7 +51,7 @@ def of_nfe(chosen: dict) -> dict:
 
 def solved(nfe: int) -> dict:
     """The defaults of a student of so many calls that starts from a solver."""
-    return SOLVED | {"student_rate": float(f"{SOLVED_RATE / nfe:.2g}")}
+    return SOLVED | (MATCHED if nfe >= MANY else {})
 
 
 def settings_of(chosen: dict, by_nfe: bool = True) -> dict:

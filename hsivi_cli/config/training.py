@@ -83,8 +83,8 @@ class TrainConfig(RunConfig):
     )
     weight: str = option(
         "flat",
-        "weight of a level in the student's loss",
-        choices=("flat", "sigma2", "ratio", "sid"),
+        "weight of a level in the student's loss; output: that of what the network predicts",
+        choices=("flat", "sigma2", "ratio", "sid", "output"),
     )
     fake_weight: str = option(
         "output",

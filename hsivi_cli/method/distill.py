@@ -41,6 +41,7 @@ from .losses import (
     discriminator_loss,
     divergence_bound,
     fake_score_loss,
+    gap_weight,
     level_weight,
     output_weight,
     reverse_kl_loss,
@@ -219,7 +220,10 @@ def student_update(
         clean = ()
         if config.weight == "sid":
             clean = eps_to_x0(eps, x_k, alpha_bar_k), eps_to_x0(teacher_eps, x, alpha_bar)
-        weight = level_weight(config.weight, alpha_bar, *clean)
+        if config.weight == "output":
+            weight = gap_weight(networks.prediction, alpha_bar, linear=not through)
+        else:
+            weight = level_weight(config.weight, alpha_bar, *clean)
         if through:
             losses = score_matching_loss(f_eps, teacher_eps, layer_eps, weight, config.a)
         else:

@@ -104,6 +104,16 @@ def output_weight(prediction: str, alpha_bar: Tensor) -> Tensor:
     raise ValueError(f"no network predicts {prediction!r}")
 
 
+def gap_weight(prediction: str, alpha_bar: Tensor, linear: bool) -> Tensor:
+    """The weight [B] of an eps gap in the student's loss that counts it as the network's own output
+    would, but at most as it is: min(1, `output_weight`), its root where the loss is linear in it.
+
+    Where the network predicts x0, its eps at low levels is its x0's error divided by sigma.
+    """
+    weight = output_weight(prediction, alpha_bar).clamp(max=1)
+    return weight.sqrt() if linear else weight
+
+
 def apart(x0: Tensor, teacher_x0: Tensor) -> Tensor:
     """mean |x0 - teacher_x0| [B], without gradient: what SiD divides an image's losses by."""
     return (x0 - teacher_x0).detach().abs().flatten(1).mean(1).clamp(min=1e-5)

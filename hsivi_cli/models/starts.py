@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..config import TrainConfig
+from ..config import MANY, TrainConfig
 from ..errors import HsiviError
 from ..method import schedule
 from ..method.chain import (
@@ -40,7 +40,6 @@ PATH_CALLS = 8  # of the teacher's paths that --regress-steps regresses on
 PAIRS, FINALISTS = 20, 6  # noises by which --start auto looks at all starts; how many it compares
 FIT_PAIRS = 512  # noises on which --fit-steps fits
 TEACHER_CALLS = 50  # of UniPC, whose images --fit-steps fits to
-MANY = 5  # calls from which a start follows its teacher's path, so that its gap counts to the end
 GAP_CALLS = 20  # of UniPC, by which starts are told apart
 
 
