@@ -19,6 +19,7 @@ from .arguments import ABOUT, chosen_by, is_typed, options_of, options_of_origin
 from .config import (
     BOOST_OUT,
     DRAWING,
+    FOLLOWS,
     FORCE,
     ORIGIN,
     PLANNED,
@@ -32,6 +33,7 @@ from .config import (
     TrainConfig,
     choices_in,
     flag_of,
+    follows,
     settings_of,
 )
 from .errors import HsiviError, in_a_line
@@ -153,6 +155,8 @@ def train(context, preset, config, dry_run, **given) -> None:
     origin = {key: about[key] for key in ORIGIN}
     plans = PLANNED - own if settings.minutes and "steps" not in own else set()
     plans = {name for name in plans if getattr(settings, name)}
+    if preset == "default" and follows(chosen):
+        plans.add(FOLLOWS)
     verb("train").run(settings, {"source": about["teacher"]} | origin, Path(out), plans)
 
 

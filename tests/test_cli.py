@@ -101,6 +101,7 @@ def test_what_a_dry_run_prints_is_read_back_as_it_was(resolved, tmp_path, preset
     [
         *((), ("--nfe", 8, "--start", "ddim"), ("--nfe", 8, "--noise-share", 0.2)),
         *(("--nfe", 1, "--regress-steps", 0), ("--nfe", 2, "--steps", 100), ("--nfe", "2,8")),
+        *(("--steps", 100), ("--steps", 100, "--student-rate", 1e-5), ("--steps", 70, "--nfe", 1)),
         *(("--preset", "sid"), ("--preset", "sid", "--nfe", 8), ("--preset", "hsivi", "--a", 1)),
     ],
 )
@@ -121,6 +122,16 @@ def test_a_file_of_all_defaults_pins_nothing(resolved, tmp_path):
         settings = resolved("--nfe", nfe)
         settings = {key: value for key, value in settings.items() if key not in ("teacher", "out")}
         assert dry_run("--config", written(tmp_path, settings)) == {"nfe": str(nfe)}
+
+
+def test_the_rate_goes_with_the_steps_where_neither_a_preset_nor_a_chain_is_named(resolved):
+    for steps, rate in ((54, 3.7e-5), (100, 2e-5), (200, 1e-5), (2000, 1e-6), (20, 4e-5)):
+        for nfe in (2, 4, 8):
+            assert resolved("--nfe", nfe, "--steps", steps)["student_rate"] == rate
+    assert resolved("--steps", 100, "--student-rate", 1e-4)["student_rate"] == 1e-4
+    assert resolved("--steps", 0)["student_rate"] == 1e-5
+    assert resolved("--steps", 100, "--start", "ddim")["student_rate"] == 3e-5
+    assert resolved("--steps", 100, "--preset", "sid")["student_rate"] == 1e-5
 
 
 def test_a_file_that_pins_another_budgets_recipe_is_told(resolved, tmp_path):
@@ -241,7 +252,7 @@ def test_without_its_regression_a_run_of_few_calls_has_the_plain_steps(resolved,
         ((), solved(int(TrainConfig().nfe))),
         (("--nfe", 5), solved(5)),
         (("--nfe", 15, "--seed", 3), solved(15)),
-        (("--nfe", 5, "--steps", 7), solved(5) | {"steps": 7}),
+        (("--nfe", 5, "--steps", 7), solved(5) | {"steps": 7, "student_rate": 4e-5}),
         (("--nfe", "5,8"), {}),
         (("--nfe", 6, "--noise-share", 1), {}),
         (("--nfe", 5, "--grid-top", 600), {"grid_top": 600}),

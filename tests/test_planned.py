@@ -5,6 +5,7 @@ import time
 import pytest
 from command import QUICK, TINY, hsivi, refusal, rows
 
+from hsivi_cli.config import rate_of
 from hsivi_cli.models.student import load_student
 
 # QUICK without its --steps
@@ -67,6 +68,16 @@ def test_a_regression_that_is_named_is_not_cut_but_takes_several_sittings(teache
     told = hsivi(*command, "--regress-steps", 5000, "--out", tmp_path / "x").stderr
     assert "of 5000 updates of regression" in told and "fit" not in told
     assert load_student(tmp_path / "x").info["config"]["regress_steps"] == 5000
+
+
+def test_minutes_plan_the_rate_of_the_steps_too_and_not_one_that_is_named(teacher, tmp_path):
+    command = ("train", teacher, "--nfe", 2, "--regress-steps", 1, "--batch-size", 2)
+    command += ("--fake-updates", 1, "--fake-warmup", 1, "--reference", "none", "--minutes", 0.2)
+    for named in ((), ("--student-rate", 2e-5)):
+        out = tmp_path / str(len(named))
+        hsivi(*command, *named, "--out", out)
+        config = load_student(out).info["config"]
+        assert config["student_rate"] == (named[1] if named else rate_of(config["steps"])) != 1e-5
 
 
 def test_minutes_that_end_in_the_search_for_a_start_say_so_then(teacher, tmp_path):

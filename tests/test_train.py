@@ -191,6 +191,20 @@ def test_more_steps_go_on_where_the_run_ended(teacher, tmp_path):
     assert student_files(longer) == student_files(whole)
 
 
+def test_a_rate_that_nobody_named_stays_that_of_the_steps_a_run_was_begun_with(teacher, tmp_path):
+    out, options = tmp_path / "run", [*QUICK]
+    for name in ("--student-rate", "--regress-steps", "--fake-warmup"):
+        at = options.index(name)
+        del options[at : at + 2]
+    options += ("--regress-steps", 1)
+    for steps, rate in ((52, 3.85e-5), (54, 3.85e-5)):
+        hsivi("train", teacher, "--out", out, *options, "--steps", steps)
+        config = load_student(out).info["config"]
+        assert (config["steps"], config["student_rate"]) == (steps, rate)
+    told = ("train", teacher, "--out", out, *options, "--steps", 54, "--student-rate", 1e-5)
+    assert "was begun with --student-rate 3.85e-05, not 1e-05" in refusal(*told)
+
+
 def test_a_run_begun_before_an_option_existed_goes_on_with_its_default(teacher, tmp_path):
     out = tmp_path / "run"
     train(teacher, out, "--minutes", 1e-9)

@@ -21,11 +21,15 @@ REGRESSED = {
 SOLVER_IS_NEAR, MANY = 4, 5  # calls
 SOLVED = {"start": "auto", "noise_share": "0.2", "student_rate": 1e-5, "steps": 200}
 MATCHED = {"objective": "score-matching", "a": 0.75, "weight": "output"}
+# a student_rate above is of STEPS. One of another length moves the student as far: twice as many
+# take half of it (docs/decisions.md)
+STEPS, HIGHEST = 200, 4e-5
 # who chooses one of these, chooses another chain, which has the defaults above
 CHAIN_OPTIONS = {"start", "noise_share", "grid", "grid_top", "regress_steps", "levels"}
 # all that differs by the number of calls
 RECIPE = CHAIN_OPTIONS | SOLVED.keys() | MATCHED.keys()
 PLANNED = {"steps", "regress_steps"}  # what --minutes decides where nobody names it
+FOLLOWS = "student_rate"  # what the steps decide where nobody names it
 
 
 def is_one(share: str) -> bool:
@@ -60,7 +64,21 @@ def settings_of(chosen: dict, by_nfe: bool = True) -> dict:
     by_nfe  whether defaults are those of the number of calls: not beside a preset
     """
     plain = {item.name: item.default for item in fields(TrainConfig)}
-    return plain | (of_nfe(chosen) if by_nfe else {}) | chosen
+    found = plain | (of_nfe(chosen) if by_nfe else {}) | chosen
+    if by_nfe and follows(chosen):
+        found[FOLLOWS] = rate_of(found["steps"])
+    return found
+
+
+def follows(chosen: dict) -> bool:
+    """Whether the student's rate is one of the number of calls, that nobody chose."""
+    return FOLLOWS in of_nfe(chosen).keys() - chosen.keys()
+
+
+def rate_of(steps: int) -> float:
+    """The student's rate that a recipe has in a training of so many steps."""
+    rate = SOLVED["student_rate"]
+    return float(f"{min(HIGHEST, rate * STEPS / steps):.3g}") if steps else rate
 
 
 def choices_in(settings: dict, chosen: dict) -> dict:
@@ -70,8 +88,8 @@ def choices_in(settings: dict, chosen: dict) -> dict:
     chosen  what a user, or a preset, chose among them
     """
     kept = {"nfe": settings["nfe"]} | chosen
-    found = settings_of(kept)
-    kept |= {name: value for name, value in settings.items() if found[name] != value}
+    while (found := settings_of(kept)) != settings:  # what is kept has defaults of its own
+        kept |= {name: value for name, value in settings.items() if found[name] != value}
     for names in (RECIPE, *({name} for name in kept if name != "nfe")):
         fewer = {name: value for name, value in kept.items() if name not in names}
         if settings_of(fewer) == settings:
@@ -85,7 +103,8 @@ def pinned(read: dict, typed: dict) -> list[str]:
     """
     if "nfe" not in read or "nfe" not in typed:
         return []
-    then, now = (settings_of({"nfe": part["nfe"]}) for part in (read, typed))
+    length = {"steps": read["steps"]} if "steps" in read else {}
+    then, now = (settings_of({"nfe": part["nfe"]} | length) for part in (read, typed))
     return [
         f"{flag_of(name)} {read[name]} (not {now[name]})"
         for name in sorted(RECIPE & read.keys() - typed.keys())

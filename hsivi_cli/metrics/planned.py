@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Set
 from dataclasses import dataclass, replace
 
-from ..config import TrainConfig
+from ..config import FOLLOWS, TrainConfig, rate_of
 from ..errors import HsiviError
 from ..method.distill import opening_rounds, play_round
 from ..method.networks import Networks
@@ -79,15 +79,20 @@ def planned(
     return Length(math.floor(left / each) if each else 0, updates, needed / 60)
 
 
-def with_length(config: TrainConfig, length: Length) -> TrainConfig:
-    """The configuration of a length. Refuses one without a step, or an update of regression."""
+def with_length(config: TrainConfig, plans: Set[str], length: Length) -> TrainConfig:
+    """The configuration of a length, with the student's rate where `plans` has it. Refuses one
+    without a step, or an update of regression.
+    """
     if length.minutes > config.minutes:
         raise HsiviError(
             f"--minutes {config.minutes:g} are too few for a step and its evaluations here: give "
             f"{math.ceil(10 * length.minutes) / 10:g} or more; or name --steps, which may take "
             "several sittings"
         )
-    return replace(config, steps=length.steps, regress_steps=length.regress_steps)
+    rate = rate_of(length.steps) if FOLLOWS in plans else config.student_rate
+    return replace(
+        config, steps=length.steps, regress_steps=length.regress_steps, student_rate=rate
+    )
 
 
 def play(networks: Networks, config: TrainConfig, first: int, count: int) -> None:

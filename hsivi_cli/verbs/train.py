@@ -19,7 +19,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import reduce
 
-from ..config import OWN, TrainConfig
+from ..config import OWN, PLANNED, TrainConfig
 from ..errors import HsiviError, counted
 from ..files.device import check_processes, enough_memory, launched, once, pick_dtype
 from ..files.folder import holding
@@ -53,7 +53,8 @@ def run(config: TrainConfig, teacher_options: dict, out: Path, plans: Set[str]) 
     """Train, or go on training, the student in the folder `out`.
 
     teacher_options  source, revision, variant, subfolder of `load_teacher`
-    plans            settings of PLANNED that are to be what fits into config.minutes
+    plans            settings that nobody chose: those of PLANNED are to be what fits into
+                     config.minutes, and FOLLOWS what goes with the steps
     """
     begin = (time.monotonic(), time.process_time())
     if config.log_with and not importlib.util.find_spec(config.log_with):
@@ -86,7 +87,8 @@ def distil(
 ) -> None:
     """`run`, once devices, teacher and folder are there. begin: the two clocks at its start."""
     main = accelerator.is_main_process
-    if plans and is_student(out):  # what an earlier part planned
+    fits = plans & PLANNED
+    if plans and is_student(out):  # what an earlier part has
         then = read_info(out)["config"]
         config = replace(config, **{name: then[name] for name in plans & then.keys()})
     earlier = check_out(out, config, teacher, images)
@@ -103,7 +105,7 @@ def distil(
 
     def seen() -> None:
         bar.update()
-        if plans and time.monotonic() - begin[0] > 60 * config.minutes:
+        if fits and time.monotonic() - begin[0] > 60 * config.minutes:
             raise HsiviError(
                 f"--minutes {config.minutes:g} are over before a start is found: give more, or "
                 "name one by --start"
@@ -124,11 +126,11 @@ def distil(
         with enough_memory("for the networks", "their weights alone are too large for --device"):
             return networks_of(settings, teacher, chains, shard, forward, images)
 
-    if plans and not earlier:
+    if fits and not earlier:
         with enough_memory("in a trial of a few rounds", advice(config, shard.world)):
             spent = time.monotonic() - begin[0]
             length = planned(config, plans, make, teacher, judge, forward, spent)
-        config = with_length(config, begun[1](lambda: length))
+        config = with_length(config, plans, begun[1](lambda: length))
         if main:
             say(f"--minutes {config.minutes:g}: {of_length(config)} fit")
     networks = make(config)
