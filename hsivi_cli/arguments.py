@@ -118,9 +118,10 @@ def chosen_by(
         if "nfe" in part:
             part["nfe"] = ",".join(map(str, parse_numbers(part["nfe"], "--nfe")))  # 04 is 4
     if kept := pinned(read, typed):
+        now = (f"{flag_of(name)} {typed[name]}" for name in ("nfe", "steps") if name in typed)
         click.echo(
             f"warning: --config {config} was made for --nfe {read['nfe']} and keeps its "
-            f"{', '.join(kept)}: leave them out of it for the defaults of --nfe {typed['nfe']}",
+            f"{', '.join(kept)}: leave them out of it for the defaults of {' '.join(now)}",
             err=True,
         )
     own = read | typed

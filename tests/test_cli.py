@@ -143,8 +143,16 @@ def test_a_file_that_pins_another_budgets_recipe_is_told(resolved, tmp_path):
         assert part in told
     assert len(told.splitlines()) == 1 and "clip" not in told
     assert hsivi("train", "--config", file, "--nfe", "03", "--dry-run").stderr == ""
+    told = hsivi("train", "--config", file, "--steps", 100, "--dry-run").stderr
+    assert told.endswith(
+        "keeps its --student-rate 1e-05 (not 2e-05): leave them out of it for the defaults of "
+        "--steps 100\n"
+    )
+    told = hsivi("train", "--config", file, "--nfe", 1, "--dry-run").stderr
+    assert "--steps 200 (not 0)" in told and told.endswith("the defaults of --nfe 1\n")
     file = written(tmp_path, {"nfe": "3", "seed": 3})
-    assert hsivi("train", "--config", file, "--nfe", 8, "--dry-run").stderr == ""
+    for option in ("--nfe", "--steps"):
+        assert hsivi("train", "--config", file, option, 8, "--dry-run").stderr == ""
     assert resolved("--config", file, "--nfe", 8)["start"] == "auto"
 
 

@@ -98,13 +98,17 @@ def choices_in(settings: dict, chosen: dict) -> dict:
 
 
 def pinned(read: dict, typed: dict) -> list[str]:
-    """The defaults that a --config file holds of another number of calls than was typed, each with
-    the one whose place it takes.
+    """The defaults that a --config file holds of another number of calls or steps than was typed,
+    each with the one whose place it takes.
     """
-    if "nfe" not in read or "nfe" not in typed:
+    if "nfe" not in read:
         return []
-    length = {"steps": read["steps"]} if "steps" in read else {}
-    then, now = (settings_of({"nfe": part["nfe"]} | length) for part in (read, typed))
+
+    def defaults(chosen: dict) -> dict:  # of the calls; the rate by the steps too
+        told = {name: chosen[name] for name in ("nfe", "steps") if name in chosen}
+        return settings_of({"nfe": told["nfe"]}) | {FOLLOWS: settings_of(told)[FOLLOWS]}
+
+    then, now = defaults(read), defaults(read | typed)
     return [
         f"{flag_of(name)} {read[name]} (not {now[name]})"
         for name in sorted(RECIPE & read.keys() - typed.keys())
