@@ -213,7 +213,7 @@ def test_inception_features_are_pytorch_fids_of_grey_images_and_of_colour(
         features = detector.features(images)
         assert features.shape == (2, detector.feature_dim) and features.std() > 0.01
         # batch normalisation is folded into the convolutions: float32 rounding apart, the same
-        torch.testing.assert_close(features, expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_inception_stamp_tells_resize_and_weights(inception_file, tmp_path):

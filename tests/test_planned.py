@@ -5,7 +5,8 @@ import time
 import pytest
 from command import QUICK, TINY, hsivi, refusal, rows
 
-from hsivi_cli.config import rate_of
+from hsivi_cli.config import FOLLOWS, TrainConfig
+from hsivi_cli.metrics.planned import Length, with_length
 from hsivi_cli.models.student import load_student
 
 # QUICK without its --steps
@@ -70,14 +71,13 @@ def test_a_regression_that_is_named_is_not_cut_but_takes_several_sittings(teache
     assert load_student(tmp_path / "x").info["config"]["regress_steps"] == 5000
 
 
-def test_minutes_plan_the_rate_of_the_steps_too_and_not_one_that_is_named(teacher, tmp_path):
-    command = ("train", teacher, "--nfe", 2, "--regress-steps", 1, "--batch-size", 2)
-    command += ("--fake-updates", 1, "--fake-warmup", 1, "--reference", "none", "--minutes", 0.2)
-    for named in ((), ("--student-rate", 2e-5)):
-        out = tmp_path / str(len(named))
-        hsivi(*command, *named, "--out", out)
-        config = load_student(out).info["config"]
-        assert config["student_rate"] == (named[1] if named else rate_of(config["steps"])) != 1e-5
+def test_the_rate_goes_with_the_steps_that_are_planned_where_it_is_not_named():
+    config = TrainConfig(nfe="4", minutes=1, student_rate=1e-5)
+    for steps, rate in ((50, 4e-5), (100, 2e-5), (4000, 1e-5)):
+        fit = Length(steps, regress_steps=0, minutes=0.5)
+        assert with_length(config, {"steps", FOLLOWS}, fit).student_rate == rate
+        named = with_length(config, {"steps"}, fit)
+        assert (named.steps, named.student_rate) == (steps, 1e-5)
 
 
 def test_minutes_that_end_in_the_search_for_a_start_say_so_then(teacher, tmp_path):

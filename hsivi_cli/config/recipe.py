@@ -21,8 +21,8 @@ REGRESSED = {
 SOLVER_IS_NEAR, MANY = 4, 5  # calls
 SOLVED = {"start": "auto", "noise_share": "0.2", "student_rate": 1e-5, "steps": 200}
 MATCHED = {"objective": "score-matching", "a": 0.75, "weight": "output"}
-# a student_rate above is of STEPS. One of another length moves the student as far: twice as many
-# take half of it (docs/decisions.md)
+# a student_rate above is of STEPS and more. Fewer move the student as far: half as many take twice
+# the rate (docs/decisions.md)
 STEPS, HIGHEST = 200, 4e-5
 # who chooses one of these, chooses another chain, which has the defaults above
 CHAIN_OPTIONS = {"start", "noise_share", "grid", "grid_top", "regress_steps", "levels"}
@@ -78,7 +78,7 @@ def follows(chosen: dict) -> bool:
 def rate_of(steps: int) -> float:
     """The student's rate that a recipe has in a training of so many steps."""
     rate = SOLVED["student_rate"]
-    return float(f"{min(HIGHEST, rate * STEPS / steps):.3g}") if steps else rate
+    return float(f"{min(HIGHEST, rate * max(1, STEPS / steps)):.3g}") if steps else rate
 
 
 def choices_in(settings: dict, chosen: dict) -> dict:
