@@ -21,9 +21,8 @@ REGRESSED = {
 SOLVER_IS_NEAR, MANY = 4, 5  # calls
 SOLVED = {"start": "auto", "noise_share": "0.2", "student_rate": 1e-5, "steps": 200}
 MATCHED = {"objective": "score-matching", "a": 0.75, "weight": "output"}
-# a student_rate above is of STEPS and more. Fewer move the student as far: half as many take twice
-# the rate (docs/decisions.md)
-STEPS, HIGHEST = 200, 4e-5
+# fewer steps move a student as far: half as many take twice the rate, up to this one
+HIGHEST = 4e-5
 # who chooses one of these, chooses another chain, which has the defaults above
 CHAIN_OPTIONS = {"start", "noise_share", "grid", "grid_top", "regress_steps", "levels"}
 # all that differs by the number of calls
@@ -77,8 +76,8 @@ def follows(chosen: dict) -> bool:
 
 def rate_of(steps: int) -> float:
     """The student's rate that a recipe has in a training of so many steps."""
-    rate = SOLVED["student_rate"]
-    return float(f"{min(HIGHEST, rate * max(1, STEPS / steps)):.3g}") if steps else rate
+    rate, enough = SOLVED["student_rate"], SOLVED["steps"]
+    return float(f"{min(HIGHEST, rate * enough / steps):.3g}") if 0 < steps < enough else rate
 
 
 def choices_in(settings: dict, chosen: dict) -> dict:
