@@ -37,12 +37,12 @@ def test_as_far_as_the_default_moves_a_student_has_to_keep_the_starts_recall_alo
     assert better(found(20.0, **near), far) and better(found(20.1, **near), far) is None
 
 
-@pytest.mark.parametrize("steps", [60, 77, 120, 200])
+@pytest.mark.parametrize("steps", [90, 120, 199, 200])
 def test_the_default_moves_a_student_as_far_in_fewer_steps(steps):
     for nfe in range(2, 11):
         default = TrainConfig(**settings_of({"nfe": str(nfe), "steps": steps}))
         moved = sum(student_rate(default, step) for step in range(steps))
-        assert 0.85 * TRUSTED < moved <= TRUSTED  # the shorter, the more of it its rise takes
+        assert 0.9 * TRUSTED < moved <= TRUSTED
 
 
 def test_what_moves_on_has_to_come_nearer_to_the_teacher_by_more_than_chance():
