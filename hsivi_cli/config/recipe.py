@@ -23,7 +23,8 @@ SOLVED = {"start": "auto", "noise_share": "0.2", "student_rate": 1e-5, "steps": 
 MATCHED = {"objective": "score-matching", "a": 0.75, "weight": "output"}
 # fewer steps move a student as far: half as many take twice the rate, up to this one
 HIGHEST = 4e-5
-# who chooses one of these, chooses another chain, which has the defaults above
+# who chooses one of these, chooses another chain, which has the defaults above; from SOLVER_IS_NEAR
+# calls up another solver to start from, or another share below 1, is a choice within the recipe
 CHAIN_OPTIONS = {"start", "noise_share", "grid", "grid_top", "regress_steps", "levels"}
 # all that differs by the number of calls
 RECIPE = CHAIN_OPTIONS | SOLVED.keys() | MATCHED.keys()
@@ -47,7 +48,9 @@ def of_nfe(chosen: dict) -> dict:
     if found := REGRESSED.get(budgets[0]):
         fits = is_one(chosen.get("noise_share", "1")) and chosen.get("regress_steps") != 0
         return found if fits else {}
-    if budgets[0] < SOLVER_IS_NEAR or CHAIN_OPTIONS & chosen.keys():
+    within = {"start"} if chosen.get("start") != TrainConfig.start else set()
+    within |= {"noise_share"} if not is_one(chosen.get("noise_share", "1")) else set()
+    if budgets[0] < SOLVER_IS_NEAR or CHAIN_OPTIONS & chosen.keys() - within:
         return {}
     return solved(budgets[0])
 
