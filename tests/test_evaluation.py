@@ -45,11 +45,42 @@ def test_the_default_moves_a_student_as_far_in_fewer_steps(steps):
         assert 0.9 * TRUSTED < moved <= TRUSTED
 
 
-def test_what_moves_on_has_to_come_nearer_to_the_teacher_by_more_than_chance():
+def test_what_moves_on_and_keeps_the_starts_recall_may_leave_the_teacher_a_little():
+    start = better(found(2.0, moved=0.0), None)
+    kept = better(found(5.9, recall=0.78), start)
+    assert kept["distance"] == 5.9 and kept["start"] == start["start"]
+    assert better(found(6.1), start) is None  # of a variance of 60: it is far
+    assert better(found(5.9, recall=0.77), start) is None
+    assert better(found(5.9, recall=None), start) is None
+    far = better(found(20.0, moved=0.0), None)
+    assert better(found(20.0), far) and better(found(20.1), far) is None
+
+
+def test_what_moves_on_and_loses_recall_has_to_come_nearer_by_more_than_chance():
     kept = better(found(6.0, recall=0.79, moved=TRUSTED), better(found(5.0, moved=0.0), None))
-    assert better(found(5.9), kept) is None  # two sets of one sampler differ by .14
+    assert better(found(5.9, recall=0.77), kept) is None  # two sets of one sampler differ by .14
     assert better(found(5.8, recall=0.7), kept) is None  # of the start's recall, not its own
     assert better(found(5.8, recall=0.73), kept)["distance"] == 5.8
+    assert better(found(5.8, recall=None), kept)["distance"] == 5.8
+
+
+@pytest.mark.parametrize(
+    ("rows", "kept"),
+    [  # trainings of 2,000 and 800 steps: hundreds of steps, distance and recall
+        ({0: (0.383, 0.93), 1: (0.228, 0.952), 5: (0.784, 0.948), 20: (1.128, 0.966)}, 20),  # x0
+        ({0: (1.97, 0.926), 1: (3.0, 0.918), 2: (2.94, 0.87), 7: (3.94, 0.676)}, 1),  # colour
+        ({0: (0.2, 0.962), 1: (1.03, 0.946), 2: (2.23, 0.94), 8: (4.31, 0.832)}, 1),  # a weak one
+    ],
+)
+def test_what_gains_on_the_data_over_two_thousand_steps_is_kept_and_what_drifts_is_not(rows, kept):
+    """The last average of the first is nearer to the data than its default's student and recalls
+    more; the last one's is twice as far as its start.
+    """
+    variance, best = {20: 26.0, 7: 27.4, 8: 8.8}[max(rows)], None
+    for step, (distance, recall) in rows.items():
+        row = found(distance, recall, moved=step * 1e-3, step=step, moments=[1.0, variance, 3.0])
+        best = better(row, best) or best
+    assert best["step"] == kept
 
 
 def test_steps_are_judged_from_what_regression_made_of_the_start():

@@ -3,9 +3,9 @@ of its variety it has.
 
 The first one is of the untrained start, the next of what regression makes of it, where there is
 any. From data the least distance is the best. The teacher's own images are no such measure: a
-student of a weak teacher leaves them as it improves. There the recipe is trusted for as far as its
-default moves a student, while the start's recall is kept; what moves on from there has to come
-nearer to them.
+student of a weak teacher leaves them as it improves. There the recipe is trusted while the start's
+recall of them is kept: loosely as far as its default moves a student, closely from there on, where
+what has lost some has to come nearer to them.
 """
 
 from __future__ import annotations
@@ -34,9 +34,11 @@ EVAL_SEED = 1_000_000_000  # the seeds that judge a training are none that a use
 GRID_COUNT = 64  # images of a kept grid
 BATCH = 256  # images drawn at once
 COLLAPSED, EVALUATIONS = 2.0, 3  # times the best, in so many evaluations one after another
-KEPT = 0.88  # of the start's recall, that a student judged by its teacher keeps
 TRUSTED = 1.001e-3  # rates of the student summed over steps: the default's 200
-LOST = 0.3  # of the variance of the teacher's own features: a student so far from them is lost
+# of a student judged by its teacher: the part of the start's recall that it keeps, and how far it
+# may be from the teacher's own images, in parts of their features' variance
+KEPT, LOST = 0.88, 0.3  # within TRUSTED
+HELD, LEFT = 0.97, 0.1  # beyond: all recall but for chance
 CHANCE = math.sqrt(2)  # standard errors: two sets of one sampler's images differ by as much
 SAME = 1e-4  # relative: another machine's features of the same images differ by less
 
@@ -117,16 +119,31 @@ def better(found: dict, best: dict | None) -> dict | None:
         gains = found["distance"] < best["distance"]
     elif not found["moved"]:  # it was regressed: steps begin here
         return found | begun if found["distance"] < best["distance"] else None
-    elif None not in (found["recall"], start["recall"]) and (
-        found["recall"] < KEPT * start["recall"]
-    ):
-        gains = False
-    elif found["moved"] <= TRUSTED:
-        variance = found["moments"][1]
-        gains = found["distance"] <= max(start["distance"], LOST * variance)
     else:
-        gains = found["distance"] < best["distance"] - CHANCE * found["error"]
+        gains = is_sound(found, start) or (
+            found["moved"] > TRUSTED
+            and recalls(found, start, KEPT)
+            and found["distance"] < best["distance"] - CHANCE * found["error"]
+        )
     return found | ({"start": start} if start else {}) if gains else None
+
+
+def is_sound(found: dict, start: dict) -> bool:
+    """Whether a student that leaves its teacher's own images may do so towards the data: it is not
+    far from them, or no further than the start, and recalls them as the start does.
+    """
+    part, far = (KEPT, LOST) if found["moved"] <= TRUSTED else (HELD, LEFT)
+    near = found["distance"] <= max(start["distance"], far * found["moments"][1])
+    return near and recalls(found, start, part)
+
+
+def recalls(found: dict, start: dict, part: float) -> bool:
+    """Whether a student has kept such a part of the start's recall. Where nothing tells recall,
+    it has kept what is asked for within TRUSTED alone.
+    """
+    if None in (found["recall"], start["recall"]):
+        return part == KEPT
+    return found["recall"] >= part * start["recall"]
 
 
 def sizes_of(moments: Moments) -> list[float]:
