@@ -56,6 +56,15 @@ def test_what_moves_on_and_keeps_the_starts_recall_may_leave_the_teacher_a_littl
     assert better(found(20.0), far) and better(found(20.1), far) is None
 
 
+def test_what_began_far_away_and_collapses_is_not_kept():
+    start = better(found(50.0, recall=0.0, moved=0.0), None)
+    learnt = better(found(7.0, recall=0.7), start)
+    assert learnt["distance"] == 7.0
+    assert better(found(40.0, recall=0.7), learnt) is None
+    assert better(found(6.9, recall=0.6), learnt) is None
+    assert better(found(6.9, recall=0.69), learnt)["distance"] == 6.9
+
+
 def test_what_moves_on_and_loses_recall_has_to_come_nearer_by_more_than_chance():
     kept = better(found(6.0, recall=0.79, moved=TRUSTED), better(found(5.0, moved=0.0), None))
     assert better(found(5.9, recall=0.77), kept) is None  # two sets of one sampler differ by .14

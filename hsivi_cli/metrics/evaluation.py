@@ -35,8 +35,8 @@ GRID_COUNT = 64  # images of a kept grid
 BATCH = 256  # images drawn at once
 COLLAPSED, EVALUATIONS = 2.0, 3  # times the best, in so many evaluations one after another
 TRUSTED = 1.001e-3  # rates of the student summed over steps: the default's 200
-# of a student judged by its teacher: the part of the start's recall that it keeps, and how far it
-# may be from the teacher's own images, in parts of their features' variance
+# of a student judged by its teacher: the part of recall that it keeps, and how far it may be from
+# the teacher's own images, in parts of their features' variance
 KEPT, LOST = 0.88, 0.3  # within TRUSTED
 HELD, LEFT = 0.97, 0.1  # beyond: all recall but for chance
 CHANCE = math.sqrt(2)  # standard errors: two sets of one sampler's images differ by as much
@@ -119,31 +119,32 @@ def better(found: dict, best: dict | None) -> dict | None:
         gains = found["distance"] < best["distance"]
     elif not found["moved"]:  # it was regressed: steps begin here
         return found | begun if found["distance"] < best["distance"] else None
+    elif found["moved"] <= TRUSTED:
+        near = found["distance"] <= max(start["distance"], LOST * found["moments"][1])
+        gains = near and recalls(found, start, KEPT)
     else:
-        gains = is_sound(found, start) or (
-            found["moved"] > TRUSTED
-            and recalls(found, start, KEPT)
-            and found["distance"] < best["distance"] - CHANCE * found["error"]
+        gains = recalls(found, start, KEPT) and (
+            found["distance"] < best["distance"] - CHANCE * found["error"]
+            or holds(found, best, start)
         )
     return found | ({"start": start} if start else {}) if gains else None
 
 
-def is_sound(found: dict, start: dict) -> bool:
-    """Whether a student that leaves its teacher's own images may do so towards the data: it is not
-    far from them, or no further than the start, and recalls them as the start does.
+def holds(found: dict, best: dict, start: dict) -> bool:
+    """Whether a student that leaves its teacher's own images may do so towards the data: it recalls
+    them as well as the start and the best before, and is no further than the best, or not far.
     """
-    part, far = (KEPT, LOST) if found["moved"] <= TRUSTED else (HELD, LEFT)
-    near = found["distance"] <= max(start["distance"], far * found["moments"][1])
-    return near and recalls(found, start, part)
+    if None in (found["recall"], best["recall"], start["recall"]):
+        return False
+    near = found["distance"] <= max(best["distance"], LEFT * found["moments"][1])
+    return near and recalls(found, start, HELD) and recalls(found, best, HELD)
 
 
-def recalls(found: dict, start: dict, part: float) -> bool:
-    """Whether a student has kept such a part of the start's recall. Where nothing tells recall,
-    it has kept what is asked for within TRUSTED alone.
-    """
-    if None in (found["recall"], start["recall"]):
-        return part == KEPT
-    return found["recall"] >= part * start["recall"]
+def recalls(found: dict, other: dict, part: float) -> bool:
+    """Whether a student has kept such a part of another's recall, where both are told."""
+    if None in (found["recall"], other["recall"]):
+        return True
+    return found["recall"] >= part * other["recall"]
 
 
 def sizes_of(moments: Moments) -> list[float]:
