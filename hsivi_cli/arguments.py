@@ -31,10 +31,13 @@ from .files.places import check_name
 ABOUT = ("teacher", "out", *ORIGIN)  # of a training: what is no setting
 
 
-def options_of(config: type):
+def options_of(config: type, shown: dict[str, str] | None = None):
     """A decorator that gives a command one option for every field of `config` that has a help
     text.
+
+    shown  what --help says of defaults that are not the fields' own, by name
     """
+    shown = shown or {}
     hints = typing.get_type_hints(config)
 
     def decorate(command):
@@ -55,7 +58,7 @@ def options_of(config: type):
                 flag_of(item.name),
                 item.name,
                 default=item.default,
-                show_default=item.default is not None,
+                show_default=shown.get(item.name, item.default is not None),
                 help=item.metadata["help"],
                 **extra,
             )(command)

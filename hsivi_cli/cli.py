@@ -35,6 +35,7 @@ from .config import (
     flag_of,
     follows,
     settings_of,
+    shown_defaults,
 )
 from .errors import HsiviError, in_a_line
 from .files.network import go_offline, is_offline
@@ -135,7 +136,7 @@ def main(offline: bool) -> None:
     "--dry-run", is_flag=True, help="print as JSON what differs from the defaults, and stop"
 )
 @options_of_origin
-@options_of(TrainConfig)
+@options_of(TrainConfig, shown_defaults())
 @click.pass_context
 def train(context, preset, config, dry_run, **given) -> None:
     """Distil TEACHER into a student of --nfe calls.

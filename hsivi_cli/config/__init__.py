@@ -34,6 +34,7 @@ from .recipe import (
     pinned,
     rate_of,
     settings_of,
+    shown_defaults,
     solved,
 )
 from .training import OWN, TrainConfig
@@ -79,5 +80,6 @@ __all__ = [
     "pinned",
     "rate_of",
     "settings_of",
+    "shown_defaults",
     "solved",
 ]

@@ -26,8 +26,8 @@ HIGHEST = 4e-5
 # who chooses one of these, chooses another chain, which has the defaults above; from SOLVER_IS_NEAR
 # calls up another solver to start from, or another share below 1, is a choice within the recipe
 CHAIN_OPTIONS = {"start", "noise_share", "grid", "grid_top", "regress_steps", "levels"}
-# all that differs by the number of calls
-RECIPE = CHAIN_OPTIONS | SOLVED.keys() | MATCHED.keys()
+BY_NFE = SOLVED.keys() | MATCHED.keys() | {"regress_steps"}  # what differs by the number of calls
+RECIPE = CHAIN_OPTIONS | BY_NFE
 PLANNED = {"steps", "regress_steps"}  # what --minutes decides where nobody names it
 FOLLOWS = "student_rate"  # what the steps decide where nobody names it
 
@@ -75,6 +75,14 @@ def settings_of(chosen: dict, by_nfe: bool = True) -> dict:
 def follows(chosen: dict) -> bool:
     """Whether the student's rate is one of the number of calls, that nobody chose."""
     return FOLLOWS in of_nfe(chosen).keys() - chosen.keys()
+
+
+def shown_defaults() -> dict[str, str]:
+    """What --help says of defaults that differ by the number of calls: those of a training as
+    typed.
+    """
+    default = settings_of({})
+    return {name: f"{default[name]} at {default['nfe']} calls" for name in BY_NFE}
 
 
 def rate_of(steps: int) -> float:
