@@ -23,8 +23,7 @@ SOLVED = {"start": "auto", "noise_share": "0.2", "student_rate": 1e-5, "steps": 
 MATCHED = {"objective": "score-matching", "a": 0.75, "weight": "output"}
 # fewer steps move a student as far: half as many take twice the rate, up to this one
 HIGHEST = 4e-5
-# who chooses one of these, chooses another chain, which has the defaults above; from SOLVER_IS_NEAR
-# calls up another solver to start from, or another share below 1, is a choice within the recipe
+# who chooses one of these, chooses another chain, which has the defaults above
 CHAIN_OPTIONS = {"start", "noise_share", "grid", "grid_top", "regress_steps", "levels"}
 BY_NFE = SOLVED.keys() | MATCHED.keys() | {"regress_steps"}  # what differs by the number of calls
 RECIPE = CHAIN_OPTIONS | BY_NFE
@@ -48,11 +47,18 @@ def of_nfe(chosen: dict) -> dict:
     if found := REGRESSED.get(budgets[0]):
         fits = is_one(chosen.get("noise_share", "1")) and chosen.get("regress_steps") != 0
         return found if fits else {}
-    within = {"start"} if chosen.get("start") != TrainConfig.start else set()
-    within |= {"noise_share"} if not is_one(chosen.get("noise_share", "1")) else set()
-    if budgets[0] < SOLVER_IS_NEAR or CHAIN_OPTIONS & chosen.keys() - within:
+    if budgets[0] < SOLVER_IS_NEAR or is_no_solvers(chosen):
         return {}
     return solved(budgets[0])
+
+
+def is_no_solvers(chosen: dict) -> bool:
+    """Whether a user chose a chain that is no solver's with some fresh noise. Another solver, or
+    another share below 1, stays within the recipe.
+    """
+    if (CHAIN_OPTIONS - {"start", "noise_share"}) & chosen.keys():
+        return True
+    return chosen.get("start") == "ddim" or is_one(chosen.get("noise_share", SOLVED["noise_share"]))
 
 
 def solved(nfe: int) -> dict:
