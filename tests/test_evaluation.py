@@ -77,15 +77,15 @@ def test_what_moves_on_and_loses_recall_has_to_come_nearer_by_more_than_chance()
     ("rows", "kept"),
     [  # trainings of 2,000 and 800 steps: hundreds of steps, distance and recall
         ({0: (0.383, 0.93), 1: (0.228, 0.952), 5: (0.784, 0.948), 20: (1.128, 0.966)}, 20),  # x0
-        ({0: (1.97, 0.926), 1: (3.0, 0.918), 2: (2.94, 0.87), 7: (3.94, 0.676)}, 1),  # colour
+        ({0: (1.97, 0.926), 1: (3.0, 0.918), 2: (2.94, 0.87), 19: (4.73, 0.614)}, 1),  # colour
         ({0: (0.2, 0.962), 1: (1.03, 0.946), 2: (2.23, 0.94), 8: (4.31, 0.832)}, 1),  # a weak one
     ],
 )
-def test_what_gains_on_the_data_over_two_thousand_steps_is_kept_and_what_drifts_is_not(rows, kept):
+def test_over_two_thousand_steps_what_recalls_its_teacher_is_kept(rows, kept):
     """The last average of the first is nearer to the data than its default's student and recalls
-    more; the last one's is twice as far as its start.
+    more; the last one's is twice as far as its start; colour's is nearer, which nothing tells.
     """
-    variance, best = {20: 26.0, 7: 27.4, 8: 8.8}[max(rows)], None
+    variance, best = {20: 26.0, 19: 27.4, 8: 8.8}[max(rows)], None
     for step, (distance, recall) in rows.items():
         row = found(distance, recall, moved=step * 1e-3, step=step, moments=[1.0, variance, 3.0])
         best = better(row, best) or best
