@@ -205,14 +205,21 @@ def test_inception_features_are_pytorch_fids_of_grey_images_and_of_colour(
     state = torch.load(inception_file, weights_only=True)
     monkeypatch.setattr(fid, "load_state_dict_from_url", lambda *args, **kwargs: state)
     theirs, detector = fid.InceptionV3().eval(), load_detector("inception", inception_file)
+    ours = Inception().eval()
+    ours.net.load_state_dict({key: state[key] for key in ours.net.state_dict()})
+    ours = inception.fold_batch_norm(ours.double())
     for channels in (1, 3):
         images = random_images(2, 32, channels)
         x = images.permute(0, 3, 1, 2).expand(-1, 3, -1, -1) / 255
         with torch.no_grad():
-            expected = theirs(x)[0][..., 0, 0]
+            expected = theirs.float()(x)[0][..., 0, 0]
+            exact = theirs.double()(x.double())[0][..., 0, 0]
+            folded = ours(x.double())
         features = detector.features(images)
         assert features.shape == (2, detector.feature_dim) and features.std() > 0.01
-        # batch normalisation is folded into the convolutions: float32 rounding apart, the same
+        # batch normalisation is folded into the convolutions: rounding apart, the same
+        torch.testing.assert_close(folded, exact, rtol=1e-9, atol=1e-9)
+        # float32's rounding differs by machine
         torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
 
 

@@ -23,7 +23,7 @@ SOLVED = {"start": "auto", "noise_share": "0.2", "student_rate": 1e-5, "steps": 
 MATCHED = {"objective": "score-matching", "a": 0.75, "weight": "output"}
 # fewer steps move a student as far: half as many take twice the rate, up to this one
 HIGHEST = 4e-5
-# who chooses one of these, chooses another chain, which has the defaults above
+# who chooses one of these, chooses another chain, which has the defaults above (`chooses_chain`)
 CHAIN_OPTIONS = {"start", "noise_share", "grid", "grid_top", "regress_steps", "levels"}
 BY_NFE = SOLVED.keys() | MATCHED.keys() | {"regress_steps"}  # what differs by the number of calls
 RECIPE = CHAIN_OPTIONS | BY_NFE
@@ -47,14 +47,14 @@ def of_nfe(chosen: dict) -> dict:
     if found := REGRESSED.get(budgets[0]):
         fits = is_one(chosen.get("noise_share", "1")) and chosen.get("regress_steps") != 0
         return found if fits else {}
-    if budgets[0] < SOLVER_IS_NEAR or is_no_solvers(chosen):
+    if budgets[0] < SOLVER_IS_NEAR or chooses_chain(chosen):
         return {}
     return solved(budgets[0])
 
 
-def is_no_solvers(chosen: dict) -> bool:
-    """Whether a user chose a chain that is no solver's with some fresh noise. Another solver, or
-    another share below 1, stays within the recipe.
+def chooses_chain(chosen: dict) -> bool:
+    """Whether a user chose a chain of another kind than the recipe's from SOLVER_IS_NEAR calls up,
+    which is any solver's with any share below 1.
     """
     if (CHAIN_OPTIONS - {"start", "noise_share"}) & chosen.keys():
         return True

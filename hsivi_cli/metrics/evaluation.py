@@ -120,8 +120,7 @@ def better(found: dict, best: dict | None) -> dict | None:
     elif not found["moved"]:  # it was regressed: steps begin here
         return found | begun if found["distance"] < best["distance"] else None
     elif found["moved"] <= TRUSTED:
-        near = found["distance"] <= max(start["distance"], LOST * found["moments"][1])
-        gains = near and recalls(found, start, KEPT)
+        gains = recalls(found, start, KEPT) and is_near(found, start, LOST)
     else:
         gains = recalls(found, start, KEPT) and (
             found["distance"] < best["distance"] - CHANCE * found["error"]
@@ -136,8 +135,8 @@ def holds(found: dict, best: dict, start: dict) -> bool:
     """
     if None in (found["recall"], best["recall"], start["recall"]):
         return False
-    near = found["distance"] <= max(best["distance"], LEFT * found["moments"][1])
-    return near and recalls(found, start, HELD) and recalls(found, best, HELD)
+    held = recalls(found, start, HELD) and recalls(found, best, HELD)
+    return held and is_near(found, best, LEFT)
 
 
 def recalls(found: dict, other: dict, part: float) -> bool:
@@ -145,6 +144,13 @@ def recalls(found: dict, other: dict, part: float) -> bool:
     if None in (found["recall"], other["recall"]):
         return True
     return found["recall"] >= part * other["recall"]
+
+
+def is_near(found: dict, other: dict, part: float) -> bool:
+    """Whether a student is no further from the reference than another, or than such a part of its
+    features' variance.
+    """
+    return found["distance"] <= max(other["distance"], part * found["moments"][1])
 
 
 def sizes_of(moments: Moments) -> list[float]:
