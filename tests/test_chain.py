@@ -181,6 +181,17 @@ def test_a_deterministic_chain_needs_no_noise():
     sample(curved, make([0, 200, 700]), x, None, UNTRAINED)
 
 
+def test_a_width_is_the_sd_of_a_samples_x_k_and_no_walks():
+    chain = make([0, 200, 700], 0.5)
+    wide = replace(chain, width=torch.tensor(1.2, dtype=torch.float64))
+    x, noise = start(layers=1)
+    told = sample(curved, wide, x, noise, UNTRAINED)
+    wanted = sample(curved, chain, 1.2 * x, noise, UNTRAINED)
+    torch.testing.assert_close(told, wanted, rtol=1e-14, atol=1e-14)
+    assert not torch.allclose(told, sample(curved, chain, x, noise, UNTRAINED), rtol=1e-3)
+    assert torch.equal(next(walk(curved, wide, x, noise, UNTRAINED)).x, x)
+
+
 def test_a_sample_does_not_depend_on_its_batch():
     chain = make([0, 200, 700], 0.5)
     x, noise = start(layers=1)

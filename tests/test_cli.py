@@ -344,7 +344,13 @@ def test_help_tells_each_verb_in_a_whole_short_sentence(columns):
 
 
 AT_FOUR = {"start": "auto", "noise_share": "0.2", "student_rate": "1e-05", "steps": "200"}
-AT_FOUR |= {"regress_steps": "0", "objective": "reverse-kl", "a": "0.5", "weight": "flat"}
+AT_FOUR |= {
+    "width": "auto",
+    "regress_steps": "0",
+    "objective": "reverse-kl",
+    "a": "0.5",
+    "weight": "flat",
+}
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -551,7 +557,7 @@ def value_of(item):
         return item.default / 2 or 0.5
     if isinstance(item.default, int):
         return item.default + 1
-    others = {"nfe": "3", "start": "auto", "minutes": 1.5, "grid_top": 700}
+    others = {"nfe": "3", "start": "auto", "minutes": 1.5, "grid_top": 700, "width": "1.1"}
     return others.get(item.name, "other")
 
 

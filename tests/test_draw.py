@@ -7,9 +7,11 @@ import torch
 from command import TINY, train
 
 from hsivi_cli.errors import HsiviError
+from hsivi_cli.files.digest import digest
 from hsivi_cli.method.chain import with_noise_share
 from hsivi_cli.models.draw import (
     LARGEST_BATCH,
+    chain_digest,
     draw,
     fitting,
     noise_of,
@@ -71,6 +73,15 @@ def test_a_student_makes_exactly_nfe_calls_an_image(save_teacher, tmp_path, opti
     list(draw(sampler, range(6), 3, "cpu"))
     assert seen == [3] * 2 * sampler.nfe
     assert sampler.nfe == {"--nfe 1": 1}.get(options, 4 if "4" in options else 2)
+
+
+def test_a_chain_of_width_one_has_the_digest_of_before_there_were_widths(teacher):
+    sampler = noisy(teacher)
+    chain = sampler.chain
+    parts = (chain.time, chain.alpha_bar, chain.cx, chain.ce, chain.s0, sampler.log_scale)
+    assert chain_digest(sampler) == digest(*parts)
+    wide = replace(sampler, chain=replace(chain, width=torch.tensor(1.1).double()))
+    assert chain_digest(wide) != chain_digest(sampler)
 
 
 def test_every_image_is_computed_at_the_same_batch_shape(teacher):

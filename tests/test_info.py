@@ -40,13 +40,16 @@ def test_a_run_tells_its_teacher_calls_steps_and_layers(teacher, tmp_path):
     assert facts["weights"] == load_student(tmp_path / "run").model.digest
     assert facts["times at 2 calls"] == "0, 300, 650"
     assert facts["noise shares at 2 calls"] == "0.25, 1"
+    assert "sd of x_K at 2 calls" not in facts
     assert facts["kept"] == "not measured"
 
 
 def test_a_run_that_ends_at_clean_data_tells_so(teacher, tmp_path):
     solver = ("--start", "unipc-leading", "--noise-share", 0.2)
-    train(teacher, tmp_path / "run", *solver, "--steps", 0)
-    assert told_of(tmp_path / "run")["times at 2 calls"] == "clean data, 333, 666"
+    train(teacher, tmp_path / "run", *solver, "--steps", 0, "--width", 1.05)
+    facts = told_of(tmp_path / "run")
+    assert facts["times at 2 calls"] == "clean data, 333, 666"
+    assert facts["sd of x_K at 2 calls"] == "1.05"
 
 
 def test_a_regressed_run_tells_so(teacher, tmp_path):

@@ -168,6 +168,17 @@ def test_where_only_x0_is_kept_auto_is_ddim_and_costs_no_call(teacher, monkeypat
     assert choose_starts(TrainConfig(start="deis", noise_share="0"), teacher) == {}
 
 
+@pytest.mark.parametrize(
+    ("prediction", "wide"), [("epsilon", 1.0), ("sample", start.WIDE), ("v_prediction", start.WIDE)]
+)
+def test_a_student_draws_wider_where_its_network_predicts_no_noise(teacher, prediction, wide):
+    told = replace(teacher, prediction=prediction)
+    auto, own = (TrainConfig(**AUTO, width=width) for width in ("auto", "1.1"))
+    assert make_chain(auto, 3, told, "deis").width.item() == wide
+    assert make_chain(own, 3, told, "deis").width.item() == 1.1
+    assert make_chain(TrainConfig(), 3, told).width == 1
+
+
 def test_every_budget_has_the_chain_of_its_own_start(teacher):
     config, starts = TrainConfig(**AUTO, nfe="2,3"), {2: "deis", 3: "ddim"}
     two, three = make_chains(config, teacher, starts)

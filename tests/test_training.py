@@ -24,6 +24,9 @@ from hsivi_cli.errors import HsiviError
         ({"objective": "kl"}, "--objective kl is none of reverse-kl, score-matching"),
         ({"student_rate": float("nan")}, "--student-rate nan must be a finite number"),
         ({"batch_size": 0}, "--batch-size 0 must be at least 1"),
+        ({"width": "wide"}, "--width wide is neither auto nor a number from 0.5 to 2"),
+        ({"width": "nan"}, "--width nan is neither"),
+        ({"width": "3"}, "--width 3 is neither"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
@@ -32,6 +35,13 @@ def test_settings_that_mean_nothing_are_refused_in_python_too(options, told):
         TrainConfig(**options)
     with pytest.raises(HsiviError, match=told):
         replace(TrainConfig(), **options)
+
+
+def test_a_width_is_one_number_however_it_is_spelt():
+    assert TrainConfig(width="1.0") == TrainConfig(width="1")
+    assert (
+        TrainConfig(width="1.030").own_width == 1.03 and TrainConfig(width="auto").width == "auto"
+    )
 
 
 @pytest.mark.parametrize("nfe", ["1", "2", "3"])

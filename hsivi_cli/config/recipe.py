@@ -12,14 +12,17 @@ from .training import TrainConfig
 # defaults of single budgets where they differ from those above (docs/results.md). Up to three calls
 # regression comes first, where solvers are poor; at one, distillation was seen to undo what it
 # learns. From four up the best solver is near, and a small share at a small rate keeps what it has;
-# from MANY up it follows the teacher's path, and reverse KL would lose more variety than it gains
+# from MANY up it follows the teacher's path, and reverse KL would lose more variety than it gains.
+# Distilled students draw from a wider x_K than they learned from, where their teacher bears it
 REGRESSED = {
     1: {"regress_steps": 6000, "steps": 0},
-    2: {"regress_steps": 2000, "student_rate": 1e-5, "steps": 200},
-    3: {"regress_steps": 2000, "student_rate": 1e-5, "steps": 200},
+    2: {"regress_steps": 2000, "student_rate": 1e-5, "steps": 200, "width": "1.03"},
+    3: {"regress_steps": 2000, "student_rate": 1e-5, "steps": 200, "width": "1.03"},
 }
 SOLVER_IS_NEAR, MANY = 4, 5  # calls
-SOLVED = {"start": "auto", "noise_share": "0.2", "student_rate": 1e-5, "steps": 200}
+SOLVED = {
+    "start": "auto", "noise_share": "0.2", "width": "auto", "student_rate": 1e-5, "steps": 200,
+}  # fmt: skip
 MATCHED = {"objective": "score-matching", "a": 0.75, "weight": "output"}
 # fewer steps move a student as far: half as many take twice the rate, up to this one
 HIGHEST = 4e-5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from ..errors import HsiviError
@@ -20,6 +21,7 @@ from .options import (
 from .run import RunConfig
 
 OWN = "teacher"  # of --reference: images that the teacher itself draws
+NARROWEST, WIDEST = 0.5, 2.0  # of --width
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,10 @@ class TrainConfig(RunConfig):
     noise_share: str = option(
         "1",
         "s0/sigma of each layer in [0, 1]: one number, K numbers from layer 1 up, or eta:0.2",
+    )
+    width: str = option(
+        "1",
+        "sd of the x_K that a student draws from, once trained; auto: 1, of x0 and v teachers 1.03",
     )
     log_scale: str = option(
         "frozen",
@@ -208,6 +214,8 @@ class TrainConfig(RunConfig):
                 raise HsiviError(
                     f"{flag_of(name)} {value} is for --start ddim: {self.start} has its own times"
                 )
+        if self.own_width is not None:
+            object.__setattr__(self, "width", f"{self.own_width:g}")  # 1.0 is 1
         if self.grid_top is not None and "," in self.grid:
             raise HsiviError(
                 f"--grid-top {self.grid_top} is for the rules of --grid: {self.grid} names its own "
@@ -237,6 +245,22 @@ class TrainConfig(RunConfig):
         if len(set(found)) < len(found):
             raise HsiviError(f"--nfe {self.nfe} names a number of calls twice")
         return found
+
+    @property
+    def own_width(self) -> float | None:
+        """The number of --width, None for auto."""
+        if self.width == "auto":
+            return None
+        try:
+            width = float(self.width)
+        except ValueError:
+            width = math.nan
+        if not NARROWEST <= width <= WIDEST:  # NaN is not either
+            raise HsiviError(
+                f"--width {self.width:.80} is neither auto nor a number from {NARROWEST:g} to "
+                f"{WIDEST:g}"
+            )
+        return width
 
     @property
     def layer_count(self) -> int:

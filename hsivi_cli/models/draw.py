@@ -60,8 +60,13 @@ class Sampler:
 
 
 def chain_digest(sampler: Sampler) -> str:
-    """The digest of the layers and their noise scale."""
-    return digest(*(getattr(sampler.chain, f.name) for f in fields(Chain)), sampler.log_scale)
+    """The digest of the layers and their noise scale; a width of 1 leaves it as it was before there
+    were others.
+    """
+    parts = {f.name: getattr(sampler.chain, f.name) for f in fields(Chain)}
+    if parts["width"] == 1:
+        del parts["width"]
+    return digest(*parts.values(), sampler.log_scale)
 
 
 def student_sampler(student: Student, nfe: int | None = None, dtype: str = "float32") -> Sampler:

@@ -8,6 +8,7 @@ import contextlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -40,6 +41,7 @@ PATH_CALLS = 8  # of the teacher's paths that --regress-steps regresses on
 PAIRS, FINALISTS = 20, 6  # noises by which --start auto looks at all starts; how many it compares
 FIT_PAIRS = 512  # noises on which --fit-steps fits
 TEACHER_CALLS = 50  # of UniPC, whose images --fit-steps fits to
+WIDE = 1.03  # the sd of x_K that --width auto gives teachers of x0 and v
 GAP_CALLS = 20  # of UniPC, by which starts are told apart
 
 
@@ -103,7 +105,8 @@ def make_chain(config: TrainConfig, nfe: int, teacher: Teacher, start: str | Non
             "--regress-steps teaches calls the ends of paths, which is what layers that keep only "
             "x0 draw: give --noise-share 1"
         )
-    chain = with_noise_share(chain, share)
+    width = torch.tensor(width_of(config, teacher), dtype=torch.float64)
+    chain = replace(with_noise_share(chain, share), width=width)
     if config.levels == "own" and not all(chain.s0[1:] > 0):
         raise HsiviError(
             "--levels own needs noise in every layer (--noise-share above 0, and a chain that "
@@ -167,6 +170,16 @@ def parse_share(text: str, chain: Chain) -> list[float]:
             f"--noise-share has {len(shares)} numbers; give one, or {chain.nfe}, from layer 1 up"
         )
     return shares * (chain.nfe if len(shares) == 1 else 1)
+
+
+def width_of(config: TrainConfig, teacher: Teacher) -> float:
+    """The sd of x_K that a student draws from. By --width auto it is above the 1 of training, in
+    which layers narrow what they draw; but not where a network predicts eps: there an excess of x_K
+    comes into its x0 divided by sqrt(alpha_bar), and more teachers lose than gain.
+    """
+    if config.own_width is not None:
+        return config.own_width
+    return 1.0 if teacher.prediction == "epsilon" else WIDE
 
 
 def make_path(chain: Chain, teacher: Teacher) -> TeacherPath:
