@@ -39,7 +39,7 @@ class Chain:
     cx         [K+1]       the weight of x_k in layer k's mean
     ce         [K+1, K+1]  ce[k, j], the weight of eps_j, zero for j < k
     s0         [K+1]       the layer's noise before log_scale, in [0, sigma_{k-1}]
-    width      []          the sd of x_K in `sample`; layers learn from 1, where they narrow
+    width      []          the sd of x_K in `sample`, 1 in training
     """
 
     time: Tensor
