@@ -8,7 +8,7 @@ import pytest
 import torch
 from command import QUICK, TINY, refusal, train
 
-from hsivi_cli.config import TrainConfig
+from hsivi_cli.config import TrainConfig, solved
 from hsivi_cli.errors import HsiviError
 from hsivi_cli.method.distill import observe_batch
 from hsivi_cli.method.draws import draw_batch
@@ -173,10 +173,17 @@ def test_where_only_x0_is_kept_auto_is_ddim_and_costs_no_call(teacher, monkeypat
 )
 def test_a_student_draws_wider_where_its_network_predicts_no_noise(teacher, prediction, wide):
     told = replace(teacher, prediction=prediction)
-    auto, own = (TrainConfig(**AUTO, width=width) for width in ("auto", "1.1"))
-    assert make_chain(auto, 3, told, "deis").width.item() == wide
-    assert make_chain(own, 3, told, "deis").width.item() == 1.1
-    assert make_chain(TrainConfig(), 3, told).width == 1
+    chains = make_chains(TrainConfig(), teacher, {})
+
+    def width(**chosen):
+        (chain,) = start.widened(TrainConfig(**solved(4) | chosen), told, chains)
+        assert torch.equal(chain.ce, chains[0].ce)
+        return chain.width.item()
+
+    assert width() == width(steps=60, student_rate=3.33e-5) == width(steps=0) == wide
+    assert width(steps=2000) == width(student_rate=1e-4) == 1.0  # it leaves its teacher
+    assert width(width="1.1") == width(width="1.1", steps=2000) == 1.1
+    assert width(width="1") == chains[0].width == 1.0
 
 
 def test_every_budget_has_the_chain_of_its_own_start(teacher):

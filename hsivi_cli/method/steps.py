@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -117,6 +118,14 @@ def student_rate(config: TrainConfig, step: int) -> float:
     _, first, end = part_of(config, step)
     fall = cosine(step - first, end - first) if config.decay == "cosine" else 1.0
     return config.student_rate * min(rise(config, step - first), fall)
+
+
+TRUSTED = 1.001e-3  # of the student's rates summed over steps, by which it moves: the default's 200
+
+
+def moved(config: TrainConfig) -> Iterator[float]:
+    """The student's rates summed up to every step, from the first on."""
+    return accumulate(student_rate(config, step) for step in range(config.steps))
 
 
 def joins(config: TrainConfig, step: int) -> bool:

@@ -22,7 +22,7 @@ from ..files.images import has_picture, save_grid
 from ..files.logs import append, rows_of
 from ..files.whole import all_finite, is_finite
 from ..method.networks import Networks
-from ..method.steps import student_rate
+from ..method.steps import TRUSTED, student_rate
 from ..models.draw import draw
 from ..models.networks import averaged_sampler
 from ..models.teacher import Teacher
@@ -34,7 +34,6 @@ EVAL_SEED = 1_000_000_000  # the seeds that judge a training are none that a use
 GRID_COUNT = 64  # images of a kept grid
 BATCH = 256  # images drawn at once
 COLLAPSED, EVALUATIONS = 2.0, 3  # times the best, in so many evaluations one after another
-TRUSTED = 1.001e-3  # rates of the student summed over steps: the default's 200
 # of a student judged by its teacher: the part of recall that it keeps, and how far it may be from
 # the teacher's own images, in parts of their features' variance
 KEPT, LOST = 0.88, 0.3  # within TRUSTED

@@ -31,7 +31,7 @@ from ..method.chain import (
 from ..method.fit import fit_coefficients
 from ..method.networks import TeacherPath
 from ..method.solvers import ddim_chain
-from ..method.steps import rng
+from ..method.steps import TRUSTED, moved, rng
 from .spacings import solver, solver_names, unipc_at
 from .student import load_chains, read_info
 from .teacher import Teacher
@@ -105,8 +105,7 @@ def make_chain(config: TrainConfig, nfe: int, teacher: Teacher, start: str | Non
             "--regress-steps teaches calls the ends of paths, which is what layers that keep only "
             "x0 draw: give --noise-share 1"
         )
-    width = torch.tensor(width_of(config, teacher), dtype=torch.float64)
-    chain = replace(with_noise_share(chain, share), width=width)
+    chain = with_noise_share(chain, share)
     if config.levels == "own" and not all(chain.s0[1:] > 0):
         raise HsiviError(
             "--levels own needs noise in every layer (--noise-share above 0, and a chain that "
@@ -172,14 +171,20 @@ def parse_share(text: str, chain: Chain) -> list[float]:
     return shares * (chain.nfe if len(shares) == 1 else 1)
 
 
-def width_of(config: TrainConfig, teacher: Teacher) -> float:
-    """The sd of x_K that a student draws from. By --width auto it is above the 1 of training, in
-    which layers narrow what they draw; but not where a network predicts eps: there an excess of x_K
-    comes into its x0 divided by sqrt(alpha_bar), and more teachers lose than gain.
+def widened(config: TrainConfig, teacher: Teacher, made: list[Chain]) -> list[Chain]:
+    """The chains with the sd of x_K that a student draws from, which is 1 as they are made.
+
+    By --width auto it is above the 1 of training, in which layers narrow what they draw; but not
+    where a student is moved further than the default moves it, for it has left its teacher by then,
+    nor where a network predicts eps: there an excess of x_K comes into its x0 divided by
+    sqrt(alpha_bar), and more teachers lose than gain.
     """
-    if config.own_width is not None:
-        return config.own_width
-    return 1.0 if teacher.prediction == "epsilon" else WIDE
+    width = config.own_width
+    if width is None:
+        far = any(rates > TRUSTED for rates in moved(config))
+        width = 1.0 if far or teacher.prediction == "epsilon" else WIDE
+    each = (torch.tensor(width, dtype=torch.float64) for _ in made)  # safetensors shares none
+    return [replace(chain, width=own) for chain, own in zip(made, each, strict=True)]
 
 
 def make_path(chain: Chain, teacher: Teacher) -> TeacherPath:

@@ -42,7 +42,7 @@ from ..models.loading import load_teacher
 from ..models.memory import advice, where_in
 from ..models.networks import begin_from, networks_of
 from ..models.spacings import solver_names
-from ..models.starts import FINALISTS, find_chains
+from ..models.starts import FINALISTS, find_chains, widened
 from ..models.student import open_run
 from ..models.teacher import Teacher
 from ..report.card import of_length
@@ -133,6 +133,7 @@ def distil(
         config = with_length(config, plans, begun[1](lambda: length))
         if main:
             say(f"--minutes {config.minutes:g}: {of_length(config)} fit")
+    chains = widened(config, teacher, chains)
     networks = make(config)
     if not earlier and main:
         for nfe, name in starts.items():
