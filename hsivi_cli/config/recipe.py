@@ -13,11 +13,11 @@ from .training import TrainConfig
 # regression comes first, where solvers are poor; at one, distillation was seen to undo what it
 # learns. From four up the best solver is near, and a small share at a small rate keeps what it has;
 # from MANY up it follows the teacher's path, and reverse KL would lose more variety than it gains.
-# Distilled students draw from a wider x_K than they learned from, where their teacher bears it
+# From four up a student draws from a wider x_K than it learned from, where its teacher bears it
 REGRESSED = {
     1: {"regress_steps": 6000, "steps": 0},
-    2: {"regress_steps": 2000, "student_rate": 1e-5, "steps": 200, "width": "1.03"},
-    3: {"regress_steps": 2000, "student_rate": 1e-5, "steps": 200, "width": "1.03"},
+    2: {"regress_steps": 2000, "student_rate": 1e-5, "steps": 200},
+    3: {"regress_steps": 2000, "student_rate": 1e-5, "steps": 200},
 }
 SOLVER_IS_NEAR, MANY = 4, 5  # calls
 SOLVED = {
