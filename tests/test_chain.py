@@ -181,9 +181,9 @@ def test_a_deterministic_chain_needs_no_noise():
     sample(curved, make([0, 200, 700]), x, None, UNTRAINED)
 
 
-def test_a_width_is_the_sd_of_a_samples_x_k_and_no_walks():
+def test_a_top_sd_is_that_of_a_samples_x_k_and_no_walks():
     chain = make([0, 200, 700], 0.5)
-    wide = replace(chain, width=torch.tensor(1.2, dtype=torch.float64))
+    wide = replace(chain, top_sd=torch.tensor(1.2, dtype=torch.float64))
     x, noise = start(layers=1)
     told = sample(curved, wide, x, noise, UNTRAINED)
     wanted = sample(curved, chain, 1.2 * x, noise, UNTRAINED)

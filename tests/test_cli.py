@@ -345,7 +345,7 @@ def test_help_tells_each_verb_in_a_whole_short_sentence(columns):
 
 AT_FOUR = {"start": "auto", "noise_share": "0.2", "student_rate": "1e-05", "steps": "200"}
 AT_FOUR |= {
-    "width": "auto",
+    "top_sd": "auto",
     "regress_steps": "0",
     "objective": "reverse-kl",
     "a": "0.5",
@@ -557,7 +557,7 @@ def value_of(item):
         return item.default / 2 or 0.5
     if isinstance(item.default, int):
         return item.default + 1
-    others = {"nfe": "3", "start": "auto", "minutes": 1.5, "grid_top": 700, "width": "1.1"}
+    others = {"nfe": "3", "start": "auto", "minutes": 1.5, "grid_top": 700, "top_sd": "1.1"}
     return others.get(item.name, "other")
 
 

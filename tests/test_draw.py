@@ -75,12 +75,12 @@ def test_a_student_makes_exactly_nfe_calls_an_image(save_teacher, tmp_path, opti
     assert sampler.nfe == {"--nfe 1": 1}.get(options, 4 if "4" in options else 2)
 
 
-def test_a_chain_of_width_one_has_the_digest_of_before_there_were_widths(teacher):
+def test_a_chain_of_top_sd_one_has_the_digest_of_before_there_were_others(teacher):
     sampler = noisy(teacher)
     chain = sampler.chain
     parts = (chain.time, chain.alpha_bar, chain.cx, chain.ce, chain.s0, sampler.log_scale)
     assert chain_digest(sampler) == digest(*parts)
-    wide = replace(sampler, chain=replace(chain, width=torch.tensor(1.1).double()))
+    wide = replace(sampler, chain=replace(chain, top_sd=torch.tensor(1.1).double()))
     assert chain_digest(wide) != chain_digest(sampler)
 
 

@@ -46,7 +46,7 @@ def test_a_run_tells_its_teacher_calls_steps_and_layers(teacher, tmp_path):
 
 def test_a_run_that_ends_at_clean_data_tells_so(teacher, tmp_path):
     solver = ("--start", "unipc-leading", "--noise-share", 0.2)
-    train(teacher, tmp_path / "run", *solver, "--steps", 0, "--width", 1.05)
+    train(teacher, tmp_path / "run", *solver, "--steps", 0, "--top-sd", 1.05)
     facts = told_of(tmp_path / "run")
     assert facts["times at 2 calls"] == "clean data, 333, 666"
     assert facts["sd of x_K at 2 calls"] == "1.05"

@@ -175,15 +175,15 @@ def test_a_student_draws_wider_where_its_network_predicts_no_noise(teacher, pred
     told = replace(teacher, prediction=prediction)
     chains = make_chains(TrainConfig(), teacher, {})
 
-    def width(**chosen):
+    def top_sd(**chosen):
         (chain,) = start.widened(TrainConfig(**solved(4) | chosen), told, chains)
         assert torch.equal(chain.ce, chains[0].ce)
-        return chain.width.item()
+        return chain.top_sd.item()
 
-    assert width() == width(steps=60, student_rate=3.33e-5) == width(steps=0) == wide
-    assert width(steps=2000) == width(student_rate=1e-4) == 1.0  # it leaves its teacher
-    assert width(width="1.1") == width(width="1.1", steps=2000) == 1.1
-    assert width(width="1") == chains[0].width == 1.0
+    assert top_sd() == top_sd(steps=60, student_rate=3.33e-5) == top_sd(steps=0) == wide
+    assert top_sd(steps=2000) == top_sd(student_rate=1e-4) == 1.0  # it leaves its teacher
+    assert top_sd(top_sd="1.1") == top_sd(top_sd="1.1", steps=2000) == 1.1
+    assert top_sd(top_sd="1") == chains[0].top_sd == 1.0
 
 
 def test_every_budget_has_the_chain_of_its_own_start(teacher):

@@ -24,7 +24,7 @@ from hsivi_cli.models.loading import load_teacher
 from hsivi_cli.models.student import HSIVIPipeline, load_student
 
 SCALED = ("--objective", "score-matching", "--noise-share", 0.5, "--log-scale", "pixel")
-SCALED += ("--width", 1.2)
+SCALED += ("--top-sd", 1.2)
 
 
 @pytest.fixture(scope="module")
@@ -220,8 +220,8 @@ def test_another_format_and_a_chain_with_a_missing_part_are_refused(run, tmp_pat
         ("2.ce", torch.zeros(3).double(), "not float64 [3, 3]"),
         ("2.cx", torch.zeros(()).double(), "not float64 [3]"),
         ("2.alpha_bar", torch.tensor([1, 0.5, 0]).double(), "2.alpha_bar lies in (0, 1]"),
-        ("2.width", torch.ones(3).double(), "2.width is torch.float64 [3], not float64 []"),
-        ("2.width", torch.zeros(()).double(), "2.width is no sd"),
+        ("2.top_sd", torch.ones(3).double(), "2.top_sd is torch.float64 [3], not float64 []"),
+        ("2.top_sd", torch.zeros(()).double(), "2.top_sd is no sd"),
         ("2.log_scale", torch.zeros(3, 1, 1, 1), "2.log_scale is [3, 1, 1, 1]"),
         ("2.log_scale", torch.zeros(1, 1, 8, 9), "2.log_scale is [1, 1, 8, 9]"),
         ("2.log_scale", torch.zeros(()), "2.log_scale is []"),
@@ -238,12 +238,12 @@ def test_a_chain_of_other_shapes_is_refused_by_its_part(run, tmp_path, name, wro
         HSIVIPipeline.from_pretrained(tmp_path / "run")
 
 
-def test_a_chain_without_a_width_draws_from_one(run, tmp_path):
-    assert load_student(run).chains[2].width.item() == 1.2
+def test_a_chain_without_a_top_sd_draws_from_one(run, tmp_path):
+    assert load_student(run).chains[2].top_sd.item() == 1.2
     shutil.copytree(run, tmp_path / "run")
     file = tmp_path / "run" / "chain.safetensors"
-    save_file({n: t for n, t in load_file(file).items() if n != "2.width"}, file)
-    assert load_student(tmp_path / "run").chains[2].width == 1
+    save_file({n: t for n, t in load_file(file).items() if n != "2.top_sd"}, file)
+    assert load_student(tmp_path / "run").chains[2].top_sd == 1
     pixels(HSIVIPipeline.from_pretrained(tmp_path / "run"), batch_size=1)
 
 

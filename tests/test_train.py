@@ -69,9 +69,9 @@ def counted(sampler):
     return replace(sampler, network=lambda x, *rest: calls.append(len(x)) or inner(x, *rest)), calls
 
 
-def test_a_width_is_drawn_from_and_not_learned_from(teacher, tmp_path):
-    for width in (1, 1.2):
-        train(teacher, tmp_path / str(width), "--width", width)
+def test_a_top_sd_is_drawn_from_and_not_learned_from(teacher, tmp_path):
+    for sd in (1, 1.2):
+        train(teacher, tmp_path / str(sd), "--top-sd", sd)
     one, wide = (student_files(tmp_path / name) for name in ("1", "1.2"))
     assert [name for name in one if one[name] != wide[name]] == ["chain.safetensors"]
     one, wide = (student_sampler(load_student(tmp_path / name)) for name in ("1", "1.2"))

@@ -24,9 +24,9 @@ from hsivi_cli.errors import HsiviError
         ({"objective": "kl"}, "--objective kl is none of reverse-kl, score-matching"),
         ({"student_rate": float("nan")}, "--student-rate nan must be a finite number"),
         ({"batch_size": 0}, "--batch-size 0 must be at least 1"),
-        ({"width": "wide"}, "--width wide is neither auto nor a number from 0.5 to 2"),
-        ({"width": "nan"}, "--width nan is neither"),
-        ({"width": "3"}, "--width 3 is neither"),
+        ({"top_sd": "wide"}, "--top-sd wide is neither auto nor a number from 0.5 to 2"),
+        ({"top_sd": "nan"}, "--top-sd nan is neither"),
+        ({"top_sd": "3"}, "--top-sd 3 is neither"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
@@ -37,11 +37,10 @@ def test_settings_that_mean_nothing_are_refused_in_python_too(options, told):
         replace(TrainConfig(), **options)
 
 
-def test_a_width_is_one_number_however_it_is_spelt():
-    assert TrainConfig(width="1.0") == TrainConfig(width="1")
-    assert (
-        TrainConfig(width="1.030").own_width == 1.03 and TrainConfig(width="auto").width == "auto"
-    )
+def test_a_top_sd_is_one_number_however_it_is_spelt():
+    assert TrainConfig(top_sd="1.0") == TrainConfig(top_sd="1")
+    assert TrainConfig(top_sd="1.030").own_top_sd == 1.03
+    assert TrainConfig(top_sd="auto").own_top_sd is None
 
 
 @pytest.mark.parametrize("nfe", ["1", "2", "3"])

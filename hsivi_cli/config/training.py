@@ -21,7 +21,7 @@ from .options import (
 from .run import RunConfig
 
 OWN = "teacher"  # of --reference: images that the teacher itself draws
-NARROWEST, WIDEST = 0.5, 2.0  # of --width
+NARROWEST, WIDEST = 0.5, 2.0  # of --top-sd
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class TrainConfig(RunConfig):
         "1",
         "s0/sigma of each layer in [0, 1]: one number, K numbers from layer 1 up, or eta:0.2",
     )
-    width: str = option(
+    top_sd: str = option(
         "1",
         "sd of the x_K that a student draws from, once trained; auto: 1, of x0 and v teachers 1.03",
     )
@@ -214,8 +214,8 @@ class TrainConfig(RunConfig):
                 raise HsiviError(
                     f"{flag_of(name)} {value} is for --start ddim: {self.start} has its own times"
                 )
-        if self.own_width is not None:
-            object.__setattr__(self, "width", f"{self.own_width:g}")  # 1.0 is 1
+        if self.own_top_sd is not None:
+            object.__setattr__(self, "top_sd", f"{self.own_top_sd:g}")  # 1.0 is 1
         if self.grid_top is not None and "," in self.grid:
             raise HsiviError(
                 f"--grid-top {self.grid_top} is for the rules of --grid: {self.grid} names its own "
@@ -247,20 +247,20 @@ class TrainConfig(RunConfig):
         return found
 
     @property
-    def own_width(self) -> float | None:
-        """The number of --width, None for auto."""
-        if self.width == "auto":
+    def own_top_sd(self) -> float | None:
+        """The number of --top-sd, None for auto."""
+        if self.top_sd == "auto":
             return None
         try:
-            width = float(self.width)
+            sd = float(self.top_sd)
         except ValueError:
-            width = math.nan
-        if not NARROWEST <= width <= WIDEST:  # NaN is not either
+            sd = math.nan
+        if not NARROWEST <= sd <= WIDEST:  # NaN is not either
             raise HsiviError(
-                f"--width {self.width:.80} is neither auto nor a number from {NARROWEST:g} to "
+                f"--top-sd {self.top_sd:.80} is neither auto nor a number from {NARROWEST:g} to "
                 f"{WIDEST:g}"
             )
-        return width
+        return sd
 
     @property
     def layer_count(self) -> int:

@@ -39,7 +39,7 @@ class Chain:
     cx         [K+1]       the weight of x_k in layer k's mean
     ce         [K+1, K+1]  ce[k, j], the weight of eps_j, zero for j < k
     s0         [K+1]       the layer's noise before log_scale, in [0, sigma_{k-1}]
-    width      []          the sd of x_K in `sample`, 1 in training
+    top_sd     []          the sd of x_K in `sample`, 1 in training
     """
 
     time: Tensor
@@ -47,7 +47,7 @@ class Chain:
     cx: Tensor
     ce: Tensor
     s0: Tensor
-    width: Tensor = field(default_factory=lambda: torch.ones((), dtype=torch.float64))
+    top_sd: Tensor = field(default_factory=lambda: torch.ones((), dtype=torch.float64))
 
     @property
     def nfe(self) -> int:
@@ -157,8 +157,8 @@ def _each(value: float, x: Tensor) -> Tensor:
 
 
 def sample(network, chain: Chain, x, noise=(), log_scale=None, labels=None) -> Tensor:
-    """Samples [B, ...]: the end of a walk from x_K = width x. Arguments as in `walk`."""
-    x = x if chain.width == 1 else chain.width.item() * x
+    """Samples [B, ...]: the end of a walk from x_K = top_sd x. Arguments as in `walk`."""
+    x = x if chain.top_sd == 1 else chain.top_sd.item() * x
     for visit in walk(network, chain, x, noise, log_scale, labels):
         x = visit.mean
     return x

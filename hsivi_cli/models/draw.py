@@ -60,12 +60,12 @@ class Sampler:
 
 
 def chain_digest(sampler: Sampler) -> str:
-    """The digest of the layers and their noise scale; a width of 1 leaves it as it was before there
-    were others.
+    """The digest of the layers and their noise scale; a top_sd of 1 leaves it as it was before
+    there were others.
     """
     parts = {f.name: getattr(sampler.chain, f.name) for f in fields(Chain)}
-    if parts["width"] == 1:
-        del parts["width"]
+    if parts["top_sd"] == 1:
+        del parts["top_sd"]
     return digest(*parts.values(), sampler.log_scale)
 
 

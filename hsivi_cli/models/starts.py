@@ -41,7 +41,7 @@ PATH_CALLS = 8  # of the teacher's paths that --regress-steps regresses on
 PAIRS, FINALISTS = 20, 6  # noises by which --start auto looks at all starts; how many it compares
 FIT_PAIRS = 512  # noises on which --fit-steps fits
 TEACHER_CALLS = 50  # of UniPC, whose images --fit-steps fits to
-WIDE = 1.03  # the sd of x_K that --width auto gives teachers of x0 and v
+WIDE = 1.03  # the sd of x_K that --top-sd auto gives teachers of x0 and v
 GAP_CALLS = 20  # of UniPC, by which starts are told apart
 
 
@@ -174,17 +174,17 @@ def parse_share(text: str, chain: Chain) -> list[float]:
 def widened(config: TrainConfig, teacher: Teacher, made: list[Chain]) -> list[Chain]:
     """The chains with the sd of x_K that a student draws from, which is 1 as they are made.
 
-    By --width auto it is above the 1 of training, in which layers narrow what they draw; but not
+    By --top-sd auto it is above the 1 of training, in which layers narrow what they draw; but not
     where a student is moved further than the default moves it, for it has left its teacher by then,
     nor where a network predicts eps: there an excess of x_K comes into its x0 divided by
     sqrt(alpha_bar), and more teachers lose than gain.
     """
-    width = config.own_width
-    if width is None:
+    sd = config.own_top_sd
+    if sd is None:
         far = any(rates > TRUSTED for rates in moved(config))
-        width = 1.0 if far or teacher.prediction == "epsilon" else WIDE
-    each = (torch.tensor(width, dtype=torch.float64) for _ in made)  # safetensors shares none
-    return [replace(chain, width=own) for chain, own in zip(made, each, strict=True)]
+        sd = 1.0 if far or teacher.prediction == "epsilon" else WIDE
+    each = (torch.tensor(sd, dtype=torch.float64) for _ in made)  # safetensors shares none
+    return [replace(chain, top_sd=own) for chain, own in zip(made, each, strict=True)]
 
 
 def make_path(chain: Chain, teacher: Teacher) -> TeacherPath:

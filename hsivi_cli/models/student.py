@@ -123,8 +123,8 @@ def load_chains(folder: Path) -> tuple[dict[int, Chain], dict[int, Tensor]]:
     budgets = {name.partition(".")[0] for name in tensors}
     for nfe in sorted(int(word) for word in budgets if word.isdecimal()):
         parts = {f.name: tensors.get(f"{nfe}.{f.name}") for f in fields(Chain)}
-        if parts["width"] is None:  # as earlier versions wrote it
-            parts["width"] = torch.ones((), dtype=torch.float64)
+        if parts["top_sd"] is None:  # as earlier versions wrote it
+            parts["top_sd"] = torch.ones((), dtype=torch.float64)
         scale = tensors.get(f"{nfe}.log_scale")
         if wrong := fault_of_chain(parts, scale, nfe):
             raise HsiviError(f"{file} is no chain: {nfe}.{wrong}; copy it again")
@@ -142,15 +142,15 @@ def fault_of_chain(
         if tensor is None:
             return f"{name} is missing"
     for name, tensor in parts.items():
-        wanted = (nfe + 1,) * {"ce": 2, "width": 0}.get(name, 1)
+        wanted = (nfe + 1,) * {"ce": 2, "top_sd": 0}.get(name, 1)
         if tensor.shape != wanted or tensor.dtype != torch.float64:
             return f"{name} is {tensor.dtype} {list(tensor.shape)}, not float64 {list(wanted)}"
     if not (parts["time"].diff() > 0).all():
         return "time does not rise"
     if not ((parts["alpha_bar"] > 0) & (parts["alpha_bar"] <= 1)).all():
         return "alpha_bar lies in (0, 1]"
-    if not 0 < parts["width"] < math.inf:
-        return "width is no sd"
+    if not 0 < parts["top_sd"] < math.inf:
+        return "top_sd is no sd"
     if log_scale.dim() != 4 or len(log_scale) not in (1, nfe):
         return f"log_scale is {list(log_scale.shape)}, not one of {nfe} layers' or of all"
     return None

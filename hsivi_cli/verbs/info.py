@@ -180,6 +180,6 @@ def describe_student(path: str) -> dict:
         facts[f"noise shares at {calls}"] = ", ".join(
             f"{s:.3g}" for s in chain.noise_share.tolist()
         )
-        if chain.width != 1:
-            facts[f"sd of x_K at {calls}"] = f"{chain.width.item():.3g}"
+        if chain.top_sd != 1:
+            facts[f"sd of x_K at {calls}"] = f"{chain.top_sd.item():.3g}"
     return facts
