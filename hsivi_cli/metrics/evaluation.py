@@ -22,7 +22,7 @@ from ..files.images import has_picture, save_grid
 from ..files.logs import append, rows_of
 from ..files.whole import all_finite, is_finite
 from ..method.networks import Networks
-from ..method.steps import TRUSTED, student_rate
+from ..method.steps import TRUSTED, moved
 from ..models.draw import draw
 from ..models.networks import averaged_sampler
 from ..models.teacher import Teacher
@@ -85,9 +85,8 @@ def evaluate(
         append(out / "evaluations.jsonl", at | row | ruled)
     mean = math.prod(max(0.0, d) for d in distances.values()) ** (1 / len(distances))
     recall = None if None in recalls else sum(recalls) / len(recalls)
-    moved = sum(student_rate(config, before) for before in range(step))
     found = {
-        "moved": moved,
+        "moved": moved(config, step),
         "distance": mean,
         "distances": distances,
         "error": max(errors),

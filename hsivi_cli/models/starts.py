@@ -181,8 +181,8 @@ def widened(config: TrainConfig, teacher: Teacher, made: list[Chain]) -> list[Ch
     """
     sd = config.own_top_sd
     if sd is None:
-        far = any(rates > TRUSTED for rates in moved(config))
-        sd = 1.0 if far or teacher.prediction == "epsilon" else WIDE
+        kept = teacher.prediction == "epsilon" or moved(config, config.steps) > TRUSTED
+        sd = 1.0 if kept else WIDE
     each = (torch.tensor(sd, dtype=torch.float64) for _ in made)  # safetensors shares none
     return [replace(chain, top_sd=own) for chain, own in zip(made, each, strict=True)]
 
