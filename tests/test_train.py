@@ -78,6 +78,18 @@ def test_a_top_sd_is_drawn_from_and_not_learned_from(teacher, tmp_path):
     assert not torch.equal(images_of(one), images_of(wide))
 
 
+@pytest.mark.parametrize(
+    ("prediction", "meant"),
+    [("epsilon", "score-matching"), ("v_prediction", "score-matching"), ("sample", "reverse-kl")],
+)
+def test_the_objective_goes_by_what_the_teacher_predicts(save_teacher, tmp_path, prediction, meant):
+    teacher = save_teacher(scheduler=diffusers.DDPMScheduler(prediction_type=prediction), **TINY)
+    for objective in ("auto", meant):  # the second goes on with the first
+        train(teacher, tmp_path / "run", "--objective", objective, "--weight", "output")
+    config = json.loads((tmp_path / "run" / "hsivi.json").read_text())["config"]
+    assert config["objective"] == meant
+
+
 def kept_checkpoints(out):
     return sorted(path.name for path in (out / "checkpoint").iterdir())
 

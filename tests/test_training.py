@@ -21,7 +21,7 @@ from hsivi_cli.errors import HsiviError
             {"detector": "inception", "reference": "none"},
             "scores nothing with --reference none",
         ),
-        ({"objective": "kl"}, "--objective kl is none of reverse-kl, score-matching"),
+        ({"objective": "kl"}, "--objective kl is none of reverse-kl, score-matching, auto"),
         ({"student_rate": float("nan")}, "--student-rate nan must be a finite number"),
         ({"batch_size": 0}, "--batch-size 0 must be at least 1"),
         ({"top_sd": "wide"}, "--top-sd wide is neither auto nor a number from 0.5 to 2"),

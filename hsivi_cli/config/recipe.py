@@ -23,7 +23,7 @@ SOLVER_IS_NEAR, MANY = 4, 5  # calls
 SOLVED = {
     "start": "auto", "noise_share": "0.2", "top_sd": "auto", "student_rate": 1e-5, "steps": 200,
 }  # fmt: skip
-MATCHED = {"objective": "score-matching", "a": 0.75, "weight": "output"}
+MATCHED = {"objective": "auto", "a": 0.75, "weight": "output"}
 # fewer steps move a student as far: half as many take twice the rate, up to this one
 HIGHEST = 4e-5
 # who chooses one of these, chooses another chain, which has the defaults above (`chooses_chain`)

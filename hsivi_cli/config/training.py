@@ -81,8 +81,8 @@ class TrainConfig(RunConfig):
     # the objective
     objective: str = option(
         "reverse-kl",
-        "the student's loss: reverse-kl or score-matching",
-        choices=("reverse-kl", "score-matching"),
+        "the student's loss; auto: score-matching, of x0 teachers reverse-kl",
+        choices=("reverse-kl", "score-matching", "auto"),
     )
     a: float = option(
         0.5, "score-matching's a: 0.5 is HSIVI-SM, 1 to 1.2 SiD", least=-100, below=100

@@ -90,6 +90,15 @@ def divergence_bound(f_eps: Tensor, teacher_eps: Tensor, layer_eps: Tensor) -> T
     return 2 * score_matching_loss(f_eps, teacher_eps, layer_eps, 1.0, a=0.5)
 
 
+def pick_objective(name: str, prediction: str) -> str:
+    """The objective of this name; auto is score matching, but where the network predicts x0 reverse
+    KL.
+    """
+    if name != "auto":
+        return name
+    return "reverse-kl" if prediction == "sample" else "score-matching"
+
+
 def output_weight(prediction: str, alpha_bar: Tensor) -> Tensor:
     """The weight [B] that turns a squared error of eps into one of the network's own output: of eps
     1, of x0 sigma^2 / alpha_bar, of v 1 / alpha_bar.

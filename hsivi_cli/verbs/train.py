@@ -27,6 +27,7 @@ from ..files.progress import Bar, say
 from ..files.run import Processes, Run, until_done
 from ..files.whole import sweep
 from ..method.distill import play_round
+from ..method.losses import pick_objective
 from ..method.networks import Networks, RealImages
 from ..method.plan import plan_of
 from ..method.steps import Shard
@@ -69,6 +70,7 @@ def run(config: TrainConfig, teacher_options: dict, out: Path, plans: Set[str]) 
     torch.set_float32_matmul_precision("high")
     check_processes(accelerator.num_processes, config.batch_size)
     teacher = load_teacher(**teacher_options, device=device)
+    config = replace(config, objective=pick_objective(config.objective, teacher.prediction))
     with accelerator.main_process_first():  # which may fetch a data set
         images = real_images(config, teacher)
     about = (config, teacher, images, out, accelerator, plans)
