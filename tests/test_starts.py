@@ -16,6 +16,7 @@ from hsivi_cli.method.schedule import grid
 from hsivi_cli.models import starts as start
 from hsivi_cli.models.loading import load_teacher
 from hsivi_cli.models.networks import networks_of
+from hsivi_cli.models.schedules import END
 from hsivi_cli.models.spacings import solver, solver_names
 from hsivi_cli.models.starts import (
     bare_chains,
@@ -121,6 +122,45 @@ def test_from_many_calls_up_the_gap_counts_beside_the_judge(teacher, nfe):
 
     found = choose_starts(config, teacher, judge)
     assert found == {nfe: first if nfe >= start.MANY else second}
+
+
+def test_starts_are_judged_with_the_noise_that_training_gives_them(teacher):
+    """A solver of high order, exact without noise, may not bear any between its steps."""
+    bare = solver("ipndm-leading", 3, teacher.scheduler, teacher.table)
+    noisy, shares = make_chain(TrainConfig(noise_share="0.1,0.3,0"), 3, teacher), []
+    noisy = replace(bare, s0=noisy.s0)
+
+    def judge(chain):
+        shares.append((chain.s0[1:] / chain.sigma[:-1]).tolist())
+        return 1.0
+
+    choose_starts(TrainConfig(start="auto", noise_share="0.1,0.3,0", nfe="3"), teacher, judge)
+    assert len(shares) == start.FINALISTS
+    assert all(share[1:] == pytest.approx([0.3, 0]) for share in shares)  # clean data have none
+    drawn = start.images(teacher, noisy, 100)
+    assert torch.equal(drawn, start.images(teacher, noisy, 100))
+    assert (drawn - start.images(teacher, bare, 100)).flatten(1).std(1).min() > 0  # all have some
+
+
+@pytest.mark.parametrize("nfe", [start.MANY - 1, start.MANY])
+def test_many_calls_begin_in_noise_where_some_start_does(save_teacher, monkeypatch, nfe):
+    """On cosine betas unipc-leading begins where images show, and its gap does not see that."""
+    scheduler = diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2", clip_sample=False)
+    cosine = load_teacher(str(save_teacher(scheduler=scheduler, **TINY)))
+    monkeypatch.setattr(start, "PAIRS", 1)
+    chains = dict(bare_chains(TrainConfig(**AUTO), nfe, cosine))
+    assert chains["unipc-leading"].alpha_bar[-1] > END > chains["unipc-auto"].alpha_bar[-1]
+
+    def tops():
+        seen = []
+        config = TrainConfig(**AUTO, nfe=str(nfe))
+        choose_starts(config, cosine, lambda chain: seen.append(chain) or float(len(seen)))
+        return [chain.alpha_bar[-1].item() for chain in seen]
+
+    assert (max(tops()) <= END) == (nfe >= start.MANY)
+    low = [(name, chain) for name, chain in chains.items() if chain.alpha_bar[-1] > END]
+    monkeypatch.setattr(start, "bare_chains", lambda *any_config: low)
+    assert min(tops()) > END  # where none does, all are compared
 
 
 def test_ddim_over_the_grid_is_a_start_beside_the_solvers_own_spacings(teacher, monkeypatch):

@@ -32,11 +32,12 @@ from ..method.fit import fit_coefficients
 from ..method.networks import TeacherPath
 from ..method.solvers import ddim_chain
 from ..method.steps import TRUSTED, moved, rng
+from .schedules import END
 from .spacings import solver, solver_names, unipc_at
 from .student import load_chains, read_info
 from .teacher import Teacher
 
-Judge = Callable[[Chain], float]  # of a chain without noise: the less the better
+Judge = Callable[[Chain], float]  # of a chain: the less the better
 PATH_CALLS = 8  # of the teacher's paths that --regress-steps regresses on
 PAIRS, FINALISTS = 20, 6  # noises by which --start auto looks at all starts; how many it compares
 FIT_PAIRS = 512  # noises on which --fit-steps fits
@@ -222,21 +223,30 @@ def choose_starts(
     level that some begin at: a gap between pairs does not see what a chain misses that begins where
     there is signal yet.
 
-    judge  whose least start is then chosen, of their images as a set, from MANY calls up its least
-           product with the gap; None: the least gap
+    judge  whose least start is then chosen, of their images as a set, drawn with the noise of their
+           shares, which solvers of high order do not bear; from MANY calls up its least product
+           with the gap, and of those alone that begin in noise; None: the least gap
     seen   called after every look at a chain
     Where every layer keeps only x0 the choice is ddim, and nothing is compared.
     """
     if config.start != "auto":
         return {}
     found, gap = {}, teacher_gap(teacher, PAIRS)
+
+    def begun(chain: Chain) -> float:
+        return judge(with_noise_share(chain, parse_share(config.noise_share, chain)))
+
     for nfe in config.budgets:
         plain = bare_chain(config, nfe, teacher, "ddim")
         if min(parse_share(config.noise_share, plain)) >= 1:
             found[nfe] = "ddim"
             continue
         left, before = dict(bare_chains(config, nfe, teacher)), {}
-        for look in (gap, judge) if judge else (gap,):
+        if nfe >= MANY:  # the gap, of paths from a start's own level, misses what it lacks there
+            left = {
+                name: chain for name, chain in left.items() if chain.alpha_bar[-1] <= END
+            } or left
+        for look in (gap, begun) if judge else (gap,):
             judged = {}
             for name, chain in left.items():
                 judged[name] = look(chain) * (before.get(name, 1.0) if nfe >= MANY else 1.0)
@@ -304,12 +314,16 @@ def noises(teacher: Teacher, count: int) -> tuple[Tensor, Tensor | None]:
 
 @torch.no_grad()
 def images(teacher: Teacher, chain: Chain, count: int) -> Tensor:
-    """The images [count, C, H, W] of a chain without noise over the teacher, of the same noises."""
+    """The images [count, C, H, W] of a chain over the teacher, of the same noises."""
     x, labels = noises(teacher, count)
-    network, size = teacher.network(clip=teacher.clip), 64
+    network, draw, size = teacher.network(clip=teacher.clip), torch.Generator().manual_seed(1), 64
+    one, layers = torch.zeros(1, 1, 1, 1, device=x.device), chain.nfe if chain.s0.any() else 1
     labels = [None] * len(x) if labels is None else labels.split(size)
-    parts = zip(x.split(size), labels, strict=False)
-    return torch.cat([sample(network, chain, a, labels=b) for a, b in parts])
+    drawn = []
+    for a, b in zip(x.split(size), labels, strict=False):
+        noise = [torch.randn(a.shape, generator=draw).to(a.device) for _ in range(1, layers)]
+        drawn.append(sample(network, chain, a, noise, one, b))
+    return torch.cat(drawn)
 
 
 def fitted(config: TrainConfig, teacher: Teacher, made: list[Chain]) -> list[Chain]:
