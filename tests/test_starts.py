@@ -10,6 +10,7 @@ from command import QUICK, TINY, refusal, train
 
 from hsivi_cli.config import TrainConfig, solved
 from hsivi_cli.errors import HsiviError
+from hsivi_cli.method.chain import with_noise_share
 from hsivi_cli.method.distill import observe_batch
 from hsivi_cli.method.draws import draw_batch
 from hsivi_cli.method.schedule import grid
@@ -127,8 +128,7 @@ def test_from_many_calls_up_the_gap_counts_beside_the_judge(teacher, nfe):
 def test_starts_are_judged_with_the_noise_that_training_gives_them(teacher):
     """A solver of high order, exact without noise, may not bear any between its steps."""
     bare = solver("ipndm-leading", 3, teacher.scheduler, teacher.table)
-    noisy, shares = make_chain(TrainConfig(noise_share="0.1,0.3,0"), 3, teacher), []
-    noisy = replace(bare, s0=noisy.s0)
+    noisy, shares = with_noise_share(bare, [0.1, 0.3, 0]), []
 
     def judge(chain):
         shares.append((chain.s0[1:] / chain.sigma[:-1]).tolist())
