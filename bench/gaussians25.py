@@ -44,9 +44,9 @@ from hsivi_cli.method.losses import dot
 from hsivi_cli.method.lowered import Lowered
 from hsivi_cli.method.networks import Networks, make_networks
 from hsivi_cli.method.steps import rng
+from hsivi_cli.models.networks import make_path
 from hsivi_cli.models.spacings import solver, solver_names
 from hsivi_cli.models.starts import make_chains as of_teacher
-from hsivi_cli.models.starts import make_path
 
 COUNT = 20_000
 SD, SPACING = 0.08, 0.7

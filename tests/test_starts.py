@@ -16,7 +16,7 @@ from hsivi_cli.method.draws import draw_batch
 from hsivi_cli.method.schedule import grid
 from hsivi_cli.models import starts as start
 from hsivi_cli.models.loading import load_teacher
-from hsivi_cli.models.networks import networks_of
+from hsivi_cli.models.networks import PATH_CALLS, make_path, networks_of
 from hsivi_cli.models.schedules import END
 from hsivi_cli.models.spacings import solver, solver_names
 from hsivi_cli.models.starts import (
@@ -24,7 +24,6 @@ from hsivi_cli.models.starts import (
     choose_starts,
     make_chain,
     make_chains,
-    make_path,
     teacher_gap,
 )
 from hsivi_cli.models.student import load_student
@@ -79,9 +78,12 @@ def test_of_the_starts_from_every_level_those_of_the_least_gap_are_judged(teache
     assert len(nearest) == start.FINALISTS and 1 < len(set(tops)) < start.FINALISTS
     assert set(tops[: len(set(tops))]) == {round(c.time[-1].item()) for c in chains.values()}
     judged = []
-    found = choose_starts(
-        config, teacher, lambda chain: -len(judged.append(chain) or judged), lambda: looks.append(1)
-    )
+
+    def judge(chain):
+        judged.extend([] if chain.s0.any() else [chain])
+        return 99.0 - len(judged)
+
+    found = choose_starts(config, teacher, judge, lambda: looks.append(1))
     assert found == {3: nearest[-1]} and len(looks) == len(chains) + start.FINALISTS
     assert all(a.cx.equal(chains[b].cx) for a, b in zip(judged, nearest, strict=True))
 
@@ -96,7 +98,7 @@ def test_a_start_that_diverges_is_not_judged_and_where_all_do_it_is_said(teacher
     monkeypatch.setattr(start, "bare_chains", lambda *any_config: several.items())
 
     def judge(chain):
-        judged.append(chain)
+        judged.extend([] if chain.s0.any() else [chain])
         return float(len(judged))
 
     assert choose_starts(config, teacher, judge)[3] in "ab"
@@ -125,18 +127,34 @@ def test_from_many_calls_up_the_gap_counts_beside_the_judge(teacher, nfe):
     assert found == {nfe: first if nfe >= start.MANY else second}
 
 
-def test_starts_are_judged_with_the_noise_that_training_gives_them(teacher):
-    """A solver of high order, exact without noise, may not bear any between its steps."""
-    bare = solver("ipndm-leading", 3, teacher.scheduler, teacher.table)
-    noisy, shares = with_noise_share(bare, [0.1, 0.3, 0]), []
+def test_a_start_that_does_not_bear_the_noise_of_its_share_is_passed_over(teacher):
+    """As a solver of high order may not, which is exact without noise."""
+    config = TrainConfig(start="auto", noise_share="0.1,0.3,0", nfe="3")
+    far = {}  # without noise, in the order in which starts are looked at
 
     def judge(chain):
-        shares.append((chain.s0[1:] / chain.sigma[:-1]).tolist())
-        return 1.0
+        if chain.s0.any():
+            share = chain.s0[2:] / chain.sigma[1:-1]
+            assert share.tolist() == pytest.approx([0.3, 0])
+            return 4.0  # times the first two's, within twice the third's
+        far[len(far)] = [0.5, 1.0, 2.5, 3.0][min(len(far), 3)]
+        names.append(next(name for name, own in chains.items() if own.cx is chain.cx))
+        return far[len(far) - 1]
 
-    choose_starts(TrainConfig(start="auto", noise_share="0.1,0.3,0", nfe="3"), teacher, judge)
-    assert len(shares) == start.FINALISTS
-    assert all(share[1:] == pytest.approx([0.3, 0]) for share in shares)  # clean data have none
+    chains, names = dict(bare_chains(config, 3, teacher)), []
+    gap = teacher_gap(teacher, start.PAIRS)
+    found = start.choose_start(config, chains, gap, judge, lambda: None)
+    assert found == names[2] and len(names) == start.FINALISTS
+    names.clear()
+    far.clear()
+    wild = start.choose_start(config, chains, gap, lambda c: judge(c) + 9 * c.s0.any().item(),
+                              lambda: None)  # fmt: skip
+    assert wild == names[0]  # where none does, the noise is left out of it
+
+
+def test_images_of_a_chain_with_noise_are_drawn_with_it(teacher):
+    bare = solver("ipndm-leading", 3, teacher.scheduler, teacher.table)
+    noisy = with_noise_share(bare, [0.1, 0.3, 0])
     drawn = start.images(teacher, noisy, 100)
     assert torch.equal(drawn, start.images(teacher, noisy, 100))
     assert (drawn - start.images(teacher, bare, 100)).flatten(1).std(1).min() > 0  # all have some
@@ -356,5 +374,5 @@ def test_a_path_goes_through_every_level_of_its_chain(save_teacher, nfe, times):
     assert [visited[place] for place in path.places[:-1]] == own[1:-1]
     near_noise = grid("auto", min(8, times // 2), teacher.table)[-1]
     assert path.places[-1] == path.chain.nfe and visited[-1] == max(own[-1], near_noise)
-    assert min(start.PATH_CALLS, times // 2, nfe) <= path.chain.nfe <= 2 * max(8, nfe)
+    assert min(PATH_CALLS, times // 2, nfe) <= path.chain.nfe <= 2 * max(8, nfe)
     assert path.chain.alpha_bar[0] == 1 and not path.chain.s0.any()  # ends clean, without noise

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ..config import TrainConfig
@@ -16,17 +19,19 @@ from ..files.checkpoint import (
     optimizer_tensors,
 )
 from ..files.images import NotFinite
+from ..method import schedule
 from ..method.chain import Chain
-from ..method.networks import Networks, RealImages, make_networks
+from ..method.networks import Networks, RealImages, TeacherPath, make_networks
 from ..method.steps import Shard
 from .compiled import Forward, forward
 from .discriminator import make_discriminator
 from .draw import Sampler, draw
-from .starts import make_path
+from .spacings import unipc_at
 from .student import load_student
 from .teacher import Teacher, difference, recompute
 
 MODULES = ("student", "ema", "fake_score")
+PATH_CALLS = 8  # of the teacher's paths that --regress-steps regresses on
 
 
 def networks_of(
@@ -63,6 +68,30 @@ def networks_of(
         paths=[make_path(chain, teacher) for chain in chains] if config.regress_steps else [],
         shard=shard,
         discriminator=images and make_discriminator(teacher, fake_score, config.dtype, images),
+    )
+
+
+def make_path(chain: Chain, teacher: Teacher) -> TeacherPath:
+    """The teacher's own way down, in about PATH_CALLS calls of UniPC, through the levels of a
+    chain.
+
+    It begins near full noise, above the chain's top where that is lower: there a solver's images
+    are good, while x_K is standard normal in both.
+    """
+    times = [int(t) for t in chain.time]
+    above = schedule.grid("auto", min(PATH_CALLS, len(teacher.table) // 2), teacher.table)[-1]
+    ends = [*times[:-1], max(times[-1], above)]
+    root = 1 / schedule.AUTO_POWER
+    depth = (-teacher.table.log()).sqrt() ** root  # equal steps of it are the auto grid's
+    part = torch.linspace(0, 1, 1 + math.ceil(PATH_CALLS / chain.nfe), dtype=torch.float64)[1:]
+    visited = set()
+    for low, high in pairwise(ends):
+        inner = schedule.nearest(depth, depth[low] + part * (depth[high] - depth[low]))
+        visited |= {min(max(int(t), low + 1), high) for t in inner}
+    visited = sorted(visited)
+    return TeacherPath(
+        unipc_at(visited, teacher.scheduler, teacher.table),
+        [visited.index(t) + 1 for t in ends[1:]],
     )
 
 

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -29,7 +28,6 @@ from ..method.chain import (
     with_noise_share,
 )
 from ..method.fit import fit_coefficients
-from ..method.networks import TeacherPath
 from ..method.solvers import ddim_chain
 from ..method.steps import TRUSTED, moved, rng
 from .schedules import END
@@ -38,8 +36,8 @@ from .student import load_chains, read_info
 from .teacher import Teacher
 
 Judge = Callable[[Chain], float]  # of a chain: the less the better
-PATH_CALLS = 8  # of the teacher's paths that --regress-steps regresses on
 PAIRS, FINALISTS = 20, 6  # noises by which --start auto looks at all starts; how many it compares
+BEARABLE = 2.0  # times as far as without noise, by the judge, a start may be with it
 FIT_PAIRS = 512  # noises on which --fit-steps fits
 TEACHER_CALLS = 50  # of UniPC, whose images --fit-steps fits to
 WIDE = 1.03  # the sd of x_K that --top-sd auto gives teachers of x0 and v
@@ -188,30 +186,6 @@ def widened(config: TrainConfig, teacher: Teacher, made: list[Chain]) -> list[Ch
     return [replace(chain, top_sd=own) for chain, own in zip(made, each, strict=True)]
 
 
-def make_path(chain: Chain, teacher: Teacher) -> TeacherPath:
-    """The teacher's own way down, in about PATH_CALLS calls of UniPC, through the levels of a
-    chain.
-
-    It begins near full noise, above the chain's top where that is lower: there a solver's images
-    are good, while x_K is standard normal in both.
-    """
-    times = [int(t) for t in chain.time]
-    above = schedule.grid("auto", min(PATH_CALLS, len(teacher.table) // 2), teacher.table)[-1]
-    ends = [*times[:-1], max(times[-1], above)]
-    root = 1 / schedule.AUTO_POWER
-    depth = (-teacher.table.log()).sqrt() ** root  # equal steps of it are the auto grid's
-    part = torch.linspace(0, 1, 1 + math.ceil(PATH_CALLS / chain.nfe), dtype=torch.float64)[1:]
-    visited = set()
-    for low, high in pairwise(ends):
-        inner = schedule.nearest(depth, depth[low] + part * (depth[high] - depth[low]))
-        visited |= {min(max(int(t), low + 1), high) for t in inner}
-    visited = sorted(visited)
-    return TeacherPath(
-        unipc_at(visited, teacher.scheduler, teacher.table),
-        [visited.index(t) + 1 for t in ends[1:]],
-    )
-
-
 def choose_starts(
     config: TrainConfig,
     teacher: Teacher,
@@ -221,45 +195,63 @@ def choose_starts(
     """--start auto's choice by budget; empty for any other start. Of all starts those are compared
     whose images of a few noises are nearest to the teacher's own of the same noises, from every
     level that some begin at: a gap between pairs does not see what a chain misses that begins where
-    there is signal yet.
+    there is signal yet. So from MANY calls up, where the gap counts, none does.
 
-    judge  whose least start is then chosen, of their images as a set, drawn with the noise of their
-           shares, which solvers of high order do not bear; from MANY calls up its least product
-           with the gap, and of those alone that begin in noise; None: the least gap
-    seen   called after every look at a chain
+    judge  whose least start is then chosen, of their images as a set, from MANY calls up its least
+           product with the gap, and passing over what does not bear the noise of its share, as
+           solvers of high order may not; None: the least gap
+    seen   called after every look at a chain without noise
     Where every layer keeps only x0 the choice is ddim, and nothing is compared.
     """
     if config.start != "auto":
         return {}
     found, gap = {}, teacher_gap(teacher, PAIRS)
-
-    def begun(chain: Chain) -> float:
-        return judge(with_noise_share(chain, parse_share(config.noise_share, chain)))
-
     for nfe in config.budgets:
         plain = bare_chain(config, nfe, teacher, "ddim")
         if min(parse_share(config.noise_share, plain)) >= 1:
             found[nfe] = "ddim"
-            continue
-        left, before = dict(bare_chains(config, nfe, teacher)), {}
-        if nfe >= MANY:  # the gap, of paths from a start's own level, misses what it lacks there
-            left = {
-                name: chain for name, chain in left.items() if chain.alpha_bar[-1] <= END
-            } or left
-        for look in (gap, begun) if judge else (gap,):
-            judged = {}
-            for name, chain in left.items():
-                judged[name] = look(chain) * (before.get(name, 1.0) if nfe >= MANY else 1.0)
-                seen()
-            judged = {name: far for name, far in judged.items() if math.isfinite(far)}
-            if not judged:
-                raise HsiviError(
-                    f"no start of {nfe} calls draws finite images: the teacher is at fault"
-                )
-            best = sorted(judged, key=judged.get)
-            left, before = {name: left[name] for name in finalists(best, left)}, judged
-        found[nfe] = best[0]
+        else:
+            chains = dict(bare_chains(config, nfe, teacher))
+            found[nfe] = choose_start(config, chains, gap, judge, seen)
     return found
+
+
+def choose_start(
+    config: TrainConfig,
+    chains: dict[str, Chain],
+    gap: Judge,
+    judge: Judge | None,
+    seen: Callable[[], None],
+) -> str:
+    """The choice of `choose_starts` among one budget's chains."""
+    nfe = next(iter(chains.values())).nfe
+
+    def looked(look: Judge, names: list[str]) -> dict[str, float]:
+        found = {}
+        for name in names:
+            found[name] = look(chains[name])
+            seen()
+        found = {name: far for name, far in found.items() if math.isfinite(far)}
+        if not found:
+            raise HsiviError(
+                f"no start of {nfe} calls draws finite images: the teacher is at fault"
+            )
+        return found
+
+    names, many = list(chains), nfe >= MANY
+    if many:
+        names = [name for name in names if chains[name].alpha_bar[-1] <= END] or names
+    gaps = looked(gap, names)
+    best = sorted(gaps, key=gaps.get)
+    if not judge:
+        return best[0]
+    sets = looked(judge, finalists(best, chains))
+    best = sorted(sets, key=lambda name: sets[name] * (gaps[name] if many else 1.0))
+    for name in best:
+        share = parse_share(config.noise_share, chains[name])
+        if judge(with_noise_share(chains[name], share)) <= BEARABLE * sets[name]:
+            return name
+    return best[0]
 
 
 def finalists(best: list[str], chains: dict[str, Chain]) -> list[str]:
