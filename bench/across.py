@@ -2,6 +2,7 @@
 
     python bench/teachers.py solvers --out runs/teachers     # the best solver of every budget
     python bench/teachers.py students --out runs/teachers    # trains, and scores what is exported
+    python bench/teachers.py starts --out runs/teachers      # what --start auto sees of them
     python bench/teachers.py table --out runs/teachers
 
 Each row is a line of --out/rows.jsonl as soon as it is measured; the same command again goes on
@@ -12,8 +13,10 @@ teacher itself draws (own), by the classifier of the data set and size.
 Solvers are tuned on other seeds than those reported: every family and spacing, x0 as it is and as
 the teacher's pipeline keeps it, the best three of some 500 images on four times as many. Students
 are judged by their teachers alone, as the default has it. `last` is the last average, whatever the
-judge chose. `--only embedded` is the teacher that comes with hsivi; rows of other options, given
-after --, are told apart by --tag.
+judge chose. A start's row tells alpha_bar where it begins, its gap to the teacher's images noise
+for noise, and how far its own are as a set, without noise and with that of its share. `--only
+embedded` is the teacher that comes with hsivi; rows of other options, given after --, are told
+apart by --tag.
 """
 
 from __future__ import annotations
@@ -22,21 +25,24 @@ import argparse
 import json
 import subprocess
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
 from torch import Tensor
 
 from hsivi_cli.cli import main as hsivi
+from hsivi_cli.config import TrainConfig, settings_of
 from hsivi_cli.errors import HsiviError
 from hsivi_cli.files.checkpoint import load_checkpoint
 from hsivi_cli.files.device import pick_device
 from hsivi_cli.files.logs import append, rows_of
 from hsivi_cli.files.places import weights_folder
+from hsivi_cli.method.chain import with_noise_share
 from hsivi_cli.method.schedule import Clip
 from hsivi_cli.metrics.detectors import load_detector
 from hsivi_cli.metrics.frechet import frechet_distance, precision_recall
-from hsivi_cli.metrics.own import OwnImages, own_sampler
+from hsivi_cli.metrics.own import OwnImages, own_sampler, start_judge
 from hsivi_cli.metrics.statistics import (
     Statistics,
     load_statistics,
@@ -44,9 +50,11 @@ from hsivi_cli.metrics.statistics import (
     random_rows,
     save_statistics,
 )
+from hsivi_cli.models.clips import find_clip
 from hsivi_cli.models.draw import CLIPPED, Sampler, draw, solver_sampler, student_sampler
 from hsivi_cli.models.loading import load_teacher
 from hsivi_cli.models.spacings import solver_names
+from hsivi_cli.models.starts import PAIRS, bare_chains, finalists, parse_share, teacher_gap
 from hsivi_cli.models.student import load_student
 
 FAMILIES = ("unipc", "dpm++2", "dpm++3", "deis", "ipndm", "ddim")
@@ -150,6 +158,26 @@ def solvers(args: argparse.Namespace, teachers: dict) -> None:
             keep(args, row | {"name": sampler.name, "count": args.count} | ground.score(sampler))
 
 
+def starts(args: argparse.Namespace, teachers: dict) -> None:
+    """What --start auto sees of its finalists, the gap's best first."""
+    for name in args.only.split(","):
+        teacher = Ground(name, teachers, args).teacher
+        own = OwnImages(teacher)
+        for nfe in map(int, args.nfe.split(",")):
+            config = TrainConfig(**settings_of({"nfe": str(nfe), "start": "auto"}))
+            teacher = replace(teacher, clip=find_clip(config, own.teacher, None, lambda f: f()))
+            look, gap = start_judge(teacher, own), teacher_gap(teacher, PAIRS)
+            chains = dict(bare_chains(config, nfe, teacher))
+            gaps = {start: gap(chain) for start, chain in chains.items()}
+            for start in finalists(sorted(gaps, key=gaps.get), chains):
+                chain = chains[start]
+                noisy = with_noise_share(chain, parse_share(config.noise_share, chain))
+                seen = {"alpha_bar": chain.alpha_bar[-1].item(), "gap": gaps[start]}
+                seen |= {"set": look(chain), "noisy": look(noisy)}
+                row = {"kind": "start", "teacher": name, "nfe": nfe, "seed": 0, "step": 0}
+                keep(args, row | {"name": start} | {k: round(v, 5) for k, v in seen.items()})
+
+
 def students(args: argparse.Namespace, teachers: dict) -> None:
     """Trains a student for each teacher, number of calls and seed, and scores it."""
     for name in args.only.split(","):
@@ -215,7 +243,7 @@ def table(args: argparse.Namespace, teachers: dict) -> None:
 
 def add_verbs(verbs, teachers: dict) -> None:
     """The verbs of this file. teachers: by name, of what images each is."""
-    for work in (solvers, students, table):
+    for work in (solvers, starts, students, table):
         verb = verbs.add_parser(work.__name__, help=work.__doc__.splitlines()[0])
         verb.add_argument("train_options", nargs="*", help="after --: options of hsivi train")
         verb.add_argument("--out", type=Path, default="runs/teachers")

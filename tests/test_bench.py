@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from command import ROOT, TINY, load_bench, save_detector
+from command import ROOT, TINY, load_bench, save_detector, train
 from diffusers import DDPMScheduler
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -34,6 +34,7 @@ from hsivi_cli.metrics.statistics import (
 )
 from hsivi_cli.models.loading import load_teacher
 from hsivi_cli.models.spacings import solver
+from hsivi_cli.models.starts import BEARABLE, FINALISTS
 from hsivi_cli.models.student import load_student
 
 bench = load_bench("gaussians25")
@@ -508,6 +509,21 @@ def test_the_default_is_trained_and_scored_on_a_teacher_once(save_teacher, tmp_p
     assert rows[1]["name"].startswith("ddim-") and rows[3]["step"] == 2
     own = load_student(out / "students" / "v-cosine-2-0").info["best"]
     assert own["reference"] == "teacher" and rows[2]["step"] == own["step"]
+
+
+def test_what_is_seen_of_starts_is_what_their_choice_goes_by(save_teacher, tmp_path, monkeypatch):
+    teachers, out = load_bench("teachers"), tmp_path / "out"
+    lay_out(out, save_teacher(**TINY), teachers.TEACHERS["v-cosine"].images)
+    words = f"starts --out {out} --only v-cosine --nfe 4 --count 24 --device cpu"
+    monkeypatch.setattr(sys, "argv", ["teachers.py", *words.split()])
+    teachers.main()
+    rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
+    assert len(rows) == FINALISTS and all(row["alpha_bar"] < 1 for row in rows)
+    train(out / "v-cosine" / "pipeline", tmp_path / "run", "--nfe", 4, "--start", "auto",
+          "--noise-share", 0.2, "--steps", 0)  # fmt: skip
+    chosen = load_student(tmp_path / "run").info["starts"]["4"]
+    bearing = [row for row in rows if row["noisy"] <= BEARABLE * row["set"]]
+    assert chosen == min(bearing, key=lambda row: row["set"])["name"]
 
 
 def test_judges_of_starts_stand_beside_the_truth_once(save_teacher, tmp_path, monkeypatch, capsys):
