@@ -130,25 +130,25 @@ def test_from_many_calls_up_the_gap_counts_beside_the_judge(teacher, nfe):
 def test_a_start_that_does_not_bear_the_noise_of_its_share_is_passed_over(teacher):
     """As a solver of high order may not, which is exact without noise."""
     config = TrainConfig(start="auto", noise_share="0.1,0.3,0", nfe="3")
-    far = {}  # without noise, in the order in which starts are looked at
 
     def judge(chain):
         if chain.s0.any():
             share = chain.s0[2:] / chain.sigma[1:-1]
             assert share.tolist() == pytest.approx([0.3, 0])
-            return 4.0  # times the first two's, within twice the third's
-        far[len(far)] = [0.5, 1.0, 2.5, 3.0][min(len(far), 3)]
+            return 6.0  # more than three times the first two's, not the third's
         names.append(next(name for name, own in chains.items() if own.cx is chain.cx))
-        return far[len(far) - 1]
+        return [0.5, 1.9, 2.1, 2.2, 2.3, 2.4][len(names) - 1]
 
     chains, names = dict(bare_chains(config, 3, teacher)), []
     gap = teacher_gap(teacher, start.PAIRS)
     found = start.choose_start(config, chains, gap, judge, lambda: None)
     assert found == names[2] and len(names) == start.FINALISTS
     names.clear()
-    far.clear()
-    wild = start.choose_start(config, chains, gap, lambda c: judge(c) + 9 * c.s0.any().item(),
-                              lambda: None)  # fmt: skip
+
+    def harder(chain):
+        return judge(chain) + 9 * chain.s0.any().item()
+
+    wild = start.choose_start(config, chains, gap, harder, lambda: None)
     assert wild == names[0]  # where none does, the noise is left out of it
 
 

@@ -37,7 +37,7 @@ from .teacher import Teacher
 
 Judge = Callable[[Chain], float]  # of a chain: the less the better
 PAIRS, FINALISTS = 20, 6  # noises by which --start auto looks at all starts; how many it compares
-BEARABLE = 2.0  # times as far as without noise, by the judge, a start may be with it
+BEARABLE = 3.0  # times as far as without noise, by the judge, a start may be with it
 FIT_PAIRS = 512  # noises on which --fit-steps fits
 TEACHER_CALLS = 50  # of UniPC, whose images --fit-steps fits to
 WIDE = 1.03  # the sd of x_K that --top-sd auto gives teachers of x0 and v
