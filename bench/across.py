@@ -118,11 +118,14 @@ class Ground:
     def best_solver(self, nfe: int) -> Sampler:
         """The solver, spacing and clipping whose images are nearest to the data."""
         found: dict[tuple, Sampler] = {}
-        for name in solver_names(FAMILIES):
+        names = self.args.solvers.split(",") if self.args.solvers else solver_names(FAMILIES)
+        for name in names:
             for clip in (None, self.teacher.clip or Clip()):
                 try:
                     sampler = solver_sampler(self.teacher, name, nfe, clip=clip)
                 except HsiviError:  # a spacing that does not fit this many calls
+                    if self.args.solvers:
+                        raise
                     continue
                 found[name, clip] = sampler
         left = list(found.values())
@@ -251,6 +254,7 @@ def add_verbs(verbs, teachers: dict) -> None:
         verb.add_argument("--nfe", default="2,4,8,10")
         verb.add_argument("--seeds", default="0", help="of trainings")
         verb.add_argument("--count", type=int, default=5000, help="images of a row")
+        verb.add_argument("--solvers", help="names that are tried, separated by commas, not all")
         verb.add_argument("--tag", default="", help="tells rows of other options apart")
         verb.add_argument("--device")
         verb.set_defaults(work=work)

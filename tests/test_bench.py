@@ -490,12 +490,11 @@ def lay_out(out, folder, images):
 
 def test_the_default_is_trained_and_scored_on_a_teacher_once(save_teacher, tmp_path, monkeypatch):
     teachers, out = load_bench("teachers"), tmp_path / "out"
-    monkeypatch.setattr(load_bench("across"), "FAMILIES", ("ddim",))
     monkeypatch.setattr(load_bench("across"), "FEW", 12)
     lay_out(out, save_teacher(**TINY), teachers.TEACHERS["v-cosine"].images)
     words = f"--out {out} --only v-cosine --nfe 2 --count 24 --device cpu"
     command = {
-        "solvers": words,
+        "solvers": f"{words} --solvers ddim-auto,ddim-leading",
         "students": f"{words} -- --steps 2 --regress-steps 0 --batch-size 4 --eval-count 9",
         "table": words,
     }
