@@ -124,10 +124,10 @@ class Ground:
                 try:
                     sampler = solver_sampler(self.teacher, name, nfe, clip=clip)
                 except HsiviError:  # a spacing that does not fit this many calls
-                    if self.args.solvers:
-                        raise
                     continue
                 found[name, clip] = sampler
+        if not found:
+            raise HsiviError(f"none of {', '.join(names)} takes {nfe} calls on {self.name}")
         left = list(found.values())
         for count in (FEW, 4 * FEW):
             left.sort(key=lambda sampler: self.distance(sampler, count))
