@@ -26,6 +26,7 @@ import json
 import subprocess
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 from statistics import mean
 
@@ -162,7 +163,7 @@ def solvers(args: argparse.Namespace, teachers: dict) -> None:
 
 
 def starts(args: argparse.Namespace, teachers: dict) -> None:
-    """What --start auto sees of its finalists, the gap's best first."""
+    """What --start auto sees of its finalists."""
     for name in args.only.split(","):
         teacher = Ground(name, teachers, args).teacher
         own = OwnImages(teacher)
@@ -172,7 +173,8 @@ def starts(args: argparse.Namespace, teachers: dict) -> None:
             look, gap = start_judge(teacher, own), teacher_gap(teacher, PAIRS)
             chains = dict(bare_chains(config, nfe, teacher))
             gaps = {start: gap(chain) for start, chain in chains.items()}
-            for start in finalists(sorted(gaps, key=gaps.get), chains):
+            best = sorted(filter(lambda start: isfinite(gaps[start]), gaps), key=gaps.get)
+            for start in finalists(best, chains):
                 chain = chains[start]
                 noisy = with_noise_share(chain, parse_share(config.noise_share, chain))
                 seen = {"alpha_bar": chain.alpha_bar[-1].item(), "gap": gaps[start]}
