@@ -195,8 +195,8 @@ def choose_starts(
     """--start auto's choice by budget; empty for any other start. Of all starts those are compared
     whose images of a few noises are nearest to the teacher's own of the same noises, from every
     level that some begin at: a gap between pairs does not see what a chain misses that begins where
-    there is signal yet. From MANY calls up, where the gap counts, those are left out that begin where
-    images show, if others do not.
+    there is signal yet. From MANY calls up, where the gap counts, those are left out that begin
+    where images show, if others do not.
 
     judge  whose least start is then chosen, of their images as a set, from MANY calls up its least
            product with the gap, and passing over what does not bear the noise of its share, as
