@@ -54,7 +54,7 @@ from hsivi_cli.metrics.statistics import (
 from hsivi_cli.models.clips import find_clip
 from hsivi_cli.models.draw import CLIPPED, Sampler, draw, solver_sampler, student_sampler
 from hsivi_cli.models.loading import load_teacher
-from hsivi_cli.models.spacings import solver_names
+from hsivi_cli.models.spacings import parse_solver, solver_names
 from hsivi_cli.models.starts import PAIRS, bare_chains, finalists, parse_share, teacher_gap
 from hsivi_cli.models.student import load_student
 
@@ -66,16 +66,19 @@ ROWS = "rows.jsonl"
 EMBEDDED = "embedded"  # the name of the teacher that comes with hsivi
 
 
+def pipeline_of(name: str, out: Path) -> str | Path:
+    """Where a teacher lies."""
+    return "embedded:teacher" if name == EMBEDDED else out / name / "pipeline"
+
+
 class Ground:
     """One teacher and what its samplers are scored by."""
 
     def __init__(self, name: str, teachers: dict, args: argparse.Namespace) -> None:
         self.name, self.args = name, args
         self.device = pick_device(args.device)
-        if name == EMBEDDED:
-            self.pipeline, folder = "embedded:teacher", weights_folder()
-        else:
-            self.pipeline = args.out / name / "pipeline"
+        self.pipeline, folder = pipeline_of(name, args.out), weights_folder()
+        if name != EMBEDDED:
             folder = args.out / "detectors" / teachers[name].images
         self.teacher = load_teacher(str(self.pipeline), self.device)
         self.detector = load_detector(str(folder / "detector"), None, self.device)
@@ -121,6 +124,7 @@ class Ground:
         found: dict[tuple, Sampler] = {}
         names = self.args.solvers.split(",") if self.args.solvers else solver_names(FAMILIES)
         for name in names:
+            parse_solver(name)  # which refuses what is none
             for clip in (None, self.teacher.clip or Clip()):
                 try:
                     sampler = solver_sampler(self.teacher, name, nfe, clip=clip)
@@ -165,12 +169,12 @@ def solvers(args: argparse.Namespace, teachers: dict) -> None:
 def starts(args: argparse.Namespace, teachers: dict) -> None:
     """What --start auto sees of its finalists."""
     for name in args.only.split(","):
-        teacher = Ground(name, teachers, args).teacher
-        own = OwnImages(teacher)
+        teacher = load_teacher(str(pipeline_of(name, args.out)), pick_device(args.device))
+        own, clip = OwnImages(teacher), find_clip(TrainConfig(), teacher, None, lambda f: f())
+        teacher = replace(teacher, clip=clip)
+        look, gap = start_judge(teacher, own), teacher_gap(teacher, PAIRS)
         for nfe in map(int, args.nfe.split(",")):
             config = TrainConfig(**settings_of({"nfe": str(nfe), "start": "auto"}))
-            teacher = replace(teacher, clip=find_clip(config, own.teacher, None, lambda f: f()))
-            look, gap = start_judge(teacher, own), teacher_gap(teacher, PAIRS)
             chains = dict(bare_chains(config, nfe, teacher))
             gaps = {start: gap(chain) for start, chain in chains.items()}
             best = sorted(filter(lambda start: isfinite(gaps[start]), gaps), key=gaps.get)

@@ -22,6 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from hsivi_cli.config import TrainConfig
+from hsivi_cli.errors import HsiviError
 from hsivi_cli.files.images import read_npz, save_npz
 from hsivi_cli.method import schedule
 from hsivi_cli.method.steps import rng
@@ -490,11 +491,12 @@ def lay_out(out, folder, images):
 
 def test_the_default_is_trained_and_scored_on_a_teacher_once(save_teacher, tmp_path, monkeypatch):
     teachers, out = load_bench("teachers"), tmp_path / "out"
+    monkeypatch.setattr(load_bench("across"), "FAMILIES", ("ddim",))
     monkeypatch.setattr(load_bench("across"), "FEW", 12)
     lay_out(out, save_teacher(**TINY), teachers.TEACHERS["v-cosine"].images)
     words = f"--out {out} --only v-cosine --nfe 2 --count 24 --device cpu"
     command = {
-        "solvers": f"{words} --solvers ddim-auto,ddim-leading",
+        "solvers": words,
         "students": f"{words} -- --steps 2 --regress-steps 0 --batch-size 4 --eval-count 9",
         "table": words,
     }
@@ -508,6 +510,22 @@ def test_the_default_is_trained_and_scored_on_a_teacher_once(save_teacher, tmp_p
     assert rows[1]["name"].startswith("ddim-") and rows[3]["step"] == 2
     own = load_student(out / "students" / "v-cosine-2-0").info["best"]
     assert own["reference"] == "teacher" and rows[2]["step"] == own["step"]
+
+
+def test_the_best_of_named_solvers_is_one_of_them(save_teacher, tmp_path, monkeypatch):
+    teachers, out = load_bench("teachers"), tmp_path / "out"
+    monkeypatch.setattr(load_bench("across"), "FEW", 12)
+    lay_out(out, save_teacher(**TINY), teachers.TEACHERS["v-cosine"].images)
+    words = f"teachers.py solvers --out {out} --only v-cosine --nfe 2 --count 24 --device cpu"
+    monkeypatch.setattr(sys, "argv", [*words.split(), "--solvers", "ipndm-auto"])
+    teachers.main()
+    row = json.loads((out / "rows.jsonl").read_text().splitlines()[-1])
+    assert row["kind"] == "solver" and row["name"].removesuffix(" clipped") == "ipndm-auto"
+    monkeypatch.setattr(
+        sys, "argv", [*words.replace("--nfe 2", "--nfe 3").split(), "--solvers", "ipmd-auto"]
+    )
+    with pytest.raises(HsiviError, match="ipmd"):
+        teachers.main()
 
 
 def test_what_is_seen_of_starts_is_what_their_choice_goes_by(save_teacher, tmp_path, monkeypatch):

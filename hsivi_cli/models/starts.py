@@ -310,12 +310,12 @@ def images(teacher: Teacher, chain: Chain, count: int) -> Tensor:
     """The images [count, C, H, W] of a chain over the teacher, of the same noises."""
     x, labels = noises(teacher, count)
     network, draw, size = teacher.network(clip=teacher.clip), torch.Generator().manual_seed(1), 64
-    one, layers = torch.zeros(1, 1, 1, 1, device=x.device), chain.nfe if chain.s0.any() else 1
+    scale, layers = torch.zeros(1, 1, 1, 1, device=x.device), chain.nfe if chain.s0.any() else 1
     labels = [None] * len(x) if labels is None else labels.split(size)
     drawn = []
     for a, b in zip(x.split(size), labels, strict=False):
         noise = [torch.randn(a.shape, generator=draw).to(a.device) for _ in range(1, layers)]
-        drawn.append(sample(network, chain, a, noise, one, b))
+        drawn.append(sample(network, chain, a, noise, scale, b))
     return torch.cat(drawn)
 
 
