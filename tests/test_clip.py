@@ -14,6 +14,7 @@ from hsivi_cli import HSIVIPipeline
 from hsivi_cli.config import TrainConfig
 from hsivi_cli.method.chain import sample
 from hsivi_cli.method.schedule import Clip, eps_to_x0
+from hsivi_cli.method.solvers import ancestral_chain
 from hsivi_cli.models import clips
 from hsivi_cli.models.draw import draw, solver_sampler, student_sampler
 from hsivi_cli.models.loading import load_teacher
@@ -41,6 +42,38 @@ def test_a_clipped_walk_is_dpm_solvers_own_thresholding(clip):
     plain = DPMSolverMultistepScheduler(solver_order=2)
     plain.set_timesteps(5)
     assert trajectory(plain, start()).abs().max() > 10
+
+
+@pytest.mark.parametrize("clip", [None, Clip(), Clip(0.5)])
+@pytest.mark.parametrize("spacing", ["trailing", "leading"])
+def test_the_ancestral_solver_is_diffusers_own_ddpm(clip, spacing):
+    """With the same noise at every step, x0 clipped in each or not."""
+    reach = clip.reach if clip else 1.0
+    told = {"clip_sample": clip is not None, "clip_sample_range": reach}
+    scheduler = DDPMScheduler(timestep_spacing="trailing", **told)
+    scheduler.set_timesteps(5)
+    chain = solver("ddpm-trailing", 5, scheduler, scheduler.alphas_cumprod.double())
+    if spacing == "leading":  # DDPM's own: 800, 600, .. 0; those of this name here are others
+        scheduler = DDPMScheduler(timestep_spacing="leading", **told)
+        scheduler.set_timesteps(5)
+        table = scheduler.alphas_cumprod.double()
+        times = scheduler.timesteps.flip(0).tolist()
+        chain = ancestral_chain([-1, *times], torch.cat([torch.ones(1).double(), table[times]]))
+
+    def network(x, time, labels, alpha_bar):
+        eps = model(x, time[0])
+        return clip.eps(eps, x, alpha_bar) if clip else eps
+
+    rng = torch.Generator().manual_seed(4)
+    theirs = start()
+    for t in scheduler.timesteps:
+        theirs = scheduler.step(model(theirs, t), t, theirs, generator=rng).prev_sample
+    rng = torch.Generator().manual_seed(4)
+    noise = [torch.randn(start().shape, generator=rng) for _ in range(4)]
+    found = sample(network, chain, start(), noise, torch.zeros(1, 1, 1, 1))
+    assert_walks_agree(found, theirs, chain)
+    assert (chain.s0[2:] > 0).all() and chain.s0[1] == 0  # the last step adds none
+    assert (found.abs().max() <= reach + 1e-4) == (clip is not None)
 
 
 def test_what_is_in_range_is_left_to_the_last_bit_and_the_rest_ends_at_its_edge():

@@ -116,6 +116,17 @@ def test_a_row_holds_what_the_formats_promise_and_the_distance_is_right(home, me
         assert row["distance"] == pytest.approx(distance_of(sampler, home, range(40)), rel=1e-9)
 
 
+def test_the_teachers_own_line_is_drawn_by_every_solver_named_for_it(home, measure):
+    options = ("--solvers", "none", "--teacher-calls", "3,5", "--clip-x0", "off")
+    rows, _ = measure(home / "two", *options, "--teacher-solver", "unipc,ddpm-trailing")
+    drawn = [(row["name"], row["nfe"]) for row in rows if row["kind"] == "teacher"]
+    wanted = [(name, nfe) for nfe in (3, 5) for name in ("unipc", "ddpm-trailing")]
+    assert sorted(drawn) == sorted(wanted)
+    ancestral = solver_sampler(load_teacher(str(home / "teacher")), "ddpm-trailing", 5)
+    found = next(row for row in rows if (row["name"], row["nfe"]) == ("ddpm-trailing", 5))
+    assert found["distance"] == pytest.approx(distance_of(ancestral, home, range(40)), rel=1e-9)
+
+
 def test_a_second_run_draws_nothing_and_says_the_same(home, measure, drawings):
     arguments = (home / "two", "--solvers", "ddim,deis", "--teacher-calls", 4)
     first, told = measure(*arguments)

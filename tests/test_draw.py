@@ -1,5 +1,6 @@
 """Seeds to images: as many network calls as promised, and noise that only the seed decides."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ from command import TINY, train
 from hsivi_cli.errors import HsiviError
 from hsivi_cli.files.digest import digest
 from hsivi_cli.method.chain import with_noise_share
+from hsivi_cli.models import draw as draws
 from hsivi_cli.models.draw import (
     LARGEST_BATCH,
     chain_digest,
@@ -200,6 +202,17 @@ def test_a_runs_images_are_its_students(save_teacher, tmp_path):
     assert size == 5 and seen == [5, 5]
     seen.clear()
     assert torch.equal(all_of(sampler, range(5), 5), ours) and seen == [5, 5]
+
+
+def test_many_calls_of_large_images_are_drawn_few_at_once(teacher, monkeypatch):
+    """Where nobody says how many: their noises would take more memory than there is."""
+    sampler = noisy(teacher)
+    image = 4 * sampler.nfe * math.prod(sampler.shape)
+    expected = all_of(sampler, range(5), 2)
+    monkeypatch.setattr(draws, "NOISE", 3 * image - 1)
+    size, batches = shard_of(sampler, range(5), None, torch.device("cpu"))
+    assert size == 2 and torch.equal(torch.cat(list(batches)), expected)
+    assert shard_of(sampler, range(5), 4, torch.device("cpu"))[0] == 4
 
 
 def test_a_network_that_yields_nan_is_named_not_drawn(teacher):

@@ -210,11 +210,12 @@ def test_a_folder_keeps_each_seeds_label_and_no_image_of_another(home, tmp_path)
 
 
 @pytest.mark.parametrize("source", ["teacher", "run"])
-def test_a_solver_draws_the_networks_own_images(home, tmp_path, source):
-    options = ("--solver", "unipc", "--nfe", 4, "--count", 3)
+@pytest.mark.parametrize("name", ["unipc", "ddpm-trailing"])
+def test_a_solver_draws_the_networks_own_images(home, tmp_path, source, name):
+    options = ("--solver", name, "--nfe", 4, "--count", 3)
     quiet_sample(home / source, *options, "--out", tmp_path / "x.npz")
-    teacher = load_teacher(str(home / "teacher"))
-    expected = drawn(solver_sampler(teacher, "unipc", 4), range(3), 3)
+    network = load_teacher(str(home / source))
+    expected = drawn(solver_sampler(network, name, 4, clip=network.clip), range(3), 3)
     assert torch.equal(read_npz(tmp_path / "x.npz"), expected)
 
 

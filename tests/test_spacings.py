@@ -11,6 +11,8 @@ from walks import BETAS, assert_walks_agree, model, start, trajectory, walk
 
 from hsivi_cli.errors import HsiviError
 from hsivi_cli.method import schedule, solvers
+from hsivi_cli.method.chain import walk as walk_layers
+from hsivi_cli.method.chain import with_noise_share
 from hsivi_cli.models.spacings import (
     GRID_SPACINGS,
     OWN_SPACINGS,
@@ -27,11 +29,16 @@ FAMILIES = {
     "unipc": ("UniPCMultistepScheduler", {"solver_order": 3}),
     "deis": ("DEISMultistepScheduler", {"solver_order": 3}),
 }
-
+SDE = {
+    "sde-dpm++2": (
+        "DPMSolverMultistepScheduler",
+        {"solver_order": 2, "algorithm_type": "sde-dpmsolver++"},
+    )
+}
 
 def reference(name, nfe, betas, prediction, **more):
-    family, spacing = name.split("-")
-    kind, options = FAMILIES[family]
+    family, _, spacing = name.rpartition("-")
+    kind, options = (FAMILIES | SDE)[family]
     options = options | more | {"beta_schedule": betas, "prediction_type": prediction}
     if spacing in ("lu", "karras"):
         options["use_lu_lambdas" if spacing == "lu" else "use_karras_sigmas"] = True
@@ -42,6 +49,7 @@ def reference(name, nfe, betas, prediction, **more):
     return scheduler
 
 
+SDE_NAMES = [n for n in solver_names(tuple(SDE)) if not n.endswith(GRID_SPACINGS)]
 THEIR_NAMES = [n for n in solver_names(tuple(FAMILIES)) if not n.endswith(GRID_SPACINGS)]
 
 
@@ -63,6 +71,48 @@ def test_a_solver_is_diffusers_own_scheduler(name):
                 told = trajectory(scheduler, start())
                 assert_walks_agree(walk(chain, prediction, start()), told, chain)
                 assert chain.time[1:].flip(0).tolist() == scheduler.timesteps.tolist()
+
+
+@pytest.mark.parametrize("betas", BETAS)
+@pytest.mark.parametrize("name", SDE_NAMES)
+def test_a_solver_that_adds_noise_is_diffusers_own_with_the_same_noises(name, betas):
+    teacher = DDPMScheduler(beta_schedule=betas)
+    table = teacher.alphas_cumprod.double()
+    for nfe in (1, 2, 3, 5, 8):
+        if betas == "squaredcos_cap_v2" and name.endswith("karras") and nfe > 3:
+            continue  # visits a time twice: see below
+        chain = solver(name, nfe, teacher, table)
+        rng = torch.Generator().manual_seed(5)
+        noise = [torch.randn(start().shape, generator=rng) for _ in range(nfe)]
+        for prediction in schedule.PREDICTIONS:
+            scheduler, told = reference(name, nfe, betas, prediction), start()
+            for fresh, t in zip(noise, scheduler.timesteps, strict=True):
+                out = model(told, t)
+                told = scheduler.step(out, t, told, variance_noise=fresh).prev_sample
+            assert_walks_agree(walk(chain, prediction, start(), noise[:-1]), told, chain)
+            assert chain.time[1:].flip(0).tolist() == scheduler.timesteps.tolist()
+        assert (chain.s0[2:] > 0).all() and chain.s0[1] == 0  # the last step adds none
+        assert chain.c0.any() == (nfe > 2) and torch.equal(chain.c0, chain.c0.triu(1))
+
+
+@pytest.mark.parametrize("name", ["dpm++3-log-snr", "dpm++2-auto"])
+def test_fresh_noise_does_not_come_into_what_dpm_solver_keeps(name):
+    """Where the data are one point, every state has its level's noise, whatever a layer's share."""
+    scheduler, point = DDPMScheduler(), 0.7
+    chain = with_noise_share(solver(name, 8, scheduler, scheduler.alphas_cumprod.double()), 0.5)
+
+    def network(x, time, labels, alpha_bar):
+        signal, sigma = (t.view(-1, 1) for t in (alpha_bar.sqrt(), (1 - alpha_bar).sqrt()))
+        return (x - signal * point) / sigma
+
+    rng = torch.Generator().manual_seed(6)
+    top, *noise = torch.randn(8, 20_000, 1, generator=rng)
+    x = chain.alpha_bar[-1].sqrt() * point + chain.sigma[-1] * top
+    *visits, last = walk_layers(network, chain, x.float(), noise, torch.zeros(1, 1))
+    for visit in visits:
+        rest = visit.x - chain.alpha_bar[visit.k].sqrt() * point
+        assert rest.std().item() == pytest.approx(chain.sigma[visit.k].item(), rel=0.02)
+    torch.testing.assert_close(last.mean, torch.full_like(last.mean, point), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -233,7 +283,8 @@ def test_deis_ends_at_time_0_and_the_others_at_clean_data():
             )
         else:
             assert chain.time[0] == -1 and chain.alpha_bar[0] == 1
-        assert torch.equal(chain.ce, chain.ce.triu()) and not chain.s0.any()
+        assert torch.equal(chain.ce, chain.ce.triu())
+        assert chain.s0.any() == name.startswith(("ddpm", "sde-"))
 
 
 @pytest.mark.parametrize("family", ["dpm++2", "dpm++3", "unipc"])
@@ -246,9 +297,11 @@ def test_a_solver_that_would_visit_a_time_twice_is_refused(family):
 @pytest.mark.parametrize(
     ("name", "nfe", "cause"),
     [
-        ("edm", 5, "there is no solver 'edm': solvers are ddim, ipndm, heun, dpm"),
+        ("edm", 5, "there is no solver 'edm': solvers are ddim, ipndm, heun, ddpm, dpm"),
         ("auto", 5, "there is no solver 'auto' .hsivi sample looks for the best where --solver is"),
         ("euler-a", 5, "no solver 'euler-a' .it adds noise at every step.*: solvers are ddim"),
+        ("ddpm-lu", 5, "ddpm has the spacings linspace, leading, trailing, karras"),
+        ("ddpm", 1001, "ddpm cannot take 1001 calls"),
         ("heun", 4, "heun takes two calls a step but one for the last.* ask for 3 or 5"),
         ("unipc-lu", 4, "unipc has the spacings linspace, leading, trailing, karras"),
         ("ddim-karras", 400, "ddim-karras visits a time twice in 400 calls"),

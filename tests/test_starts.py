@@ -51,6 +51,14 @@ def few_pairs(monkeypatch):
 AUTO = {"start": "auto", "noise_share": "0.3"}
 
 
+def test_a_start_that_adds_noise_of_its_own_is_refused_with_what_does_the_same(teacher):
+    with pytest.raises(HsiviError, match="--start ddpm-auto has noise of its own: start from ddim"):
+        make_chain(TrainConfig(start="ddpm-auto", noise_share="0.2"), 4, teacher)
+    same = make_chain(TrainConfig(start="ddim-auto", noise_share="eta:1"), 4, teacher)
+    ancestral = solver("ddpm-auto", 4, teacher.scheduler, teacher.table)
+    assert torch.equal(same.s0, ancestral.s0) and torch.equal(same.ce, ancestral.ce)
+
+
 def test_a_start_steps_to_the_levels_that_it_calls_the_network_at(teacher):
     make_chain(TrainConfig(start="ddim-diffusers-leading", noise_share="0.2"), 4, teacher)
     config = TrainConfig(start="ddim-diffusers-linspace", noise_share="0.2")

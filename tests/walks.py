@@ -17,13 +17,13 @@ def model(x, time):
     return torch.sin(1.3 * x + time / 300) + 0.3 * torch.sin(x)
 
 
-def walk(chain, prediction, x):
+def walk(chain, prediction, x, noise=None):
     """The chain's sample, over the model as one of this prediction type."""
 
     def network(x, time, labels, alpha_bar):
         return schedule.to_eps(model(x, time[0]), x, alpha_bar, prediction)
 
-    return chains.sample(network, chain, x, None, torch.zeros(1, 1, 1, 1))
+    return chains.sample(network, chain, x, noise, torch.zeros(1, 1, 1, 1))
 
 
 def trajectory(scheduler, x):

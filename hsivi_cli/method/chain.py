@@ -3,15 +3,17 @@ any network.
 
     eps_k   = network(x_k, time_k)
     keep    = sqrt(sigma_{k-1}^2 - s0_k^2)
-    mean    = cx[k] x_k + sum_{j >= k} ce[k, j] eps_j - (sigma_{k-1} - keep) eps_k
+    mean    = cx[k] x_k + sum_{j >= k} ce[k, j] eps_j + sum_{j > k} c0[k, j] x0_j
+              - (sigma_{k-1} - keep) eps_k
     x_{k-1} = mean + std_k noise,      std_k = exp(log_scale_k) s0_k
 
 With DDIM's cx and ce and s0 = 0 this is DDIM; with s0 = eta sqrt(...) it is the layer of the HSIVI
 paper; with s0 = sigma_{k-1} only x0 is kept and noised anew, as multistep consistency samplers and
 SiD do. The *noise share* s0 / sigma_{k-1} names the continuum. cx and ce read off a multistep
-solver make the chain that solver; its layers keep earlier predictions whatever the share is.
+solver make the chain that solver; its layers keep earlier predictions whatever the share is, of
+eps, or of x0 (c0), into which fresh noise does not come.
 
-Arrays of a chain are indexed by the layer's k = 1..K, so entry 0 of cx, ce and s0 is unused. A
+Arrays of a chain are indexed by the layer's k = 1..K, so entry 0 of cx, ce, c0 and s0 is unused. A
 *network* is a function (x [B, ...], time [B], labels [B] or None, alpha_bar [B]) -> eps [B, ...].
 Nothing here knows diffusers or images.
 """
@@ -25,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ..errors import HsiviError
-from .schedule import nearest, over, sigma_of
+from .schedule import eps_to_x0, nearest, over, sigma_of
 
 Network = Callable[..., Tensor]
 
@@ -40,6 +42,7 @@ class Chain:
     ce         [K+1, K+1]  ce[k, j], the weight of eps_j, zero for j < k
     s0         [K+1]       the layer's noise before log_scale, in [0, sigma_{k-1}]
     top_sd     []          the sd of x_K in `sample`, 1 in training
+    c0         [K+1, K+1]  c0[k, j], the weight of x0_j, zero for j <= k, and where it is not given
     """
 
     time: Tensor
@@ -48,6 +51,11 @@ class Chain:
     ce: Tensor
     s0: Tensor
     top_sd: Tensor = field(default_factory=lambda: torch.ones((), dtype=torch.float64))
+    c0: Tensor | None = None
+
+    def __post_init__(self):
+        if self.c0 is None:
+            object.__setattr__(self, "c0", torch.zeros_like(self.ce))
 
     @property
     def nfe(self) -> int:
@@ -134,17 +142,20 @@ def walk(
     time, alpha_bar, cx, gain, s0 = (
         t.tolist() for t in (chain.time, chain.alpha_bar, chain.cx, chain.gain, chain.s0)
     )
-    ce, history = chain.ce.tolist(), {}
+    ce, c0, kept, kept_x0 = chain.ce.tolist(), chain.c0.tolist(), {}, {}
     multistep = any(any(row[k + 1 :]) for k, row in enumerate(ce))
     for k in range(chain.nfe, 0, -1):
         eps = network(x, _each(time[k], x), labels, _each(alpha_bar[k], x))
         offset = cx[k] * x
-        for j, earlier in history.items():
-            offset = offset + ce[k][j] * earlier
+        for weights, history in ((ce[k], kept), (c0[k], kept_x0)):
+            for j, earlier in history.items():
+                offset = offset + weights[j] * earlier
         mean = offset + gain[k] * eps
         yield Visit(k, x, offset, mean)
         if multistep:
-            history[k] = eps
+            kept[k] = eps
+        if any(row[k] for row in c0):
+            kept_x0[k] = eps_to_x0(eps, x, _each(alpha_bar[k], x))
         x = mean
         if k > 1 and s0[k] > 0:
             own = log_scale[k - 1 if len(log_scale) > 1 else 0]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .chain import Chain, Network
+from .schedule import eps_to_x0
 from .steps import cosine
 
 
@@ -29,12 +30,14 @@ class Coefficients(nn.Module):
 
     def sample(self, network: Network, x: Tensor, labels: Tensor | None) -> Tensor:
         """chain.sample without noise, differentiable in the additions. x [B, ...] -> [B, ...]"""
-        chain, history = self.chain, {}
+        chain, history, kept_x0 = self.chain, {}, {}
         for k in range(chain.nfe, 0, -1):
             told = chain.time[k].float().to(x.device) + self.unit * self.time[k]
             level = chain.alpha_bar[k].to(x.device, torch.float32).expand(len(x))
             history[k] = network(x, told.expand(len(x)), labels, level)
-            x = (chain.cx[k].item() + self.cx[k]) * x
+            earlier = sum(chain.c0[k, j].item() * x0 for j, x0 in kept_x0.items())
+            kept_x0[k] = eps_to_x0(history[k], x, level)
+            x = earlier + (chain.cx[k].item() + self.cx[k]) * x
             for j, eps in history.items():
                 x = x + (chain.ce[k, j].item() + self.ce[k, j]) * eps
         return x

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import HsiviError
-from .chain import Chain
+from .chain import Chain, eta_shares, with_noise_share
 from .schedule import sigma_of
 
 
@@ -29,6 +29,14 @@ def ddim_chain(time: Sequence[float], alpha_bar: Tensor, below: Tensor | None = 
     cx[1:] = (below / alpha_bar[1:]).sqrt()
     ce.diagonal()[1:] = sigma_of(below) - cx[1:] * sigma_of(alpha_bar[1:])
     return Chain(torch.as_tensor(time).double(), alpha_bar, cx, ce, torch.zeros_like(cx))
+
+
+def ancestral_chain(time: Sequence[float], alpha_bar: Tensor) -> Chain:
+    """DDPM's own sampler, with the posterior's variance [Ho et al. 2020]: DDIM with eta 1.
+    Arguments as in `ddim_chain`.
+    """
+    chain = ddim_chain(time, alpha_bar)
+    return with_noise_share(chain, eta_shares(chain.alpha_bar, 1.0))
 
 
 def ipndm_chain(time: Sequence[float], alpha_bar: Tensor, order: int = 4) -> Chain:
@@ -129,3 +137,32 @@ def solver_chain(scheduler) -> Chain:
         [torch.tensor([last]).double(), torch.as_tensor(scheduler.timesteps).double().cpu().flip(0)]
     )
     return Chain(time, alpha_bar, cx, ce.triu(), torch.zeros_like(cx))
+
+
+def data_chain(scheduler) -> Chain:
+    """The chain that a DPM-Solver++ scheduler is, its earlier predictions kept as x0, with the noise
+    that its SDE form adds [Lu et al. 2022]: read by one-hot inputs, each step by itself.
+
+    scheduler  as for `solver_chain`, but fed with x0, and each step takes `variance_noise`
+    """
+    nfe = len(scheduler.timesteps)
+    ratio = torch.as_tensor(scheduler.sigmas).double()
+    alpha_bar = (1 / (1 + ratio.square())).flip(0)
+    # coordinates: the state that a step takes, its noise, x0_j at 2 + nfe - j
+    state, noise, *x0 = torch.eye(nfe + 2).reshape(nfe + 2, 1, nfe + 2, 1, 1)
+    rows = []
+    for step, t in enumerate(scheduler.timesteps):
+        told = scheduler.step(x0[step], t, state, variance_noise=noise).prev_sample
+        rows.append(told.flatten().double())
+    own, added, *weights = torch.stack(rows).flip(0).T  # of layers 1..K
+    weights = torch.stack(weights).flip(0).T  # [K, K], weights[k - 1, j - 1] of x0_j
+    signal, sigma = alpha_bar.sqrt(), sigma_of(alpha_bar)
+    cx, s0 = torch.zeros(nfe + 1).double(), torch.zeros(nfe + 1).double()
+    ce, c0 = (torch.zeros(nfe + 1, nfe + 1).double() for _ in range(2))
+    s0[1:] = added.minimum(sigma[:-1])
+    cx[1:] = own + weights.diagonal() / signal[1:]
+    keep = (sigma[:-1].square() - s0[1:].square()).sqrt()
+    ce.diagonal()[1:] = sigma[:-1] - keep - weights.diagonal() * sigma[1:] / signal[1:]
+    c0[1:, 1:] = weights.triu(1)
+    time = torch.tensor([-1.0, *scheduler.timesteps.flip(0).tolist()]).double()
+    return Chain(time, alpha_bar, cx, ce, s0, c0=c0)

@@ -30,6 +30,7 @@ from .teacher import Teacher
 
 TORCH_SEEDS = 2**32
 USUAL_BATCH, LARGEST_BATCH = 256, 512  # images at once where nobody says how many
+NOISE = 2**31  # bytes that the noises of a batch may take: many calls of large images need more
 TRIAL = 4  # images by which the need of one is measured
 NOISE_THREADS = 4  # that draw for a GPU
 SAFE = 0.7  # of the memory that is free
@@ -60,12 +61,14 @@ class Sampler:
 
 
 def chain_digest(sampler: Sampler) -> str:
-    """The digest of the layers and their noise scale; a top_sd of 1 leaves it as it was before
-    there were others.
+    """The digest of the layers and their noise scale; a top_sd of 1 and a c0 of zeros leave it as
+    it was before there were others.
     """
     parts = {f.name: getattr(sampler.chain, f.name) for f in fields(Chain)}
     if parts["top_sd"] == 1:
         del parts["top_sd"]
+    if not parts["c0"].any():
+        del parts["c0"]
     return digest(*parts.values(), sampler.log_scale)
 
 
@@ -240,6 +243,8 @@ def shard_of(
 ) -> tuple[int, Iterator[Tensor]]:
     """How many images are drawn at once, and this process's shard of them, as `draw` gives them."""
     state = PartialState()
-    size = min(batch_size or once(state)(lambda: batch_that_fits(sampler, device)), len(seeds))
+    most = max(1, NOISE // (4 * sampler.nfe * math.prod(sampler.shape)))
+    size = batch_size or min(most, once(state)(lambda: batch_that_fits(sampler, device)))
+    size = min(size, len(seeds))
     mine = seeds[state.process_index :: state.num_processes]
     return size, draw(sampler, mine, size, device)

@@ -17,7 +17,14 @@ from torch import Tensor
 from ..errors import HsiviError
 from ..method import schedule
 from ..method.chain import Chain
-from ..method.solvers import ddim_chain, heun_chain, ipndm_chain, solver_chain
+from ..method.solvers import (
+    ancestral_chain,
+    data_chain,
+    ddim_chain,
+    heun_chain,
+    ipndm_chain,
+    solver_chain,
+)
 
 DIFFUSERS_SPACINGS = ("linspace", "leading", "trailing", "karras")
 GRID_SPACINGS = ("quad", "log-snr", "auto")  # schedule.grid's
@@ -26,20 +33,23 @@ DDIM_SCHEDULER = ("diffusers-leading", "diffusers-linspace")  # of ddim: diffuse
 MULTISTEP = {
     "dpm++2": ("DPMSolverMultistepScheduler", {"solver_order": 2}),
     "dpm++3": ("DPMSolverMultistepScheduler", {"solver_order": 3}),
+    "sde-dpm++2": (
+        "DPMSolverMultistepScheduler", {"solver_order": 2, "algorithm_type": "sde-dpmsolver++"}
+    ),
     "unipc": ("UniPCMultistepScheduler", {"solver_order": 3}),
     "deis": ("DEISMultistepScheduler", {"solver_order": 3}),
-}
-OWN = {"ddim": ddim_chain, "ipndm": ipndm_chain, "heun": heun_chain}
+}  # fmt: skip
+OWN = {"ddim": ddim_chain, "ipndm": ipndm_chain, "heun": heun_chain, "ddpm": ancestral_chain}
 SOLVERS = {name: OWN_SPACINGS for name in (*OWN, *MULTISTEP)}
-SOLVERS |= {name: (*OWN_SPACINGS, "lu") for name in ("dpm++2", "dpm++3")}
+SOLVERS |= {name: (*OWN_SPACINGS, "lu") for name in ("dpm++2", "dpm++3", "sde-dpm++2")}
 SOLVERS["ddim"] += DDIM_SCHEDULER
-NOISY = "it adds noise at every step, and only deterministic linear solvers are compared"
+NOISY = "it adds noise at every step, and of those only ddpm and sde-dpm++2 are here"
 NOT_HERE = {
     "euler": "under a variance-preserving schedule that is ddim",
     "pndm": "its later form is ipndm",
     "lms": "ipndm is of its kind",
     "auto": "hsivi sample looks for the best where --solver is left out",
-} | dict.fromkeys(("ddpm", "euler-a", "sde-dpm++", "dpm++-sde", "lcm", "tcd"), NOISY)
+} | dict.fromkeys(("euler-a", "dpm++-sde", "lcm", "tcd"), NOISY)
 
 
 def solver_names(families: tuple[str, ...] = tuple(SOLVERS)) -> list[str]:
@@ -59,6 +69,8 @@ def solver(name: str, nfe: int, scheduler: DDPMScheduler, table: Tensor) -> Chai
             f"{name} takes two calls a step but one for the last: {nfe} calls do not fit, ask for "
             f"{nfe - 1} or {nfe + 1}"
         )
+    if "dpm++" in family:
+        return data_chain(multistep(family, spacing, nfe, scheduler))
     if family in MULTISTEP:
         chain = solver_chain(multistep(family, spacing, nfe, scheduler))
         if chain.ce.abs().max() < 1e-6:  # deis-karras: its first level is its last
@@ -98,12 +110,17 @@ def parse_solver(name: str) -> tuple[str, str]:
 
 
 def multistep(family: str, spacing: str, nfe: int, scheduler: DDPMScheduler) -> object:
-    """The diffusers scheduler of a solver, its timesteps set, fed with eps."""
+    """The diffusers scheduler of a solver, its timesteps set, fed with what it keeps: x0 of
+    DPM-Solver++, eps of the others.
+    """
     kind, options = MULTISTEP[family]
     config = {key: scheduler.config[key] for key in ("num_train_timesteps", "beta_schedule")}
     # the betas themselves, as not every solver knows every schedule by name
     options = (
-        options | config | {"trained_betas": scheduler.betas.tolist(), "prediction_type": "epsilon"}
+        options
+        | config
+        | {"trained_betas": scheduler.betas.tolist()}
+        | {"prediction_type": "sample" if "dpm++" in family else "epsilon"}
     )
     if spacing in ("lu", "karras"):
         options["use_lu_lambdas" if spacing == "lu" else "use_karras_sigmas"] = True

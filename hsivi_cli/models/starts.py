@@ -137,13 +137,18 @@ def bare_chain(config: TrainConfig, nfe: int, teacher: Teacher, start: str) -> C
     """A start before any noise: ddim over --grid, or a solver over its own times."""
     if start != "ddim":
         chain = solver(start, nfe, teacher.scheduler, teacher.table)
+        if chain.s0.any():
+            raise HsiviError(
+                f"--start {start} has noise of its own: start from ddim, with --noise-share eta:1"
+            )
         if not (chain.time.diff() > 0).all():
             raise HsiviError(
                 f"--start {start} stays at a level for two calls, and a layer between equal "
                 "levels has nowhere to be judged: start from another solver"
             )
         signal = chain.alpha_bar.sqrt()
-        if not torch.allclose(chain.cx[1:] * signal[1:], signal[:-1], rtol=1e-3):
+        kept = chain.cx * signal + chain.c0.sum(1)  # of clean data, at rest
+        if not torch.allclose(kept[1:], signal[:-1], rtol=1e-3):
             raise HsiviError(
                 f"--start {start} steps to other levels than it calls the network at: start from "
                 "another solver"

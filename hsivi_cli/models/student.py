@@ -123,8 +123,11 @@ def load_chains(folder: Path) -> tuple[dict[int, Chain], dict[int, Tensor]]:
     budgets = {name.partition(".")[0] for name in tensors}
     for nfe in sorted(int(word) for word in budgets if word.isdecimal()):
         parts = {f.name: tensors.get(f"{nfe}.{f.name}") for f in fields(Chain)}
-        if parts["top_sd"] is None:  # as earlier versions wrote it
+        # as earlier versions wrote it
+        if parts["top_sd"] is None:
             parts["top_sd"] = torch.ones((), dtype=torch.float64)
+        if parts["c0"] is None and parts["ce"] is not None:
+            parts["c0"] = torch.zeros_like(parts["ce"])
         scale = tensors.get(f"{nfe}.log_scale")
         if wrong := fault_of_chain(parts, scale, nfe):
             raise HsiviError(f"{file} is no chain: {nfe}.{wrong}; copy it again")
@@ -142,7 +145,7 @@ def fault_of_chain(
         if tensor is None:
             return f"{name} is missing"
     for name, tensor in parts.items():
-        wanted = (nfe + 1,) * {"ce": 2, "top_sd": 0}.get(name, 1)
+        wanted = (nfe + 1,) * {"ce": 2, "c0": 2, "top_sd": 0}.get(name, 1)
         if tensor.shape != wanted or tensor.dtype != torch.float64:
             return f"{name} is {tensor.dtype} {list(tensor.shape)}, not float64 {list(wanted)}"
     if not (parts["time"].diff() > 0).all():

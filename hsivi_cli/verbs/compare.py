@@ -70,10 +70,11 @@ def measure(
     if bare:
         config = replace(config, sources=shipped(config.nfe), recorded=True)
     students, teacher = open_sources(config, device)
-    budgets, solvers = parse_budgets(config, students), parse_solvers(config)
+    budgets, solvers = parse_budgets(config, students), parse_solvers(config.solvers)
     teachers = [
-        solver_sampler(teacher, config.teacher_solver, calls, "teacher", config.dtype, clip)
+        solver_sampler(teacher, name, calls, "teacher", config.dtype, clip)
         for calls in (parse_calls(config) if teacher else ())
+        for name in parse_solvers(config.teacher_solver)
         for clip in clips_of(teacher, config)
     ]
     reference = config.reference or embedded_reference(teacher)
@@ -131,8 +132,8 @@ def check_names(config: CompareConfig) -> None:
     if config.nfe is not None:
         parse_numbers(config.nfe, "--nfe")
     parse_calls(config)
-    parse_solvers(config)
-    parse_solver(config.teacher_solver)
+    parse_solvers(config.solvers)
+    parse_solvers(config.teacher_solver)
     check_named(config, config.reference)
 
 
@@ -287,8 +288,9 @@ def parse_calls(config: CompareConfig) -> list[int]:
     return [n for n in parse_numbers(config.teacher_calls, "--teacher-calls", least=0) if n]
 
 
-def parse_solvers(config: CompareConfig) -> list[str]:
-    names = [] if config.solvers == "none" else config.solvers.split(",")
+def parse_solvers(text: str) -> list[str]:
+    """The solvers of --solvers or --teacher-solver."""
+    names = [] if text == "none" else text.split(",")
     for name in names:
         parse_solver(name)
     return names
