@@ -36,6 +36,7 @@ SDE = {
     )
 }
 
+
 def reference(name, nfe, betas, prediction, **more):
     family, _, spacing = name.rpartition("-")
     kind, options = (FAMILIES | SDE)[family]

@@ -51,12 +51,25 @@ def few_pairs(monkeypatch):
 AUTO = {"start": "auto", "noise_share": "0.3"}
 
 
-def test_a_start_that_adds_noise_of_its_own_is_refused_with_what_does_the_same(teacher):
-    with pytest.raises(HsiviError, match="--start ddpm-auto has noise of its own: start from ddim"):
-        make_chain(TrainConfig(start="ddpm-auto", noise_share="0.2"), 4, teacher)
-    same = make_chain(TrainConfig(start="ddim-auto", noise_share="eta:1"), 4, teacher)
-    ancestral = solver("ddpm-auto", 4, teacher.scheduler, teacher.table)
-    assert torch.equal(same.s0, ancestral.s0) and torch.equal(same.ce, ancestral.ce)
+@pytest.mark.parametrize("name", ["sde-dpm++2-auto", "ddpm-auto"])
+def test_a_start_that_adds_noise_keeps_its_own(teacher, name):
+    config = TrainConfig(start=name, noise_share="own")
+    made, truth = make_chain(config, 4, teacher), solver(name, 4, teacher.scheduler, teacher.table)
+    for part in ("cx", "ce", "c0", "time", "alpha_bar"):
+        assert torch.equal(getattr(made, part), getattr(truth, part))
+    torch.testing.assert_close(made.s0, truth.s0, rtol=1e-12, atol=0)
+    assert (made.s0[2:] > 0).all()
+
+
+def test_noise_of_a_starts_own_and_a_start_that_adds_it_go_together(teacher):
+    for share in ("0.2", "1", "eta:1"):
+        with pytest.raises(HsiviError, match="has noise of its own: give --noise-share own"):
+            make_chain(TrainConfig(start="sde-dpm++2-lu", noise_share=share), 4, teacher)
+    for name in ("unipc-auto", "ddim"):
+        with pytest.raises(HsiviError, match="own goes with a --start that adds noise: sde-dpm"):
+            make_chain(TrainConfig(start=name, noise_share="own"), 4, teacher)
+    with pytest.raises(HsiviError, match="own goes with a --start that adds noise"):
+        choose_starts(TrainConfig(start="auto", noise_share="own"), teacher)
 
 
 def test_a_start_steps_to_the_levels_that_it_calls_the_network_at(teacher):
@@ -65,7 +78,8 @@ def test_a_start_steps_to_the_levels_that_it_calls_the_network_at(teacher):
     with pytest.raises(HsiviError, match="steps to other levels than it calls the network at"):
         make_chain(config, 4, teacher)
     names = [name for name, _ in bare_chains(config, 4, teacher)]
-    missing = {"heun", "deis-karras", "ddim-diffusers-linspace"}  # all but those are starts
+    # all but those are starts, and what adds noise is none that auto compares
+    missing = {"heun", "deis-karras", "ddim-diffusers-linspace", "ddpm", "sde-dpm++2"}
     assert not [n for n in solver_names() if n not in names and not any(m in n for m in missing)]
 
 

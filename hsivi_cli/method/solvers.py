@@ -140,7 +140,7 @@ def solver_chain(scheduler) -> Chain:
 
 
 def data_chain(scheduler) -> Chain:
-    """The chain that a DPM-Solver++ scheduler is, its earlier predictions kept as x0, with the noise
+    """The chain that a DPM-Solver++ scheduler is, its earlier predictions kept as x0, and the noise
     that its SDE form adds [Lu et al. 2022]: read by one-hot inputs, each step by itself.
 
     scheduler  as for `solver_chain`, but fed with x0, and each step takes `variance_noise`

@@ -22,7 +22,6 @@ from ..method.chain import (
     Chain,
     draw_levels,
     draw_noise,
-    eta_shares,
     join_noise,
     sample,
     with_noise_share,
@@ -31,6 +30,7 @@ from ..method.fit import fit_coefficients
 from ..method.solvers import ddim_chain
 from ..method.steps import TRUSTED, moved, rng
 from .schedules import END
+from .shares import OWN_NOISE, parse_share
 from .spacings import solver, solver_names, unipc_at
 from .student import load_chains, read_info
 from .teacher import Teacher
@@ -88,6 +88,10 @@ def make_chain(config: TrainConfig, nfe: int, teacher: Teacher, start: str | Non
     """
     start = start or config.start
     chain = bare_chain(config, nfe, teacher, start)
+    if chain.s0.any() and config.noise_share != OWN_NOISE:
+        raise HsiviError(
+            f"--start {start} has noise of its own: give --noise-share {OWN_NOISE} beside it"
+        )
     share = parse_share(config.noise_share, chain)
     if start != "ddim" and min(share) >= 1:
         raise HsiviError(
@@ -137,10 +141,6 @@ def bare_chain(config: TrainConfig, nfe: int, teacher: Teacher, start: str) -> C
     """A start before any noise: ddim over --grid, or a solver over its own times."""
     if start != "ddim":
         chain = solver(start, nfe, teacher.scheduler, teacher.table)
-        if chain.s0.any():
-            raise HsiviError(
-                f"--start {start} has noise of its own: start from ddim, with --noise-share eta:1"
-            )
         if not (chain.time.diff() > 0).all():
             raise HsiviError(
                 f"--start {start} stays at a level for two calls, and a layer between equal "
@@ -156,23 +156,6 @@ def bare_chain(config: TrainConfig, nfe: int, teacher: Teacher, start: str) -> C
         return chain
     times = schedule.grid(config.grid, nfe, teacher.table, config.grid_top)
     return ddim_chain(times, teacher.table[times])
-
-
-def parse_share(text: str, chain: Chain) -> list[float]:
-    """--noise-share: "0.5", "0.2,0.5,1" (layers 1..K) or "eta:0.2"."""
-    try:
-        if text.startswith("eta:"):
-            return eta_shares(chain.alpha_bar, float(text[4:]))
-        shares = [float(word) for word in text.split(",")]
-    except ValueError:
-        raise HsiviError(
-            f"--noise-share {text!r} is neither numbers such as 0.5 or 0.2,0.5,1 nor eta:0.2"
-        ) from None
-    if len(shares) not in (1, chain.nfe):
-        raise HsiviError(
-            f"--noise-share has {len(shares)} numbers; give one, or {chain.nfe}, from layer 1 up"
-        )
-    return shares * (chain.nfe if len(shares) == 1 else 1)
 
 
 def widened(config: TrainConfig, teacher: Teacher, made: list[Chain]) -> list[Chain]:
@@ -274,7 +257,9 @@ def bare_chains(config: TrainConfig, nfe: int, teacher: Teacher) -> Iterator[tup
     """Every start that there is at this budget, by name, before any noise."""
     for name in ("ddim", *solver_names()):
         with contextlib.suppress(HsiviError):  # a spacing that this many calls do not have
-            yield name, bare_chain(config, nfe, teacher, name)
+            chain = bare_chain(config, nfe, teacher, name)
+            if not chain.s0.any():  # nothing that adds noise is nearest noise for noise
+                yield name, chain
 
 
 def teacher_gap(teacher: Teacher, count: int) -> Judge:
