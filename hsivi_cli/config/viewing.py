@@ -110,7 +110,7 @@ class CompareConfig(Options):
         "statistics, images or data set to measure from; default: the embedded teacher's own",
     )
     solvers: str = option(
-        "ddim,dpm++2,dpm++3,unipc,deis,ipndm,heun,sde-dpm++2",
+        "ddim,dpm++2,dpm++3,sde-dpm++2,unipc,deis,ipndm,heun",
         "solvers, each at its best spacing, or at the one named, as in dpm++3-lu; none for none",
     )
     clip_x0: str = option(
@@ -121,7 +121,10 @@ class CompareConfig(Options):
     teacher_calls: str = option(
         "0", "also draw the teacher's own images with this many calls; 0 does not"
     )
-    teacher_solver: str = option("dpm++2-linspace", "the solver of --teacher-calls")
+    teacher_solver: str = option(
+        "dpm++2-linspace,sde-dpm++2-auto",
+        "the solvers of --teacher-calls: one without noise, and one that adds it at every step",
+    )
     count: int = option(5000, "images of every row", least=2, below=COUNTS)
     tune_count: int = option(
         1000,
