@@ -16,11 +16,13 @@ from safetensors.torch import load_file, save_file
 
 import hsivi_cli
 from hsivi_cli.errors import HsiviError
+from hsivi_cli.files.images import to_images
 from hsivi_cli.files.places import shipped_students
 from hsivi_cli.method.schedule import Clip
 from hsivi_cli.models.description import is_student
-from hsivi_cli.models.draw import draw, student_sampler
+from hsivi_cli.models.draw import chain_digest, draw, student_sampler
 from hsivi_cli.models.loading import load_teacher
+from hsivi_cli.models.spacings import solver
 from hsivi_cli.models.student import HSIVIPipeline, load_student
 
 SCALED = ("--objective", "score-matching", "--noise-share", 0.5, "--log-scale", "pixel")
@@ -218,6 +220,7 @@ def test_another_format_and_a_chain_with_a_missing_part_are_refused(run, tmp_pat
         ("2.time", torch.tensor([0, 600, 300]).double(), "2.time does not rise"),
         ("2.time", torch.tensor([0, 300, 600]), "2.time is torch.int64 [3]"),
         ("2.ce", torch.zeros(3).double(), "not float64 [3, 3]"),
+        ("2.c0", torch.zeros(3).double(), "2.c0 is torch.float64 [3], not float64 [3, 3]"),
         ("2.cx", torch.zeros(()).double(), "not float64 [3]"),
         ("2.alpha_bar", torch.tensor([1, 0.5, 0]).double(), "2.alpha_bar lies in (0, 1]"),
         ("2.top_sd", torch.ones(3).double(), "2.top_sd is torch.float64 [3], not float64 []"),
@@ -245,6 +248,32 @@ def test_a_chain_without_a_top_sd_draws_from_one(run, tmp_path):
     save_file({n: t for n, t in load_file(file).items() if n != "2.top_sd"}, file)
     assert load_student(tmp_path / "run").chains[2].top_sd == 1
     pixels(HSIVIPipeline.from_pretrained(tmp_path / "run"), batch_size=1)
+
+
+def test_a_chain_without_weights_of_earlier_x0_keeps_none(run, tmp_path):
+    """As earlier versions wrote it."""
+    shutil.copytree(run, tmp_path / "run")
+    file = tmp_path / "run" / "chain.safetensors"
+    before = load_student(run)
+    save_file({n: t for n, t in load_file(file).items() if n != "2.c0"}, file)
+    after = load_student(tmp_path / "run")
+    assert torch.equal(after.chains[2].c0, torch.zeros(3, 3).double())
+    told = [chain_digest(student_sampler(student)) for student in (before, after)]
+    assert told[0] == told[1]
+
+
+def test_a_student_keeps_what_its_start_keeps_of_earlier_x0(save_teacher, tmp_path):
+    """From a solver that adds noise, by that noise, too; drawn by the pipeline as by `sample`."""
+    out, start = tmp_path / "run", ("--start", "sde-dpm++2-auto", "--noise-share", "own")
+    train(save_teacher(**TINY), out, "--nfe", 4, *start, "--steps", 2)
+    student = load_student(out)
+    chain = student.chains[4]
+    own = solver("sde-dpm++2-auto", 4, student.model.scheduler, student.model.table)
+    assert chain.c0.any() and torch.equal(chain.c0, own.c0)
+    torch.testing.assert_close(chain.s0, own.s0, rtol=1e-12, atol=0)
+    theirs = torch.cat([*draw(student_sampler(student), [7, 3], 2, "cpu")])
+    ours = pixels(HSIVIPipeline.from_pretrained(out), batch_size=2, generator=generators(7, 3))
+    assert torch.equal(to_images(2 * ours - 1), theirs)
 
 
 def test_a_file_without_a_chain_is_none(run, tmp_path):
