@@ -12,8 +12,8 @@ from .training import TrainConfig
 # defaults of single budgets where they differ from those above (docs/results.md). Up to three calls
 # regression comes first, where solvers are poor; at one, distillation was seen to undo what it
 # learns. From four up the best solver is near, and a small share at a small rate keeps what it has;
-# from MANY up it follows the teacher's path, and reverse KL would lose more variety than it gains,
-# but where the teacher predicts x0.
+# from MANY up it follows the teacher's path, and where the teacher predicts v reverse KL would lose
+# more variety than it gains.
 # From four up a student draws from a wider x_K than it learned from, where its teacher bears it
 REGRESSED = {
     1: {"regress_steps": 6000, "steps": 0},

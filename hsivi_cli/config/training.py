@@ -81,7 +81,7 @@ class TrainConfig(RunConfig):
     # the objective
     objective: str = option(
         "reverse-kl",
-        "the student's loss; auto: score-matching, of x0 teachers reverse-kl",
+        "the student's loss; auto: reverse-kl, of v teachers score-matching",
         choices=("reverse-kl", "score-matching", "auto"),
     )
     a: float = option(

@@ -91,12 +91,12 @@ def divergence_bound(f_eps: Tensor, teacher_eps: Tensor, layer_eps: Tensor) -> T
 
 
 def pick_objective(name: str, prediction: str) -> str:
-    """The objective of this name; auto is score matching, but where the network predicts x0 reverse
-    KL.
+    """The objective of this name; auto is reverse KL, but where the network predicts v score
+    matching.
     """
     if name != "auto":
         return name
-    return "reverse-kl" if prediction == "sample" else "score-matching"
+    return "score-matching" if prediction == "v_prediction" else "reverse-kl"
 
 
 def output_weight(prediction: str, alpha_bar: Tensor) -> Tensor:
