@@ -144,6 +144,7 @@ def walk(
     )
     ce, c0, kept, kept_x0 = chain.ce.tolist(), chain.c0.tolist(), {}, {}
     multistep = any(any(row[k + 1 :]) for k, row in enumerate(ce))
+    wanted = chain.c0.any(0).tolist()
     for k in range(chain.nfe, 0, -1):
         eps = network(x, _each(time[k], x), labels, _each(alpha_bar[k], x))
         offset = cx[k] * x
@@ -154,7 +155,7 @@ def walk(
         yield Visit(k, x, offset, mean)
         if multistep:
             kept[k] = eps
-        if any(row[k] for row in c0):
+        if wanted[k]:
             kept_x0[k] = eps_to_x0(eps, x, _each(alpha_bar[k], x))
         x = mean
         if k > 1 and s0[k] > 0:

@@ -140,7 +140,7 @@ def notes(rows: list[dict]) -> list[str]:
     kinds = {row["kind"] for row in like}
     if {"student", "solver"} <= kinds and "teacher" not in kinds:
         lines.append(
-            "The excess left is not told without the teacher's own line: add --teacher-calls 200."
+            "The excess left is not told without the teacher's own line: add --teacher-calls 20."
         )
     if unlike := sum(row["distance"] is not None for row in rows) - len(like):
         lines.append(
