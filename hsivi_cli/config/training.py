@@ -66,7 +66,7 @@ class TrainConfig(RunConfig):
     )
     noise_share: str = option(
         "1",
-        "s0/sigma of each layer in [0, 1]: a number, K from layer 1 up, eta:0.2, or own of a start",
+        "s0/sigma of each layer in [0, 1]: one, K from layer 1 up, eta:0.2, or own: the start's",
     )
     top_sd: str = option(
         "1",

@@ -36,7 +36,8 @@ class Coefficients(nn.Module):
             level = chain.alpha_bar[k].to(x.device, torch.float32).expand(len(x))
             history[k] = network(x, told.expand(len(x)), labels, level)
             earlier = sum(chain.c0[k, j].item() * x0 for j, x0 in kept_x0.items())
-            kept_x0[k] = eps_to_x0(history[k], x, level)
+            if chain.c0[:, k].any():
+                kept_x0[k] = eps_to_x0(history[k], x, level)
             x = earlier + (chain.cx[k].item() + self.cx[k]) * x
             for j, eps in history.items():
                 x = x + (chain.ce[k, j].item() + self.ce[k, j]) * eps
