@@ -146,7 +146,8 @@ def walk(
     multistep = any(any(row[k + 1 :]) for k, row in enumerate(ce))
     wanted = chain.c0.any(0).tolist()
     for k in range(chain.nfe, 0, -1):
-        eps = network(x, _each(time[k], x), labels, _each(alpha_bar[k], x))
+        level = _each(alpha_bar[k], x)
+        eps = network(x, _each(time[k], x), labels, level)
         offset = cx[k] * x
         for weights, history in ((ce[k], kept), (c0[k], kept_x0)):
             for j, earlier in history.items():
@@ -156,7 +157,7 @@ def walk(
         if multistep:
             kept[k] = eps
         if wanted[k]:
-            kept_x0[k] = eps_to_x0(eps, x, _each(alpha_bar[k], x))
+            kept_x0[k] = eps_to_x0(eps, x, level)
         x = mean
         if k > 1 and s0[k] > 0:
             own = log_scale[k - 1 if len(log_scale) > 1 else 0]

@@ -101,8 +101,7 @@ def solver_chain(scheduler) -> Chain:
     if not hasattr(scheduler, "sigmas"):
         raise HsiviError(f"{kind} keeps no sigmas to read its levels from: {SOLVERS_TO_USE}")
     nfe = len(scheduler.timesteps)
-    ratio = torch.as_tensor(scheduler.sigmas).double()
-    alpha_bar = (1 / (1 + ratio.square())).flip(0)
+    time, alpha_bar = levels_of(scheduler)
     # coordinates: entry 0 is x_K, entry 1 + i the i-th prediction; the last two check that the step
     # is linear
     basis = torch.cat(
@@ -132,11 +131,18 @@ def solver_chain(scheduler) -> Chain:
     cx, ce = torch.zeros(nfe + 1).double(), torch.zeros(nfe + 1, nfe + 1).double()
     cx[1:] = x_part[:-1] / x_part[1:]
     ce[1:] = eps_part[:-1] - cx[1:, None] * eps_part[1:]
-    last = -1.0 if alpha_bar[0] == 1 else 0.0
-    time = torch.cat(
-        [torch.tensor([last]).double(), torch.as_tensor(scheduler.timesteps).double().cpu().flip(0)]
-    )
     return Chain(time, alpha_bar, cx, ce.triu(), torch.zeros_like(cx))
+
+
+def levels_of(scheduler) -> tuple[Tensor, Tensor]:
+    """The times and alpha_bar [K+1], rising in time, of a scheduler as `solver_chain` takes it; -1
+    stands for clean data.
+    """
+    ratio = torch.as_tensor(scheduler.sigmas).double()
+    alpha_bar = (1 / (1 + ratio.square())).flip(0)
+    last = -1.0 if alpha_bar[0] == 1 else 0.0
+    times = torch.as_tensor(scheduler.timesteps).double().cpu().flip(0)
+    return torch.cat([torch.tensor([last]).double(), times]), alpha_bar
 
 
 def data_chain(scheduler) -> Chain:
@@ -146,8 +152,7 @@ def data_chain(scheduler) -> Chain:
     scheduler  as for `solver_chain`, but fed with x0, and each step takes `variance_noise`
     """
     nfe = len(scheduler.timesteps)
-    ratio = torch.as_tensor(scheduler.sigmas).double()
-    alpha_bar = (1 / (1 + ratio.square())).flip(0)
+    time, alpha_bar = levels_of(scheduler)
     # coordinates: the state that a step takes, its noise, x0_j at 2 + nfe - j
     state, noise, *x0 = torch.eye(nfe + 2).reshape(nfe + 2, 1, nfe + 2, 1, 1)
     rows = []
@@ -164,5 +169,4 @@ def data_chain(scheduler) -> Chain:
     keep = (sigma[:-1].square() - s0[1:].square()).sqrt()
     ce.diagonal()[1:] = sigma[:-1] - keep - weights.diagonal() * sigma[1:] / signal[1:]
     c0[1:, 1:] = weights.triu(1)
-    time = torch.tensor([-1.0, *scheduler.timesteps.flip(0).tolist()]).double()
     return Chain(time, alpha_bar, cx, ce, s0, c0=c0)

@@ -69,7 +69,7 @@ def solver(name: str, nfe: int, scheduler: DDPMScheduler, table: Tensor) -> Chai
             f"{name} takes two calls a step but one for the last: {nfe} calls do not fit, ask for "
             f"{nfe - 1} or {nfe + 1}"
         )
-    if "dpm++" in family:
+    if keeps_x0(family):
         return data_chain(multistep(family, spacing, nfe, scheduler))
     if family in MULTISTEP:
         chain = solver_chain(multistep(family, spacing, nfe, scheduler))
@@ -109,6 +109,11 @@ def parse_solver(name: str) -> tuple[str, str]:
     return family, spacing
 
 
+def keeps_x0(family: str) -> bool:
+    """Whether a family's steps keep earlier x0, not eps: DPM-Solver++'s."""
+    return "dpm++" in family
+
+
 def multistep(family: str, spacing: str, nfe: int, scheduler: DDPMScheduler) -> object:
     """The diffusers scheduler of a solver, its timesteps set, fed with what it keeps: x0 of
     DPM-Solver++, eps of the others.
@@ -116,12 +121,9 @@ def multistep(family: str, spacing: str, nfe: int, scheduler: DDPMScheduler) -> 
     kind, options = MULTISTEP[family]
     config = {key: scheduler.config[key] for key in ("num_train_timesteps", "beta_schedule")}
     # the betas themselves, as not every solver knows every schedule by name
-    options = (
-        options
-        | config
-        | {"trained_betas": scheduler.betas.tolist()}
-        | {"prediction_type": "sample" if "dpm++" in family else "epsilon"}
-    )
+    told = {"trained_betas": scheduler.betas.tolist()}
+    told["prediction_type"] = "sample" if keeps_x0(family) else "epsilon"
+    options = options | config | told
     if spacing in ("lu", "karras"):
         options["use_lu_lambdas" if spacing == "lu" else "use_karras_sigmas"] = True
     elif spacing not in GRID_SPACINGS:
