@@ -13,6 +13,7 @@ from hsivi_cli.method.chain import with_noise_share
 from hsivi_cli.models import draw as draws
 from hsivi_cli.models.draw import (
     LARGEST_BATCH,
+    batch_that_fits,
     chain_digest,
     draw,
     fitting,
@@ -212,6 +213,7 @@ def test_many_calls_of_large_images_are_drawn_few_at_once(teacher, monkeypatch):
     monkeypatch.setattr(draws, "NOISE", 3 * image - 1)
     size, batches = shard_of(sampler, range(5), None, torch.device("cpu"))
     assert size == 2 and torch.equal(torch.cat(list(batches)), expected)
+    assert batch_that_fits(sampler, torch.device("cpu")) == 2  # which `sample` asks
     assert shard_of(sampler, range(5), 4, torch.device("cpu"))[0] == 4
 
 

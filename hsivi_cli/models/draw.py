@@ -174,10 +174,11 @@ def check_labels(sampler: Sampler, labels: Sequence[int] | None) -> None:
 
 def batch_that_fits(sampler: Sampler, device: torch.device) -> int:
     """Images to draw at once where nobody says how many: 256; on a GPU as many as fit, by what a
-    call of a few needs.
+    call of a few needs; in any case no more than whose noises fit.
     """
+    most = max(1, NOISE // (4 * sampler.nfe * math.prod(sampler.shape)))
     if device.type != "cuda":
-        return USUAL_BATCH
+        return min(USUAL_BATCH, most)
     x = torch.zeros(TRIAL, *sampler.shape, device=device)
     labels = torch.zeros(TRIAL, dtype=torch.long, device=device) if sampler.label_count else None
     before = torch.cuda.memory_allocated(device)
@@ -186,7 +187,7 @@ def batch_that_fits(sampler: Sampler, device: torch.device) -> int:
         sampler.network(x, x.new_zeros(TRIAL), labels)
     each = (torch.cuda.max_memory_allocated(device) - before) / TRIAL
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return fitting(each, torch.cuda.mem_get_info(device)[0] + unused)
+    return min(most, fitting(each, torch.cuda.mem_get_info(device)[0] + unused))
 
 
 def fitting(each: float, free: float) -> int:
@@ -243,8 +244,6 @@ def shard_of(
 ) -> tuple[int, Iterator[Tensor]]:
     """How many images are drawn at once, and this process's shard of them, as `draw` gives them."""
     state = PartialState()
-    most = max(1, NOISE // (4 * sampler.nfe * math.prod(sampler.shape)))
-    size = batch_size or min(most, once(state)(lambda: batch_that_fits(sampler, device)))
-    size = min(size, len(seeds))
+    size = min(batch_size or once(state)(lambda: batch_that_fits(sampler, device)), len(seeds))
     mine = seeds[state.process_index :: state.num_processes]
     return size, draw(sampler, mine, size, device)
