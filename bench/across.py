@@ -59,7 +59,7 @@ from hsivi_cli.models.spacings import parse_solver, solver_names
 from hsivi_cli.models.starts import PAIRS, bare_chains, finalists, teacher_gap
 from hsivi_cli.models.student import load_student
 
-FAMILIES = ("unipc", "dpm++2", "dpm++3", "deis", "ipndm", "ddim", "sde-dpm++2")
+FAMILIES = ("unipc", "dpm++2", "dpm++3", "deis", "ipndm", "ddim", "sde-dpm++2", "sde-dpm++3")
 SEEDS = 0  # the first of the seeds that are reported
 TUNING = 5_000_000  # the first of those by which solvers are tuned
 FEW, FINALISTS = 500, 3  # images by which all spacings are tried, and how many go on

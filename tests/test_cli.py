@@ -140,7 +140,7 @@ def test_a_file_that_pins_another_budgets_recipe_is_told(resolved, tmp_path):
     file = written(tmp_path, settings)
     told = hsivi("train", "--config", file, "--nfe", 8, "--dry-run").stderr
     assert told.startswith(f"warning: --config {file} was made for --nfe 3 and keeps its ")
-    for part in ("--start ddim (not auto)", "--noise-share 1 (not 0.2)"):
+    for part in ("--start ddim (not dpm++3-auto)", "--noise-share 1 (not eta:1)"):
         assert part in told
     assert len(told.splitlines()) == 1 and "clip" not in told
     assert hsivi("train", "--config", file, "--nfe", "03", "--dry-run").stderr == ""
@@ -154,7 +154,7 @@ def test_a_file_that_pins_another_budgets_recipe_is_told(resolved, tmp_path):
     file = written(tmp_path, {"nfe": "3", "seed": 3})
     for option in ("--nfe", "--steps"):
         assert hsivi("train", "--config", file, option, 8, "--dry-run").stderr == ""
-    assert resolved("--config", file, "--nfe", 8)["start"] == "auto"
+    assert resolved("--config", file, "--nfe", 7)["start"] == "auto"
 
 
 def test_numbers_of_calls_are_the_same_however_they_are_spelt(resolved):
@@ -266,7 +266,13 @@ def test_without_its_regression_a_run_of_few_calls_has_the_plain_steps(resolved,
         (("--nfe", 6, "--noise-share", 1), {}),
         (("--nfe", 5, "--grid-top", 600), {"grid_top": 600}),
         (("--nfe", 5, "--start", "ddim"), {}),
-        (("--nfe", 8, "--start", "dpm++3-karras"), solved(8) | {"start": "dpm++3-karras"}),
+        (("--nfe", 7), solved(7, plain=True)),
+        (("--nfe", 8), solved(8) | {"start": "dpm++3-auto", "noise_share": "eta:1"}),
+        (("--nfe", 8, "--start", "dpm++3-karras"), solved(5) | {"start": "dpm++3-karras"}),
+        (("--nfe", 8, "--start", "auto"), solved(5)),
+        (("--nfe", 10, "--noise-share", 0.5), solved(5) | {"noise_share": "0.5"}),
+        (("--nfe", 10, "--fit-steps", 9), solved(5)),
+        (("--nfe", 8, "--fit-steps", 0), solved(8)),
         (("--nfe", 4, "--noise-share", 0.5), solved(4) | {"noise_share": "0.5"}),
         (
             ("--nfe", 4, "--start", "auto", "--steps", 100),
@@ -350,6 +356,7 @@ AT_FOUR |= {
     "objective": "reverse-kl",
     "a": "0.5",
     "weight": "flat",
+    "fake_rate": "0.0004",
 }
 
 

@@ -11,8 +11,8 @@ from walks import BETAS, assert_walks_agree, model, start, trajectory, walk
 
 from hsivi_cli.errors import HsiviError
 from hsivi_cli.method import schedule, solvers
+from hsivi_cli.method.chain import eta_shares, with_noise_share
 from hsivi_cli.method.chain import walk as walk_layers
-from hsivi_cli.method.chain import with_noise_share
 from hsivi_cli.models.spacings import (
     GRID_SPACINGS,
     OWN_SPACINGS,
@@ -30,10 +30,11 @@ FAMILIES = {
     "deis": ("DEISMultistepScheduler", {"solver_order": 3}),
 }
 SDE = {
-    "sde-dpm++2": (
+    f"sde-dpm++{order}": (
         "DPMSolverMultistepScheduler",
-        {"solver_order": 2, "algorithm_type": "sde-dpmsolver++"},
+        {"solver_order": order, "algorithm_type": "sde-dpmsolver++"},
     )
+    for order in (2, 3)
 }
 
 
@@ -94,6 +95,24 @@ def test_a_solver_that_adds_noise_is_diffusers_own_with_the_same_noises(name, be
             assert chain.time[1:].flip(0).tolist() == scheduler.timesteps.tolist()
         assert (chain.s0[2:] > 0).all() and chain.s0[1] == 0  # the last step adds none
         assert chain.c0.any() == (nfe > 2) and torch.equal(chain.c0, chain.c0.triu(1))
+
+
+@pytest.mark.parametrize("betas", BETAS)
+@pytest.mark.parametrize("spacing", ["linspace", "karras", "lu", "auto"])
+def test_dpm_solver_with_the_shares_of_eta_1_is_its_sde_form(spacing, betas):
+    """And without them the SDE form is DPM-Solver++ again; the same share is the same chain."""
+    scheduler = DDPMScheduler(beta_schedule=betas)
+    table = scheduler.alphas_cumprod.double()
+    for nfe in (1, 2, 3):
+        plain, sde = (solver(f"{f}dpm++2-{spacing}", nfe, scheduler, table) for f in ("", "sde-"))
+        for found, wanted in (
+            (with_noise_share(plain, eta_shares(plain.alpha_bar, 1.0)), sde),
+            (with_noise_share(sde, 0.0), plain),
+            (with_noise_share(with_noise_share(plain, 0.7), 0.0), plain),
+        ):
+            for name in ("time", "alpha_bar", "cx", "ce", "s0", "c0"):
+                pair = getattr(found, name), getattr(wanted, name)
+                torch.testing.assert_close(*pair, rtol=1e-4, atol=1e-5)  # sigmas are float32
 
 
 @pytest.mark.parametrize("name", ["dpm++3-log-snr", "dpm++2-auto"])

@@ -13,23 +13,25 @@ from .training import TrainConfig
 # regression comes first, where solvers are poor; at one, distillation was seen to undo what it
 # learns. From four up the best solver is near, and a small share at a small rate keeps what it has;
 # from MANY up it follows the teacher's path, and where the teacher predicts v reverse KL would lose
-# more variety than it gains.
+# more variety than it gains. From STOCHASTIC up a solver is best that forgets its errors, by noise
+# at every step; that is so near that a fast fake score would lead the student away
 # From four up a student draws from a wider x_K than it learned from, where its teacher bears it
 REGRESSED = {
     1: {"regress_steps": 6000, "steps": 0},
     2: {"regress_steps": 2000, "student_rate": 1e-5, "steps": 200},
     3: {"regress_steps": 2000, "student_rate": 1e-5, "steps": 200},
 }
-SOLVER_IS_NEAR, MANY = 4, 5  # calls
+SOLVER_IS_NEAR, MANY, STOCHASTIC = 4, 5, 8  # calls
 SOLVED = {
     "start": "auto", "noise_share": "0.2", "top_sd": "auto", "student_rate": 1e-5, "steps": 200,
 }  # fmt: skip
 MATCHED = {"objective": "auto", "a": 0.75, "weight": "output"}
+NOISY = {"start": "dpm++3-auto", "noise_share": "eta:1", "fake_rate": 5e-5}
 # fewer steps move a student as far: half as many take twice the rate, up to this one
 HIGHEST = 4e-5
 # who chooses one of these, chooses another chain, which has the defaults above (`chooses_chain`)
 CHAIN_OPTIONS = {"start", "noise_share", "grid", "grid_top", "regress_steps", "levels"}
-BY_NFE = SOLVED.keys() | MATCHED.keys() | {"regress_steps"}  # what differs by the number of calls
+BY_NFE = {"regress_steps"}.union(SOLVED, MATCHED, NOISY)  # what differs by the number of calls
 RECIPE = CHAIN_OPTIONS | BY_NFE
 PLANNED = {"steps", "regress_steps"}  # what --minutes decides where nobody names it
 FOLLOWS = "student_rate"  # what the steps decide where nobody names it
@@ -53,7 +55,8 @@ def of_nfe(chosen: dict) -> dict:
         return found if fits else {}
     if budgets[0] < SOLVER_IS_NEAR or chooses_chain(chosen):
         return {}
-    return solved(budgets[0])
+    plain = {"start", "noise_share"} & chosen.keys() or chosen.get("fit_steps")
+    return solved(budgets[0], plain=bool(plain))
 
 
 def chooses_chain(chosen: dict) -> bool:
@@ -65,9 +68,13 @@ def chooses_chain(chosen: dict) -> bool:
     return chosen.get("start") == "ddim" or is_one(chosen.get("noise_share", SOLVED["noise_share"]))
 
 
-def solved(nfe: int) -> dict:
-    """The defaults of a student of so many calls that starts from a solver."""
-    return SOLVED | (MATCHED if nfe >= MANY else {})
+def solved(nfe: int, plain: bool = False) -> dict:
+    """The defaults of a student of so many calls that starts from a solver.
+
+    plain  whether that is one without noise, whatever the number of calls
+    """
+    found = SOLVED | (MATCHED if nfe >= MANY else {})
+    return found | NOISY if nfe >= STOCHASTIC and not plain else found
 
 
 def settings_of(chosen: dict, by_nfe: bool = True) -> dict:

@@ -110,7 +110,7 @@ class CompareConfig(Options):
         "statistics, images or data set to measure from; default: the embedded teacher's own",
     )
     solvers: str = option(
-        "ddim,dpm++2,dpm++3,sde-dpm++2,unipc,deis,ipndm,heun",
+        "ddim,dpm++2,dpm++3,sde-dpm++2,sde-dpm++3,unipc,deis,ipndm,heun",
         "solvers, each at its best spacing, or at the one named, as in dpm++3-lu; none for none",
     )
     clip_x0: str = option(

@@ -83,11 +83,31 @@ class Chain:
 def with_noise_share(chain: Chain, share: float | Sequence[float]) -> Chain:
     """The same chain with s0_k = share sigma_{k-1}; one share for all layers, or one a layer from
     layer 1 up.
+
+    A step with noise keeps less of its state, so it reaches further along the path of x0: with
+    q = sqrt(alpha_bar_k) sigma_{k-1} / (sqrt(alpha_bar_{k-1}) sigma_k), what earlier x0 add to its
+    own is multiplied by 1 - q keep / sigma_{k-1}, over what that was before. So DPM-Solver++ of
+    second order with the shares of eta 1 is its SDE form [Lu et al. 2022].
     """
     shares = torch.as_tensor(share, dtype=torch.float64).expand(chain.nfe)
     if not ((shares >= 0) & (shares <= 1)).all():  # NaN is not either
         raise HsiviError(f"noise shares lie in [0, 1], not {shares.tolist()}")
-    return replace(chain, s0=torch.cat([torch.zeros(1).double(), shares * chain.sigma[:-1]]))
+    noisy = replace(chain, s0=torch.cat([torch.zeros(1).double(), shares * chain.sigma[:-1]]))
+    if not chain.c0.any():
+        return noisy
+    longer = torch.cat([torch.ones(1).double(), reach(noisy) / reach(chain)])
+    own = (1 - longer) * chain.c0.sum(1)  # what x0_k gives to the earlier ones, or takes
+    signal, ce = chain.alpha_bar.sqrt(), chain.ce.clone()
+    ce.diagonal()[1:] -= (own * chain.sigma / signal)[1:]
+    cx = torch.cat([chain.cx[:1], (chain.cx + own / signal)[1:]])
+    return replace(noisy, cx=cx, ce=ce, c0=longer[:, None] * chain.c0)
+
+
+def reach(chain: Chain) -> Tensor:
+    """1 - q keep / sigma_{k-1} of layers 1..K [K], as in `with_noise_share`; 1 to clean data."""
+    signal, sigma = chain.alpha_bar.sqrt(), chain.sigma
+    q = signal[1:] * sigma[:-1] / (signal[:-1] * sigma[1:])
+    return 1 - q * (1 - chain.noise_share.square()).clamp(min=0).sqrt()
 
 
 def eta_shares(alpha_bar: Tensor, eta: float) -> list[float]:

@@ -21,7 +21,7 @@ from ..files.progress import say
 from ..models.teacher import Teacher
 from . import detectors
 from .detectors import Detector, load_detector
-from .own import OwnImages, own_detector
+from .own import OWN_CALLS, OWN_SOLVER, OwnImages, own_detector
 from .statistics import (
     Statistics,
     check_detector,
@@ -122,7 +122,8 @@ def own_statistics(own: OwnImages, detector: Detector, count: int, file: Path) -
     if not found.moments.cov.trace() > 0:
         raise HsiviError(
             "the teacher's own images are all alike, so nothing can be judged by them: look at "
-            "`hsivi sample TEACHER --solver unipc --nfe 20`, or name images by --reference"
+            f"`hsivi sample TEACHER --solver {OWN_SOLVER} --nfe {OWN_CALLS}`, or name images by "
+            "--reference"
         )
     return replace(found, drawn_by=own.drawn_by)
 

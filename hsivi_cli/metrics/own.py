@@ -22,7 +22,7 @@ from .detectors import Detector
 from .frechet import Moments, MomentSum, frechet_distance
 
 LOW = 0.02  # of the schedule's times: there features tell images apart best
-OWN_CALLS = 20  # of the sampler whose images stand for the teacher's own
+OWN_SOLVER, OWN_CALLS = "sde-dpm++3-auto", 20  # whose images stand for the teacher's own
 START_IMAGES = 200  # by which starts are judged; and all are drawn in batches of so many
 OWN_SEED = 2_000_000_000  # the seeds of those images are no other draw's
 TINY = 1e-12  # a variance that is none: of a block of one pixel, or of images all alike
@@ -86,9 +86,11 @@ def seen_by(
 
 
 def own_sampler(teacher: Teacher) -> Sampler:
-    """What stands for the teacher itself: many calls, x0 in range as its pipeline keeps it."""
+    """What stands for the teacher itself: many calls of a solver that adds noise, which forgets the
+    errors that one without would keep; x0 in range as the teacher's pipeline keeps it.
+    """
     calls = min(OWN_CALLS, len(teacher.table) // 2)
-    return solver_sampler(teacher, "unipc-auto", calls, kind="teacher", clip=teacher.clip)
+    return solver_sampler(teacher, OWN_SOLVER, calls, kind="teacher", clip=teacher.clip)
 
 
 @dataclass

@@ -36,14 +36,17 @@ MULTISTEP = {
     "sde-dpm++2": (
         "DPMSolverMultistepScheduler", {"solver_order": 2, "algorithm_type": "sde-dpmsolver++"}
     ),
+    "sde-dpm++3": (
+        "DPMSolverMultistepScheduler", {"solver_order": 3, "algorithm_type": "sde-dpmsolver++"}
+    ),
     "unipc": ("UniPCMultistepScheduler", {"solver_order": 3}),
     "deis": ("DEISMultistepScheduler", {"solver_order": 3}),
 }  # fmt: skip
 OWN = {"ddim": ddim_chain, "ipndm": ipndm_chain, "heun": heun_chain, "ddpm": ancestral_chain}
 SOLVERS = {name: OWN_SPACINGS for name in (*OWN, *MULTISTEP)}
-SOLVERS |= {name: (*OWN_SPACINGS, "lu") for name in ("dpm++2", "dpm++3", "sde-dpm++2")}
+SOLVERS |= {name: (*OWN_SPACINGS, "lu") for name in MULTISTEP if "dpm++" in name}
 SOLVERS["ddim"] += DDIM_SCHEDULER
-NOISY = "it adds noise at every step, and of those only ddpm and sde-dpm++2 are here"
+NOISY = "it adds noise at every step, and of those only ddpm, sde-dpm++2 and sde-dpm++3 are here"
 NOT_HERE = {
     "euler": "under a variance-preserving schedule that is ddim",
     "pndm": "its later form is ipndm",
