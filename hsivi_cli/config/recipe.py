@@ -26,7 +26,7 @@ SOLVED = {
     "start": "auto", "noise_share": "0.2", "top_sd": "auto", "student_rate": 1e-5, "steps": 200,
 }  # fmt: skip
 MATCHED = {"objective": "auto", "a": 0.75, "weight": "output"}
-NOISY = {"start": "dpm++3-auto", "noise_share": "eta:1", "fake_rate": 5e-5}
+NOISY = {"start": "dpm++3-auto", "noise_share": "eta:1", "fake_rate": 1e-4}
 # fewer steps move a student as far: half as many take twice the rate, up to this one
 HIGHEST = 4e-5
 # who chooses one of these, chooses another chain, which has the defaults above (`chooses_chain`)
