@@ -171,9 +171,9 @@ def starts(args: argparse.Namespace, teachers: dict) -> None:
     """What --start auto sees of its finalists."""
     for name in args.only.split(","):
         teacher = load_teacher(str(pipeline_of(name, args.out)), pick_device(args.device))
-        own, clip = OwnImages(teacher), find_clip(TrainConfig(), teacher, None, lambda f: f())
+        pipeline, clip = teacher, find_clip(TrainConfig(), teacher, None, lambda f: f())
         teacher = replace(teacher, clip=clip)
-        look, gap = start_judge(teacher, own), teacher_gap(teacher, PAIRS)
+        look, gap = start_judge(teacher, pipeline), teacher_gap(teacher, PAIRS)
         for nfe in map(int, args.nfe.split(",")):
             config = TrainConfig(**settings_of({"nfe": str(nfe), "start": "auto"}))
             chains = dict(bare_chains(config, nfe, teacher))

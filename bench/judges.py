@@ -33,7 +33,14 @@ from hsivi_cli.files.images import from_images, to_images
 from hsivi_cli.files.logs import append, rows_of
 from hsivi_cli.files.whole import replacing
 from hsivi_cli.metrics.frechet import MomentSum, frechet_distance, precision_recall
-from hsivi_cli.metrics.own import START_IMAGES, OwnImages, blocks_of, clean, seen_by
+from hsivi_cli.metrics.own import (
+    PLAIN_SOLVER,
+    START_IMAGES,
+    OwnImages,
+    blocks_of,
+    clean,
+    seen_by,
+)
 from hsivi_cli.metrics.statistics import Statistics, moments_of
 from hsivi_cli.models.clips import find_clip
 from hsivi_cli.models.starts import PAIRS, bare_chains, finalists, images, teacher_gap
@@ -163,7 +170,7 @@ class Court(Ground):
 
     def own_statistics(self, file: Path) -> Statistics:
         """Of the images that judges see. From here on the teacher keeps x0 as a training does."""
-        own, count = OwnImages(self.teacher), self.args.count
+        own, count = OwnImages(self.teacher, PLAIN_SOLVER), self.args.count
         file = self.args.cache / f"{self.name}-own.npy"
         self.own_images = self.kept(file, lambda: torch.cat([*own.batches(count)]))
         clip = find_clip(self.config, self.teacher, None, lambda found: found())

@@ -18,7 +18,7 @@ from hsivi_cli.config import TrainConfig
 from hsivi_cli.files import images, pngs
 from hsivi_cli.files.folder import holding
 from hsivi_cli.files.images import MARK, read_npz
-from hsivi_cli.metrics.own import OwnImages, start_judge
+from hsivi_cli.metrics.own import start_judge
 from hsivi_cli.models.draw import draw, solver_sampler, student_sampler
 from hsivi_cli.models.loading import load_teacher
 from hsivi_cli.models.starts import choose_starts
@@ -338,7 +338,7 @@ def test_a_teacher_without_a_solver_draws_by_the_nearest_and_says_how_to_train(h
     told = quiet_sample(teacher, "--nfe", 2, "--count", 3).stderr
     search = TrainConfig(nfe="2", start="auto", noise_share="0")
     loaded = load_teacher(str(teacher))
-    name = choose_starts(search, loaded, start_judge(loaded, OwnImages(loaded)))[2]
+    name = choose_starts(search, loaded, start_judge(loaded))[2]
     assert f"--solver {name};" in told and f"hsivi train {teacher} --nfe 2" in told
     made = read_folder(empty / "samples" / f"teacher-{name}-2")
     assert torch.equal(

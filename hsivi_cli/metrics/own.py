@@ -23,6 +23,7 @@ from .frechet import Moments, MomentSum, frechet_distance
 
 LOW = 0.02  # of the schedule's times: there features tell images apart best
 OWN_SOLVER, OWN_CALLS = "sde-dpm++3-auto", 20  # whose images stand for the teacher's own
+PLAIN_SOLVER = "unipc-auto"  # whose do where starts are judged
 START_IMAGES = 200  # by which starts are judged; and all are drawn in batches of so many
 OWN_SEED = 2_000_000_000  # the seeds of those images are no other draw's
 TINY = 1e-12  # a variance that is none: of a block of one pixel, or of images all alike
@@ -85,53 +86,43 @@ def seen_by(
     return [found[block] for block in blocks], out[:, : x.shape[1]]
 
 
-def own_sampler(teacher: Teacher) -> Sampler:
-    """What stands for the teacher itself: many calls of a solver that adds noise, which forgets the
-    errors that one without would keep; x0 in range as the teacher's pipeline keeps it.
+def own_sampler(teacher: Teacher, solver: str = OWN_SOLVER) -> Sampler:
+    """What stands for the teacher itself: many calls of a solver, by default one that adds noise,
+    which forgets the errors that another would keep; x0 in range as the teacher's pipeline keeps
+    it.
     """
     calls = min(OWN_CALLS, len(teacher.table) // 2)
-    return solver_sampler(teacher, OWN_SOLVER, calls, kind="teacher", clip=teacher.clip)
+    return solver_sampler(teacher, solver, calls, kind="teacher", clip=teacher.clip)
 
 
 @dataclass
 class OwnImages:
     """The teacher's own images, by seeds that no other draw has.
 
-    kept  uint8 [START_IMAGES, H, W, C], the first, once starts were judged by them
+    solver  by which they are drawn
     """
 
     teacher: Teacher
-    kept: Tensor | None = None
+    solver: str = OWN_SOLVER
 
     @property
     def drawn_by(self) -> str:
         """A digest of all that they and the teacher's features of them depend on."""
-        sampler = own_sampler(self.teacher)
+        sampler = own_sampler(self.teacher, self.solver)
         return digest(sampler.digest, chain_digest(sampler), self.teacher.table)
 
-    def few(self) -> Tensor:
-        """Those by which starts are judged."""
-        if self.kept is None:
-            self.kept = next(self.batches(START_IMAGES))  # copied, it would lie elsewise in memory
-        return self.kept
-
     def batches(self, count: int) -> Iterator[Tensor]:
-        """`count` of them, uint8 [B, H, W, C], in the same batches whether or not the first is kept
-        and so not drawn again: what is seen of them is equal bit for bit.
-        """
-        first = 0
-        if self.kept is not None:
-            yield self.kept[:count]
-            first = len(self.kept)
-        if first < count:
-            seeds = range(OWN_SEED + first, OWN_SEED + count)
-            device = self.teacher.unet.device
-            yield from draw(own_sampler(self.teacher), seeds, START_IMAGES, device)
+        """`count` of them, uint8 [B, H, W, C], in batches of at most START_IMAGES."""
+        seeds, device = range(OWN_SEED, OWN_SEED + count), self.teacher.unet.device
+        yield from draw(own_sampler(self.teacher, self.solver), seeds, START_IMAGES, device)
 
 
-def start_judge(teacher: Teacher, own: OwnImages) -> Judge:
+def start_judge(teacher: Teacher, pipeline: Teacher | None = None) -> Judge:
     """A judge of starts: how far a chain's images, as a set, are from the teacher's own, by the
-    standard deviations over space of what every block of the teacher makes of them.
+    standard deviations over space of what every block of the teacher makes of them. Those are drawn
+    without noise, as starts are: then what calls are too few for is what tells them apart.
+
+    pipeline  the teacher whose images those are, where a training keeps x0 elsewise than it does
 
     The sum over blocks of the Frechet distance in units of the own images' variance. Means over
     space tell brightness, and of weak teachers they miss contrasts that are gone.
@@ -149,7 +140,8 @@ def start_judge(teacher: Teacher, own: OwnImages) -> Judge:
                 total.update(spread)
         return [total.result() for total in sums]
 
-    wanted = cache(lambda: seen(own.few()))
+    own = OwnImages(pipeline or teacher, PLAIN_SOLVER)
+    wanted = cache(lambda: seen(next(own.batches(START_IMAGES))))
 
     def judge(chain: Chain) -> float:
         drawn = seen(to_images(images(teacher, chain, START_IMAGES)))

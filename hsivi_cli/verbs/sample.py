@@ -30,7 +30,7 @@ from ..files.pngs import saving
 from ..files.progress import Bar, say
 from ..files.whole import create_text, is_fresh, is_same, read_json, sweep, write_text
 from ..method.schedule import Clip
-from ..metrics.own import OwnImages, start_judge
+from ..metrics.own import start_judge
 from ..models.description import is_student
 from ..models.draw import (
     Sampler,
@@ -205,7 +205,7 @@ def best_solver(teacher: Teacher, nfe: int) -> str:
     say(f"looking for the solver whose images at {calls} lie nearest to the teacher's own")
     search = TrainConfig(nfe=str(nfe), start="auto", noise_share="0")
     with Bar(total=1 + len(solver_names()) + FINALISTS, unit="solvers") as bar:
-        judge = start_judge(teacher, OwnImages(teacher))
+        judge = start_judge(teacher)
         found = choose_starts(search, teacher, judge, bar.update)[nfe]
     found = "ddim-auto" if found == "ddim" else found  # a start's name for ddim over that grid
     origin = [word for key, value in teacher.origin.items() for word in (flag_of(key), value)]

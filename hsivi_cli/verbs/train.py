@@ -115,7 +115,9 @@ def distil(
 
     why = "name one by --start, and leave out --fit-steps"
     with enough_memory("in finding the start", why), bar:
-        starts, chains = find_chains(config, teacher, *begun, start_judge(teacher, own), seen)
+        starts, chains = find_chains(
+            config, teacher, *begun, start_judge(teacher, own.teacher), seen
+        )
     with enough_memory("in seeing the reference", "--reference none judges by nothing"):
         judged = plan_of(config).last or config.reference != OWN  # the teacher's images take long
         judge = make_judge(config, own, out) if main and judged else None
