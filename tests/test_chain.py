@@ -125,6 +125,7 @@ def test_the_papers_eta_gives_the_noise_shares_that_the_method_quotes(nfe, low, 
     ratio = 1 - chain.alpha_bar[1:] / chain.alpha_bar[:-1]
     told = 0.2 * (ratio * chain.sigma[:-1] ** 2 / chain.sigma[1:] ** 2).sqrt()
     torch.testing.assert_close(with_noise_share(chain, shares).s0[1:], told, rtol=1e-12, atol=0)
+    assert eta_shares(torch.tensor([1.0, 0.9, 0.2]), 1.0)[0] == 0  # clean data have no noise
 
 
 def test_noise_shares_read_back_and_only_0_to_1_is_taken():

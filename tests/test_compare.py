@@ -107,13 +107,13 @@ def test_a_row_holds_what_the_formats_promise_and_the_distance_is_right(home, me
     assert (student["name"], student["kind"], student["nfe"]) == (str(home / "two"), "student", 2)
     assert (solver["name"], solver["kind"], solver["nfe"]) == ("ddim-quad", "solver", 2)
     assert (teacher["name"], teacher["kind"], teacher["nfe"]) == ("dpm++2-linspace", "teacher", 6)
-    assert (stochastic["name"], stochastic["nfe"]) == ("sde-dpm++2-auto", 6)
+    assert (stochastic["name"], stochastic["nfe"]) == ("sde-dpm++3-auto", 6)
     loaded = load_teacher(str(home / "teacher"))
     for row, sampler in (
         (student, student_sampler(load_student(home / "two"))),
         (solver, solver_sampler(loaded, "ddim-quad", 2)),
         (teacher, solver_sampler(loaded, "dpm++2-linspace", 6)),
-        (stochastic, solver_sampler(loaded, "sde-dpm++2-auto", 6)),
+        (stochastic, solver_sampler(loaded, "sde-dpm++3-auto", 6)),
     ):
         assert row["distance"] == pytest.approx(distance_of(sampler, home, range(40)), rel=1e-9)
 
@@ -137,7 +137,7 @@ def test_a_second_run_draws_nothing_and_says_the_same(home, measure, drawings):
     second, again = measure(*arguments)
     assert not drawings and second == first and again.stdout == told.stdout
     third, _ = measure(*arguments, "--teacher-calls", 5)  # only what is new
-    new = [("dpm++2-linspace", 5), ("sde-dpm++2-auto", 5)]
+    new = [("dpm++2-linspace", 5), ("sde-dpm++3-auto", 5)]
     assert [(name, nfe) for name, nfe, _ in drawings] == new
     assert third[:-2] == first[:-2]
 

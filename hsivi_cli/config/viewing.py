@@ -122,7 +122,7 @@ class CompareConfig(Options):
         "0", "also draw the teacher's own images with this many calls; 0 does not"
     )
     teacher_solver: str = option(
-        "dpm++2-linspace,sde-dpm++2-auto",
+        "dpm++2-linspace,sde-dpm++3-auto",
         "the solvers of --teacher-calls: one without noise, and one that adds it at every step",
     )
     count: int = option(5000, "images of every row", least=2, below=COUNTS)

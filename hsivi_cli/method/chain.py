@@ -111,13 +111,13 @@ def reach(chain: Chain) -> Tensor:
 
 
 def eta_shares(alpha_bar: Tensor, eta: float) -> list[float]:
-    """The noise shares of DDIM's eta, layers 1..K.
+    """The noise shares of DDIM's eta, layers 1..K; 0 where a layer ends at clean data.
 
     s0 = eta sqrt((1 - alpha_bar_k / alpha_bar_{k-1}) sigma_{k-1}^2 / sigma_k^2)
 
     alpha_bar  [K+1]
     """
-    ratio = 1 - alpha_bar[1:] / alpha_bar[:-1]
+    ratio = torch.where(alpha_bar[:-1] < 1, 1 - alpha_bar[1:] / alpha_bar[:-1], 0.0)
     return (eta * (ratio / (1 - alpha_bar[1:])).sqrt()).tolist()
 
 
